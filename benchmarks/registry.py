@@ -1,0 +1,71 @@
+"""What can be run: tasks, each with its models and metrics.
+
+A task is a module with a :class:`Task` called ``TASK``. Such modules import heavy packages only inside their
+models: the process that starts the models reads the tasks too, and must stay small (see benchmarks.measure).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+MODULES = {"exact": "benchmarks.tasks.exact", "memory": "benchmarks.tasks.memory"}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that models report, by its name.
+
+    Attributes
+    ----------
+    name, unit : as printed.
+    compare : how a median is set against that of the reference model: by the ratio, or by the difference
+        where zero has no meaning (log densities).
+    """
+
+    name: str
+    unit: str = ""
+    compare: Literal["ratio", "difference"] = "ratio"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a model is told. quick: a small version of the problem; seed: the number of the repeat."""
+
+    quick: bool
+    seed: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """A problem, the models that solve it, and what is measured.
+
+    Attributes
+    ----------
+    name : as on the command line.
+    description : one line.
+    metrics : rows of the table, in order.
+    models : name -> function of a Setting that returns metric values by name; those beyond ``metrics`` are
+        recorded, not tabulated.
+    reference : the model that others are compared with; None: no comparison.
+    """
+
+    name: str
+    description: str
+    metrics: tuple[Metric, ...]
+    models: Mapping[str, Callable[[Setting], dict[str, float]]]
+    reference: str | None = "gpx"
+
+
+def find(name: str) -> Task:
+    """The task of that name, or of any importable module ``package.module`` that has a ``TASK``.
+
+    Raises
+    ------
+    KeyError : no such task.
+    """
+    if name not in MODULES and "." not in name:
+        raise KeyError(f"unknown task {name!r}; expected one of {', '.join(MODULES)}, or a module with a TASK.")
+    return importlib.import_module(MODULES.get(name, name)).TASK

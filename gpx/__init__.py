@@ -1,0 +1,21 @@
+"""gpx: Gaussian processes, one model for every engine.
+
+>>> import gpx
+>>> gp = gpx.GP(gpx.kernels.Matern(nu=2.5)).fit([0.0, 1.0, 2.0, 3.0], [0.1, 0.9, 1.1, 0.2])
+>>> prediction = gp.predict([0.5, 1.5])
+>>> prediction.mean.shape
+torch.Size([2])
+"""
+
+__version__ = "0.1.0"
+
+from gpx import checking, datasets, engines, errors, kernels, likelihoods, objectives, rules, structure
+from gpx.errors import InputError, NumericalError, StructureError
+from gpx.gp import GP
+from gpx.io import load, register
+from gpx.structure.explain import explain
+
+__all__ = [
+    "GP", "InputError", "NumericalError", "StructureError", "checking", "datasets", "engines", "errors", "explain", "kernels",
+    "likelihoods", "load", "objectives", "register", "rules", "structure",
+]  # fmt: skip

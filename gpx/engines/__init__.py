@@ -1,0 +1,7 @@
+"""Engines: how the Gaussian algebra is done."""
+
+from gpx.engines.auto import choose_engine
+from gpx.engines.base import Engine
+from gpx.engines.exact import Exact
+
+__all__ = ["Engine", "Exact", "choose_engine"]

@@ -1,0 +1,65 @@
+"""``engine="auto"``: a written-out table of rules, the first of which that applies is taken."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gpx.engines.base import Engine
+from gpx.engines.exact import Exact
+from gpx.errors import InputError
+from gpx.inputs import Data
+from gpx.kernels.expressions import parse_call
+from gpx.prior import Prior
+
+ENGINES = {"Exact": Exact}
+
+
+@dataclass(frozen=True)
+class EngineRule:
+    """An engine, when it applies, and the reason that is printed."""
+
+    engine: Engine
+    applies: Callable[[Prior, Data], bool]
+    reason: str
+
+
+RULES = (EngineRule(Exact(), lambda prior, data: True, "exact inference works for any kernel and is the reference"),)
+
+
+def choose_engine(engine: Any, prior: Prior, data: Data) -> tuple[Engine, str]:
+    """The engine to use and why.
+
+    Arguments: engine: "auto", the name of an engine, or an engine.
+    Raises: InputError for an unknown name, or if the chosen engine's arrays would not fit into memory.
+    """
+    if isinstance(engine, str) and engine != "auto":
+        engine = parse_call(engine, ENGINES, "engine")
+    if engine != "auto":
+        chosen, reason = _checked(engine), "chosen by the user"
+    else:
+        rule = next(rule for rule in RULES if rule.applies(prior, data))
+        chosen, reason = rule.engine, f"auto: {rule.reason} (N = {len(data.x):,})"
+    if isinstance(chosen, Exact):
+        _require_memory(data)
+    return chosen, reason
+
+
+def _checked(engine: Any) -> Engine:
+    if not all(hasattr(engine, name) for name in ("plan", "parameters", "condition")):
+        raise InputError(f"engine must be 'auto' or an engine such as engines.Exact(), got {engine!r}.")
+    return engine
+
+
+def _require_memory(data: Data) -> None:
+    """Two N x N arrays must fit: better an error now than a killed process in an hour."""
+    needed = 2 * len(data.x) ** 2 * data.x.element_size()
+    if data.x.device.type == "cpu" and hasattr(os, "sysconf"):
+        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if needed > installed:
+            raise InputError(
+                f"Exact inference on {len(data.x):,} points needs {needed / 2**30:.0f} GB of memory, this machine has"
+                f" {installed / 2**30:.0f} GB; fit a subset of the rows."
+            )

@@ -1,0 +1,15 @@
+"""The errors that gpx raises on purpose. Each message says what was received, what is expected and what to do."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """Data, an argument or a file that cannot be used as given."""
+
+
+class StructureError(TypeError):
+    """A combination of kernel, engine, rule and objective that has no meaning or no implementation."""
+
+
+class NumericalError(RuntimeError):
+    """A computation that broke down in floating point, with the causes that were looked for."""

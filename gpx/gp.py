@@ -1,0 +1,323 @@
+"""`GP`: the one class that users need. It joins a kernel, a likelihood, an engine, a rule and an objective."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import gpytorch
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from gpx import checking, io, plot
+from gpx.engines.auto import ENGINES, choose_engine
+from gpx.errors import InputError, StructureError
+from gpx.inference.coordinates import Coordinates, trainable_modules
+from gpx.inference.fit import FitOptions, FitResult, diagnose, fit
+from gpx.inference.objectives import Evidence, leave_one_out_density
+from gpx.inference.problem import Problem, Solved
+from gpx.inference.rules import Variational
+from gpx.inference.table import ParameterTable, parameter_table, standard_errors
+from gpx.inputs import Data, Points, as_data, as_points
+from gpx.kernels.auto import auto_kernel
+from gpx.kernels.base import Kernel
+from gpx.kernels.expressions import parse, parse_call
+from gpx.likelihoods import Gaussian, Likelihood
+from gpx.parameters import Parameterised
+from gpx.posterior import LeaveOneOutPrediction, Paths, Prediction, Shifted, make_generator
+from gpx.prior import Prior, as_mean
+
+
+class GP:
+    """A Gaussian-process model: ``f ~ GP(mean, kernel)``, ``y ~ likelihood(f)``.
+
+    Arguments:
+        kernel: a gpx or gpytorch kernel, an expression such as ``"Matern(nu=1.5) + Linear"``, ``"auto"``, or a list with
+            one kernel per latent function of the likelihood.
+        likelihood: None means `likelihoods.Gaussian()`.
+        mean: "constant" (learned), "zero", "linear", or a gpytorch mean.
+        engine, rule, objective: "auto", or an object of `gpx.engines`, `gpx.rules`, `gpx.objectives`.
+    The arguments are stored untouched; what `fit` makes of them ends in an underscore: ``kernel_``, ``likelihood_``,
+    ``mean_``, ``engine_``, ``posterior_``, ``result_``.
+    Raises: InputError for an unknown name.
+
+    >>> import gpx
+    >>> gp = gpx.GP(gpx.kernels.RBF()).fit([0.0, 1.0, 2.0, 3.0], [0.0, 0.8, 0.9, 0.1])
+    >>> gp.predict([1.5]).mean.shape
+    torch.Size([1])
+    """
+
+    def __init__(
+        self, kernel: Any, likelihood: Likelihood | None = None, *, mean: Any = "constant", engine: Any = "auto",
+        rule: Any = "auto", objective: Any = "auto",
+    ):  # fmt: skip
+        self.kernel, self.likelihood, self.mean = kernel, likelihood, mean
+        self.engine, self.rule, self.objective = engine, rule, objective
+        as_mean(mean)
+        _check_parts(kernel, likelihood, engine)
+
+    def fit(
+        self, X: Any, y: Any, *, max_iter: int = 200, restarts: int = 0, seed: int | None = 0, priors: str | None = "weak",
+        max_seconds: float | None = None, resume: str | os.PathLike[str] | GP | None = None, verbose: bool | None = None,
+    ) -> GP:  # fmt: skip
+        """Learn the hyperparameters by maximising the objective plus log priors, and condition on the data.
+
+        Arguments:
+            X: [N, D] or [N]; y: [N], or [N, P] for P outputs that share the hyperparameters; NaN in y is a missing value.
+            max_iter: iterations per start; restarts: further random starts; seed: of their draws.
+            priors: "weak": wide LogNormal priors around the data-driven starts; None: only those that were set.
+            max_seconds: a limit on the time. resume: a saved model, or its path, whose hyperparameters are the start.
+            verbose: progress; None: on terminals only.
+        Returns: self. Raises: InputError for data that cannot be used; NumericalError if no start has a finite objective.
+        Cost: per evaluation that of the engine: N^3 for Exact.
+        """
+        if priors not in ("weak", None):
+            raise InputError(f"priors must be 'weak' or None, got {priors!r}.")
+        if not isinstance(max_iter, int) or max_iter < 1 or not isinstance(restarts, int) or restarts < 0:
+            raise InputError(f"max_iter must be a positive integer and restarts one >= 0, got {max_iter!r}, {restarts!r}.")
+        data = as_data(X, y)
+        if not bool(data.observed.any()):
+            raise InputError(f"y has no observed target among {data.y.numel()}; fit needs at least one, see condition().")
+        problem = self._problem_for(data)
+        for _, module in trainable_modules(problem.prior.mean, problem.prior.kernels, problem.likelihood):
+            _start(module, data, priors)
+        coordinates = _coordinates(problem)
+        start = None if resume is None else _resumed(resume, coordinates)
+        options = FitOptions(max_iter, restarts, seed, max_seconds, verbose)
+        result = fit(problem, self.objective_, coordinates, options, start)
+        return self._finish(problem, result)
+
+    def condition(self, X: Any, y: Any) -> GP:
+        """Condition on data with the hyperparameters as given; nothing is learned. Returns self."""
+        return self._finish(self._problem_for(as_data(X, y)), None)
+
+    def update(self, X: Any, y: Any) -> GP:
+        """Condition on more data, the fitted hyperparameters kept. Returns self.
+
+        Cost: Exact: O(N^2 M) for M new points, by extending its factor.
+        """
+        problem = self._fitted()
+        new = as_data(X, y, columns=problem.data.columns)
+        if new.y.shape[1] != problem.data.y.shape[1]:
+            raise InputError(f"y has {new.y.shape[1]} column(s), the model {problem.data.y.shape[1]}; they must agree.")
+        with torch.no_grad():
+            sites = problem.likelihood.exact_sites(new)
+            posterior = self.posterior_.update(new.x, sites)
+        data = problem.data.join(new)
+        plan = problem.engine.plan(problem.prior, data)
+        self._solved = Solved(problem.prior, data, problem.likelihood, problem.engine, problem.rule, plan, posterior)
+        self.posterior_ = posterior
+        return self
+
+    def log_evidence(self) -> float:
+        """The objective at the present hyperparameters, in nats, without log priors."""
+        with torch.no_grad():
+            return float(self.objective_(self._fitted()))
+
+    def predict(self, X: Any, of: str = "y", *, noise: Any = None) -> Prediction:
+        """Predictive marginals at X [N*, D].
+
+        Arguments: of: "y": the targets, noise included; "f": the latent function. noise: variances of the new points where
+        they are known (a number or [N*]).
+        Returns: a Prediction of shape [N*] ([N*, P] for several outputs).
+        Cost: Exact: O(N^2) per point; in chunks, never N* x N*.
+        """
+        if of not in ("y", "f"):
+            raise InputError(f"of must be 'y' (targets) or 'f' (latent function), got {of!r}.")
+        x = self._points(X).x
+        with torch.set_grad_enabled(x.requires_grad):
+            mean, variance = self.posterior_.marginals(x)
+            if of == "f":
+                distribution = Normal(self._flat(mean), self._flat(variance).sqrt(), validate_args=False)
+            else:
+                distribution = self._fitted().likelihood.predict(self._flat(mean), self._flat(variance), noise)
+        return Prediction(distribution, of)
+
+    def sample(self, X: Any, n: int, seed: int | None = 0) -> Tensor:
+        """Joint posterior draws of f at X: [n, N*]. Cost: O(N*^3)."""
+        x = self._points(X).x
+        with torch.no_grad():
+            return self._flat(self.posterior_.sample(x, n, make_generator(seed, x.device)))
+
+    def paths(self, n: int, seed: int | None = 0) -> Paths:
+        """n posterior functions of f: callable, consistent over calls, ``paths(X) -> [n, N*]``."""
+        with torch.no_grad():
+            draw = self.posterior_.paths(n, make_generator(seed, self._fitted().data.x.device))
+        return Paths(draw, self._points, self._flat)
+
+    def loo(self) -> LeaveOneOutPrediction:
+        """Leave-one-out predictions of y with the hyperparameters kept: a Prediction with ``log_density`` [N].
+
+        Cost: Exact: N^3, once; no refitting. Source: Rasmussen & Williams (2006), eqs. 5.10-5.12.
+        """
+        problem = self._fitted()
+        with torch.no_grad():
+            mean, variance = self.posterior_.leave_one_out()
+            density = self._flat(leave_one_out_density(problem.data.y, mean, variance))
+        distribution = Normal(self._flat(mean), self._flat(variance).sqrt(), validate_args=False)
+        return LeaveOneOutPrediction(distribution, log_density=density)
+
+    def check(self) -> checking.Calibration:
+        """Calibration of the leave-one-out predictions: coverage, PIT, scores."""
+        data = self._fitted().data
+        return checking.calibration(self.loo(), self._flat(data.y), self._flat(data.y))
+
+    def parameters(self) -> ParameterTable:
+        """The table of hyperparameters, in user units, with standard errors.
+
+        Cost: two gradients of the objective per learned value, for the standard errors (none after `condition`).
+        """
+        problem = self._fitted()
+        errors = None
+        if self.result_ is not None:
+            unsolved = Problem(*(getattr(problem, f) for f in Problem.__dataclass_fields__))
+            errors = standard_errors(unsolved, self.objective_, _coordinates(problem))
+        modules = trainable_modules(problem.prior.mean, problem.prior.kernels, problem.likelihood)
+        return parameter_table(modules, self.result_.starts if self.result_ else {}, errors)
+
+    def summary(self) -> str:
+        """Parameters, engine, objective and how the fit ended, as text."""
+        problem = self._fitted()
+        lines = [
+            f"GP on {len(problem.data.x):,} points, {problem.data.x.shape[1]} input column(s)",
+            f"engine: {self.engine_!r}: {self.engine_reason_}",
+            f"objective: {type(self.objective_).__name__} = {self.log_evidence():.4f} nats",
+            f"fit: {self.result_ or 'hyperparameters as given'}",
+        ]
+        return "\n".join([*lines, "", str(self.parameters())])
+
+    def plot(self, ax: Any = None) -> Any:
+        """Data, mean and 95 % band for one input column; leave-one-out predictions against targets for more. Returns ax."""
+        return plot.plot_gp(self, ax)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model, its data included, to one file; see `gpx.load`."""
+        io.save(self, path)
+
+    def __repr__(self) -> str:
+        if not hasattr(self, "posterior_"):
+            return f"GP({self.kernel!r})"
+        return f"GP({self.kernel_!r}, {self.likelihood_!r}, mean={self.mean_!r}, engine={self.engine_!r})"
+
+    def _problem_for(self, data: Data) -> Problem:
+        """Copies of the parts, bound to the data."""
+        if not len(data.x):
+            raise InputError("X has no rows.")
+        likelihood = copy.deepcopy(self.likelihood) if self.likelihood is not None else Gaussian()
+        kernels = _kernels(self.kernel, likelihood.num_latents, data)
+        mean = copy.deepcopy(as_mean(self.mean))
+        columns = data.y.shape[1] * likelihood.num_latents
+        for kernel in kernels:
+            if isinstance(kernel, Kernel):
+                kernel.bind(data.columns)
+        if hasattr(mean, "bind"):
+            mean.bind(data.columns, columns)
+        for module in (mean, likelihood, *kernels):
+            module.to(dtype=data.x.dtype, device=data.x.device)
+        prior = Prior(mean, tuple(kernels))
+        engine, self.engine_reason_ = choose_engine(self.engine, prior, data)
+        self.objective_ = Evidence() if self.objective == "auto" else _checked(self.objective, "objective")
+        rule = Variational() if self.rule == "auto" else _checked(self.rule, "rule")
+        return Problem.planned(prior, data, likelihood, engine, rule)
+
+    def _finish(self, problem: Problem, result: FitResult | None) -> GP:
+        with torch.no_grad():
+            posterior = _posterior(problem)
+        fields = (getattr(problem, f) for f in Problem.__dataclass_fields__)
+        self._solved = Solved(*fields, posterior)
+        kernels = problem.prior.kernels
+        self.kernel_ = kernels[0] if len(kernels) == 1 else list(kernels)
+        self.likelihood_, self.mean_ = problem.likelihood, problem.prior.mean
+        self.engine_, self.posterior_, self.result_ = problem.engine, posterior, result
+        return self
+
+    def _revive(
+        self, x: Tensor, y: Tensor, columns: tuple[str, ...], result: FitResult | None, reason: str
+    ) -> GP:  # fmt: skip
+        """The fitted state of a model file: condition on its data, with its own hyperparameters."""
+        data = replace(as_data(x, y), columns=columns)
+        kernels = self.kernel if isinstance(self.kernel, list) else [self.kernel]
+        prior = Prior(self.mean, tuple(kernels))
+        self.objective_, self.engine_reason_ = self.objective, reason
+        return self._finish(Problem.planned(prior, data, self.likelihood, self.engine, self.rule), result)
+
+    def _fitted(self) -> Solved:
+        if not hasattr(self, "_solved"):
+            raise InputError("This GP has seen no data yet: call fit(X, y) or condition(X, y) first.")
+        return self._solved
+
+    def _points(self, X: Any) -> Points:
+        data = self._fitted().data
+        return as_points(X, columns=data.columns, like=data.x)
+
+    def _flat(self, values: Tensor) -> Tensor:
+        """[..., N, C] as the user's targets were: [..., N] if they were [N]."""
+        return values.squeeze(-1) if self._fitted().data.flat and values.shape[-1] == 1 else values
+
+
+def _check_parts(kernel: Any, likelihood: Any, engine: Any) -> None:
+    """Fail early on what can be seen without data."""
+    if likelihood is not None and not isinstance(likelihood, Likelihood):
+        raise InputError(f"likelihood must be a gpx likelihood such as likelihoods.Gaussian(), got {likelihood!r}.")
+    for part in kernel if isinstance(kernel, (list, tuple)) else [kernel]:
+        if isinstance(part, str) and part != "auto":
+            parse(part)
+        elif not isinstance(part, (str, gpytorch.kernels.Kernel)):
+            raise InputError(f"kernel must be a kernel such as kernels.Matern(), or its name, got {part!r}.")
+    if isinstance(engine, str) and engine != "auto":
+        parse_call(engine, ENGINES, "engine")
+
+
+def _checked(part: Any, what: str) -> Any:
+    if isinstance(part, (str, type)) or not (callable(part) or hasattr(part, "update")):
+        raise InputError(f"{what} must be 'auto' or an object such as {what}s.{_EXAMPLES[what]}(), got {part!r}.")
+    return part
+
+
+_EXAMPLES = {"objective": "Evidence", "rule": "Variational"}
+
+
+def _kernels(kernel: Any, latents: int, data: Data) -> list[gpytorch.kernels.Kernel]:
+    """One own copy per latent function."""
+    parts: Sequence[Any] = kernel if isinstance(kernel, (list, tuple)) else [kernel] * latents
+    if len(parts) != latents:
+        raise InputError(f"The likelihood has {latents} latent function(s), but {len(parts)} kernels were given.")
+    named = [auto_kernel(data) if k == "auto" else parse(k) if isinstance(k, str) else copy.deepcopy(k) for k in parts]
+    return named
+
+
+def _start(module: Any, data: Data, priors: str | None) -> None:
+    if hasattr(module, "init_from"):
+        module.init_from(data)
+    if priors is None:
+        for part in module.modules():
+            if isinstance(part, Parameterised):
+                part.drop_weak_priors()
+
+
+def _coordinates(problem: Problem) -> Coordinates:
+    return Coordinates(trainable_modules(problem.prior.mean, problem.prior.kernels, problem.likelihood))
+
+
+def _resumed(resume: Any, coordinates: Coordinates) -> Any:
+    """The coordinates of a saved model's hyperparameters."""
+    other = resume if isinstance(resume, GP) else io.load(resume)
+    theirs = _coordinates(other._fitted())
+    if theirs.labels() != coordinates.labels():
+        raise InputError(f"Cannot resume: the saved model has {theirs.labels()}, this one {coordinates.labels()}.")
+    for mine, saved in zip(coordinates.entries, theirs.entries, strict=True):
+        mine.raw.data.copy_(saved.raw.data)
+    return coordinates.read()
+
+
+def _posterior(problem: Problem) -> Shifted:
+    try:
+        return problem.posterior()
+    except StructureError:
+        raise
+    except RuntimeError as error:
+        raise type(error)(f"{error}{diagnose(problem)}") from error

@@ -1,0 +1,271 @@
+"""The one optimisation loop: L-BFGS-B on scale-free coordinates, with data-driven starts."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+
+from gpx.errors import NumericalError
+from gpx.inference.coordinates import Coordinates
+from gpx.inference.objectives import Objective
+from gpx.inference.problem import Problem
+from gpx.posterior import make_generator
+from gpx.progress import progress_bar
+
+FTOL = 1e-8  # relative to the gain over a constant with white noise
+GTOL = 1e-4  # nats per unit of a coordinate, times the square root of N
+START_ROWS = 500
+START_FACTORS = (0.03, 0.1, 0.3, 1.0, 3.0)
+RESTART_SPREAD = 1.5
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """max_iter: iterations per start; restarts: further random starts; max_seconds: for all together."""
+
+    max_iter: int = 200
+    restarts: int = 0
+    seed: int | None = 0
+    max_seconds: float | None = None
+    verbose: bool | None = None
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a fit ended.
+
+    objective: value at the optimum, nats, without priors; log_prior: log density of the priors in the coordinates;
+    gradient_norm: largest entry of the gradient in log coordinates, nats; at_bounds: names of values at their bounds;
+    objectives: the final value of every start; jitter: relative amount added to the diagonal.
+    """
+
+    converged: bool
+    reason: str
+    objective: float
+    log_prior: float
+    iterations: int
+    evaluations: int
+    rejected: int
+    gradient_norm: float
+    seconds: float
+    seed: int | None
+    jitter: float = 0.0
+    at_bounds: tuple[str, ...] = ()
+    objectives: tuple[float, ...] = ()
+    starts: dict[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        state = "converged" if self.converged else "NOT converged"
+        text = (
+            f"{state}: {self.reason}; objective {self.objective:.4f} nats after {self.iterations} iterations"
+            f" ({self.evaluations} evaluations, {self.seconds:.1f} s)"
+        )
+        return text + (f"; at bounds: {', '.join(self.at_bounds)}" if self.at_bounds else "")
+
+
+class _Timeout(Exception):
+    """The time is up."""
+
+
+@dataclass
+class _Search:
+    """One objective as a function of coordinates for scipy: remembers the best point, rejects what is not finite."""
+
+    problem: Problem
+    objective: Objective
+    coordinates: Coordinates
+    baseline: float
+    deadline: float
+    best: float = math.inf
+    best_z: np.ndarray | None = None
+    best_gradient: np.ndarray | None = None
+    evaluations: int = 0
+    rejected: int = 0
+
+    def __call__(self, z: np.ndarray) -> tuple[float, np.ndarray]:
+        if time.monotonic() > self.deadline and self.best_z is not None:
+            raise _Timeout
+        self.evaluations += 1
+        loss, gradient = self._evaluate(z)
+        if not (math.isfinite(loss) and np.isfinite(gradient).all()):
+            return self._wall(z)
+        if loss < self.best:
+            self.best, self.best_z, self.best_gradient = loss, z.copy(), gradient
+        return loss, gradient
+
+    def _evaluate(self, z: np.ndarray) -> tuple[float, np.ndarray]:
+        self.coordinates.assign(z)
+        try:
+            with torch.enable_grad():
+                value = self.objective(self.problem)
+                total = value.double().cpu() + self.coordinates.log_prior()
+                grads = torch.autograd.grad(total, self.coordinates.raws, allow_unused=True)
+        except NumericalError:
+            return math.inf, np.zeros_like(z)
+        return self.baseline - float(total), -self.coordinates.gradient(z, grads)
+
+    def _wall(self, z: np.ndarray) -> tuple[float, np.ndarray]:
+        """A parabola around the best point, so that the line search steps back to where the objective is finite."""
+        self.rejected += 1
+        if self.best_z is None:
+            return math.inf, np.zeros_like(z)
+        away = z - self.best_z
+        height = 1e3 + abs(self.best)
+        distance = max(float(away @ away), 1e-300)
+        return self.best + height, 2 * height * away / distance
+
+
+def fit(
+    problem: Problem, objective: Objective, coordinates: Coordinates, options: FitOptions, start: np.ndarray | None = None
+) -> FitResult:
+    """Maximise objective + log prior over the coordinates; the modules are left at the optimum.
+
+    Starts: `start` if given; else the data-driven values, with the lengthscales that the data decide multiplied by the best of a few factors
+    (judged on at most 500 rows); then `restarts` random ones. The best end is kept.
+    Raises: NumericalError if the objective is not finite at any start.
+    """
+    began = time.monotonic()
+    deadline = began + (math.inf if options.max_seconds is None else options.max_seconds)
+    baseline = _baseline(problem)
+    bounds = coordinates.bounds()
+    first = coordinates.read()
+    if not len(first):
+        value = float(objective(problem))
+        return FitResult(True, "nothing to learn", value, 0.0, 0, 1, 0, 0.0, time.monotonic() - began, options.seed)
+    first = np.clip(first if start is None else start, bounds[:, 0], bounds[:, 1])
+    if start is None:
+        first = _choose_start(problem, objective, coordinates, first)
+    coordinates.assign(first)
+    start_values = coordinates.values()
+    starts = [first, *_random_starts(first, bounds, options)]
+    runs: list[tuple[_Search, Any]] = []
+    with progress_bar(options.max_iter * len(starts), "fit", options.verbose) as bar:
+        for start in starts:
+            search = _Search(problem, objective, coordinates, baseline, deadline)
+            runs.append((search, _minimise(search, start, bounds, options, bar)))
+            if time.monotonic() > deadline:
+                break
+    runs = [run for run in runs if run[0].best_z is not None]
+    if not runs:
+        raise NumericalError("The objective is not finite at the start of the fit." + diagnose(problem))
+    search, (converged, reason, iterations) = min(runs, key=lambda run: run[0].best)
+    assert search.best_z is not None and search.best_gradient is not None
+    coordinates.assign(search.best_z)
+    log_prior = float(coordinates.log_prior().detach())
+    labels = coordinates.labels()
+    inside = _projected(search.best_z, search.best_gradient, bounds)
+    return FitResult(
+        converged=converged,
+        reason=reason,
+        objective=baseline - search.best - log_prior,
+        log_prior=log_prior,
+        iterations=iterations,
+        evaluations=sum(run[0].evaluations for run in runs),
+        rejected=sum(run[0].rejected for run in runs),
+        gradient_norm=float(np.abs(inside).max()),
+        seconds=time.monotonic() - began,
+        seed=options.seed,
+        at_bounds=tuple(n for n, z, (a, b) in zip(labels, search.best_z, bounds, strict=True) if z <= a or z >= b),
+        objectives=tuple(baseline - run[0].best for run in runs),
+        starts=dict(zip(labels, start_values, strict=True)),
+    )
+
+
+def _minimise(search: _Search, start: np.ndarray, bounds: np.ndarray, options: FitOptions, bar: Any) -> tuple[bool, str, int]:
+    """Run scipy's L-BFGS-B; whether it converged, why it stopped, and after how many iterations."""
+    iterations = 0
+
+    def report(intermediate_result: Any) -> None:
+        nonlocal iterations
+        iterations += 1
+        bar.update()
+        bar.set_postfix_str(f"objective {search.baseline - search.best:.3f}", refresh=False)
+
+    rows = max(1, int(search.problem.data.observed.sum()))
+    limits = {"maxiter": options.max_iter, "maxfun": 20 * options.max_iter, "ftol": FTOL, "maxcor": 20}
+    limits["gtol"] = GTOL * math.sqrt(rows)
+    try:
+        outcome = minimize(
+            search, start, jac=True, method="L-BFGS-B", bounds=bounds, callback=report, options=limits
+        )  # fmt: skip
+    except _Timeout:
+        return False, "max_seconds is up", iterations
+    if outcome.status == 1:
+        return False, f"max_iter={options.max_iter} reached", iterations
+    if outcome.status == 0:
+        return True, "gradient is zero" if "GRAD" in str(outcome.message) else "objective no longer changes", iterations
+    # The line search found no better point: at the resolution of the arithmetic this is an optimum.
+    return True, "no better point on the line of search", iterations
+
+
+def _projected(z: np.ndarray, gradient: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    return z - np.clip(z - gradient, bounds[:, 0], bounds[:, 1])
+
+
+def _baseline(problem: Problem) -> float:
+    """The log density of the data under a constant and white noise: the zero of the relative tolerance, so that it does
+    not depend on the units of the target."""
+    count = int(problem.data.observed.sum())
+    return -0.5 * count * (math.log(2 * math.pi * problem.data.variance) + 1)
+
+
+def _choose_start(problem: Problem, objective: Objective, coordinates: Coordinates, z: np.ndarray) -> np.ndarray:
+    """Multiply the lengthscales that the data decide by the factor with the best objective on some rows."""
+    free = np.concatenate([np.full(e.raw.numel(), _is_free_lengthscale(e)) for e in coordinates.entries])
+    if not free.any():
+        return z
+    small = _thinned(problem)
+    search = _Search(small, objective, coordinates, _baseline(small), math.inf)
+    bounds = coordinates.bounds()
+    candidates = [np.clip(z + math.log(f) * free, bounds[:, 0], bounds[:, 1]) for f in START_FACTORS]
+    losses = [search(c)[0] for c in candidates]
+    return candidates[int(np.argmin(losses))] if np.isfinite(losses).any() else z
+
+
+def _is_free_lengthscale(entry: Any) -> bool:
+    choices = getattr(entry.module, "choices", {})
+    return entry.name == "lengthscale" and entry.name in choices and not choices[entry.name].given
+
+
+def _thinned(problem: Problem) -> Problem:
+    """The problem on at most START_ROWS rows with an observed target, drawn evenly at random by a fixed seed."""
+    rows = problem.data.observed.any(1).nonzero().flatten()
+    if len(rows) <= START_ROWS or getattr(problem.likelihood, "known_noise", None) is not None:
+        return problem
+    order = torch.randperm(len(rows), generator=make_generator(0))[:START_ROWS].sort().values
+    return Problem.planned(
+        problem.prior, problem.data.rows(rows[order.to(rows.device)]), problem.likelihood, problem.engine, problem.rule
+    )
+
+
+def _random_starts(first: np.ndarray, bounds: np.ndarray, options: FitOptions) -> list[np.ndarray]:
+    random = np.random.default_rng(options.seed)
+    draws = [first + RESTART_SPREAD * random.standard_normal(len(first)) for _ in range(options.restarts)]
+    return [np.clip(d, bounds[:, 0], bounds[:, 1]) for d in draws]
+
+
+def diagnose(problem: Problem) -> str:
+    """Likely causes of a numerical failure that are found in the data and the hyperparameters."""
+    causes = []
+    x = problem.data.x
+    unique = torch.unique(x, dim=0)
+    if len(unique) < len(x):
+        causes.append(f"{len(x) - len(unique)} duplicate input row(s): let the noise be learned, or average them")
+    noise = getattr(problem.likelihood, "noise", None)
+    if noise is not None and float(noise.detach().min()) < 1e-8 * problem.data.variance:
+        causes.append(f"the noise variance {float(noise.detach().min()):.1e} is tiny beside the target variance: raise it")
+    spans = (x.amax(0) - x.amin(0)).clamp_min(torch.finfo(x.dtype).tiny)
+    for kernel in problem.prior.kernels:
+        for module in kernel.modules():
+            lengthscale = getattr(module, "lengthscale", None)
+            if lengthscale is not None and float(lengthscale.detach().min()) > 1e3 * float(spans.max()):
+                causes.append("a lengthscale is over 1,000 times the range of the inputs: lower it or give it bounds")
+    return " Found: " + "; ".join(causes) + "." if causes else " No likely cause was found in the data."
+
+

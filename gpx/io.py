@@ -1,0 +1,276 @@
+"""Model files: tensors in safetensors, everything else as JSON in its header, guarded by a checksum.
+
+A file holds the data, the fitted hyperparameters and the names of registered classes with their arguments; loading builds the
+objects, and conditions again. No code is stored and none is run but the constructors of registered classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import gpytorch
+import torch
+from gpytorch.constraints import Interval
+from gpytorch.priors import Prior as ParameterPrior
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+import gpx
+from gpx import engines, kernels, likelihoods
+from gpx.errors import InputError, StructureError
+from gpx.inference import objectives, rules
+from gpx.inference.coordinates import trainable_modules
+from gpx.inference.fit import FitResult
+from gpx.parameters import Choice, LogInterval, Parameterised
+from gpx.prior import ConstantMean, LinearMean
+
+if TYPE_CHECKING:
+    from gpx.gp import GP
+
+FORMAT = 1
+_REGISTRY: dict[str, type] = {}
+Class = TypeVar("Class", bound=type)
+
+
+def register(cls: Class) -> Class:
+    """Allow objects of a class in model files; usable as a decorator.
+
+    The class must be rebuilt by its constructor from attributes of the same names as its arguments (a gpx kernel: from those
+    listed in ``structure``). Returns the class.
+
+    >>> import gpx
+    >>> @gpx.register
+    ... class Cubic(gpx.kernels.Matern):
+    ...     pass
+    """
+    _REGISTRY[_name(cls)] = cls
+    return cls
+
+
+def _name(cls: type) -> str:
+    """The name in files: with its package where gpx and gpytorch share names; the user's modules may move."""
+    package = cls.__module__.partition(".")[0]
+    return f"{package}.{cls.__name__}" if package in ("gpx", "gpytorch") else cls.__name__
+
+
+def _register_own() -> None:
+    families = (kernels, likelihoods, engines, objectives, rules)
+    for module in families:
+        for cls in vars(module).values():
+            if inspect.isclass(cls) and cls.__module__.startswith("gpx.") and not inspect.isabstract(cls):
+                register(cls)
+    theirs = gpytorch.kernels
+    for cls in (
+        ConstantMean, LinearMean, gpytorch.means.ZeroMean, gpytorch.means.ConstantMean, theirs.RBFKernel, theirs.MaternKernel,
+        theirs.ScaleKernel, theirs.AdditiveKernel, theirs.ProductKernel, theirs.PeriodicKernel, theirs.RQKernel,
+        theirs.LinearKernel, theirs.CosineKernel,
+    ):  # fmt: skip
+        register(cls)
+    for cls in vars(gpytorch.priors).values():
+        if inspect.isclass(cls) and issubclass(cls, ParameterPrior):
+            register(cls)
+
+
+def save(gp: GP, path: str | os.PathLike[str]) -> None:
+    """Write a fitted model to `path`: to a temporary file first, then renamed, so that no partial file is ever left.
+
+    Raises: InputError if the model has seen no data or the file cannot be written; StructureError for an object of a class
+    that is not registered.
+    """
+    problem = gp._fitted()
+    tensors: dict[str, Tensor] = {"data.x": problem.data.x, "data.y": problem.data.y}
+    modules = _modules(problem.prior.mean, problem.prior.kernels, problem.likelihood)
+    header = {
+        "format": FORMAT,
+        "version": gpx.__version__,
+        "constructor": {
+            "kernel": _encode(list(problem.prior.kernels)),
+            "likelihood": _encode(problem.likelihood),
+            "mean": _encode(problem.prior.mean),
+            "engine": _encode(problem.engine),
+            "rule": _encode(problem.rule),
+            "objective": _encode(gp.objective_),
+        },
+        "modules": {name: _state(name, module, tensors) for name, module in modules.items()},
+        "data": {"columns": problem.data.columns, "flat": problem.data.flat},
+        "engine_reason": gp.engine_reason_,
+        "result": None if gp.result_ is None else dataclasses.asdict(gp.result_),
+    }
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    text = json.dumps(header, sort_keys=True)
+    _write(Path(path), to_bytes(tensors, metadata={"gpx": text, "digest": _digest(text, tensors)}))
+
+
+def load(path: str | os.PathLike[str]) -> GP:
+    """Read a model written by `GP.save`: its predictions equal those of the saved one.
+
+    Raises: InputError if the file is missing, truncated, edited or not a model of gpx; StructureError for a class that is not
+    registered (see `register`).
+    """
+    header, tensors = _read(Path(path))
+    parts = {name: _decode(value) for name, value in header["constructor"].items()}
+    mean, likelihood, own = parts["mean"], parts["likelihood"], parts["kernel"]
+    for name, module in _modules(mean, own, likelihood).items():
+        _restore(name, module, header["modules"][name], tensors)
+    gp = gpx.GP(own[0] if len(own) == 1 else own, likelihood, mean=mean, engine=parts["engine"], rule=parts["rule"],
+                objective=parts["objective"])  # fmt: skip
+    y = tensors["data.y"].squeeze(-1) if header["data"]["flat"] else tensors["data.y"]
+    result = header["result"]
+    if result is not None:
+        lists = {k: tuple(v) for k, v in result.items() if isinstance(v, list)}
+        result = FitResult(**{**result, **lists})
+    return gp._revive(tensors["data.x"], y, tuple(header["data"]["columns"]), result, header["engine_reason"])
+
+
+def _modules(mean: nn.Module, own: Any, likelihood: nn.Module) -> dict[str, nn.Module]:
+    return dict(trainable_modules(mean, own, likelihood))  # type: ignore[arg-type]
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise InputError(f"Cannot write a model to {path}: {error.strerror}; choose an existing folder.") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"Cannot write a model to {path}: {error.strerror}.") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise InputError(f"There is no model file {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is not a readable model file (truncated, or of another kind): {error}.") from error
+    if "gpx" not in metadata:
+        raise InputError(f"{path} is a safetensors file, but not a model that gpx saved.")
+    if metadata.get("digest") != _digest(metadata["gpx"], tensors):
+        raise InputError(f"{path} was changed after it was saved (its checksum differs); save the model again.")
+    header = json.loads(metadata["gpx"])
+    if header["format"] != FORMAT:
+        raise InputError(f"{path} has format {header['format']}, this gpx {gpx.__version__} reads {FORMAT}; update gpx.")
+    return header, tensors
+
+
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(f"{name}{tuple(tensors[name].shape)}{tensors[name].dtype}".encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _encode(value: Any) -> Any:
+    """A value as JSON; objects of registered classes by name and arguments."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return {"list": [_encode(v) for v in value]}
+    if isinstance(value, Tensor):
+        return {"tensor": value.detach().cpu().tolist()}
+    name = _name(type(value))
+    if _REGISTRY.get(name) is not type(value):
+        raise StructureError(
+            f"{name} is not registered, so it cannot be part of a model file; call gpx.register({name}) in your code,"
+            " before saving and before loading."
+        )
+    positional, keywords = _arguments(value)
+    return {"class": name, "args": [_encode(v) for v in positional], "kwargs": {k: _encode(v) for k, v in keywords.items()}}
+
+
+def _arguments(value: Any) -> tuple[list[Any], dict[str, Any]]:
+    if isinstance(value, Parameterised):
+        return value.arguments()
+    if dataclasses.is_dataclass(value):
+        return [], {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, (gpytorch.kernels.AdditiveKernel, gpytorch.kernels.ProductKernel)):
+        return list(value.kernels), {}
+    if isinstance(value, ParameterPrior):
+        return [], {name: getattr(value, name) for name in value.arg_constraints}
+    keywords = {}
+    for name in inspect.signature(type(value)).parameters:
+        attribute = getattr(value, name, None)
+        simple = isinstance(attribute, (bool, int, float, str, gpytorch.kernels.Kernel))
+        if simple or name == "active_dims" and attribute is not None:
+            keywords[name] = attribute
+    return [], keywords
+
+
+def _decode(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if "list" in value:
+        return [_decode(v) for v in value["list"]]
+    if "tensor" in value:
+        return torch.tensor(value["tensor"], dtype=torch.float64)
+    if value["class"] not in _REGISTRY:
+        raise StructureError(
+            f"The model file uses the class {value['class']}, which is not registered here; define it and call"
+            f" gpx.register({value['class']}) before gpx.load."
+        )
+    keywords = {k: _decode(v) for k, v in value["kwargs"].items()}
+    if isinstance(keywords.get("active_dims"), Tensor):
+        keywords["active_dims"] = keywords["active_dims"].long()
+    return _REGISTRY[value["class"]](*map(_decode, value["args"]), **keywords)
+
+
+def _state(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Settings of every submodule; its parameters go to `tensors`."""
+    settings = {}
+    for path, part in module.named_modules():
+        entry: dict[str, Any] = {"fixed": [k for k, p in part.named_parameters(recurse=False) if not p.requires_grad]}
+        for key, raw in part.named_parameters(recurse=False):
+            tensors[f"{name}/{path}/{key}"] = raw
+        if isinstance(part, Parameterised):
+            entry["choices"] = {k: dataclasses.asdict(c) for k, c in part.choices.items()}
+            entry["bounds"] = {k: [float(c.lower_bound), float(c.upper_bound)] for k, c in _bounds(part)}
+            entry["columns"] = list(getattr(part, "columns", ()))
+        if isinstance(part, gpytorch.Module):
+            entry["priors"] = {k: _encode(v[0]) for k, v in part._priors.items() if isinstance(part, Parameterised)}
+        settings[path] = entry
+    return settings
+
+
+def _bounds(part: Any) -> list[tuple[str, Interval]]:
+    named = ((k, getattr(part, f"raw_{k}_constraint", None)) for k in part.choices)
+    return [(k, c) for k, c in named if c is not None]
+
+
+def _restore(name: str, module: nn.Module, settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    for path, part in list(module.named_modules()):
+        if path not in settings:  # constraints and priors, which settings restore
+            continue
+        entry = settings[path]
+        for key in [k for k, _ in part.named_parameters(recurse=False)]:
+            raw = nn.Parameter(tensors[f"{name}/{path}/{key}"].clone(), requires_grad=key not in entry["fixed"])
+            part.register_parameter(key, raw)
+        if not isinstance(part, Parameterised):
+            continue
+        part.choices = {k: Choice(**v) for k, v in entry["choices"].items()}
+        part.columns = tuple(entry["columns"])
+        for key, (lower, upper) in entry["bounds"].items():
+            positive = type(part).values()[key].positive
+            constraint = LogInterval(lower, upper) if positive else Interval(lower, upper, transform=None)
+            part.register_constraint(f"raw_{key}", constraint)  # type: ignore[attr-defined]
+        for key, prior in entry["priors"].items():
+            part._set_prior(key.removesuffix("_prior"), _decode(prior))
+
+
+_register_own()
+__all__ = ["load", "register", "save"]

@@ -1,0 +1,13 @@
+"""Kernels: ordinary gpytorch kernels with values on their natural scale, starts from the data, and eager matrices."""
+
+from gpx.kernels.algebra import Product, Sum
+from gpx.kernels.base import Kernel, matrix
+from gpx.kernels.expressions import parse
+from gpx.kernels.periodic import Cosine, Periodic
+from gpx.kernels.simple import Constant, Linear
+from gpx.kernels.stationary import RBF, Matern, RationalQuadratic
+
+__all__ = [
+    "RBF", "Constant", "Cosine", "Kernel", "Linear", "Matern", "Periodic", "Product", "RationalQuadratic", "Sum", "matrix",
+    "parse",
+]  # fmt: skip

@@ -1,0 +1,176 @@
+"""The base of gpx kernels: an ordinary ``gpytorch.kernels.Kernel`` with natural-scale values and an eager ``forward``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gpytorch
+import torch
+from torch import Tensor
+
+from gpx.errors import InputError
+from gpx.inputs import Data, as_points
+from gpx.kernels.dense import dense, diagonal
+from gpx.parameters import Parameterised, Value, format_value
+
+
+class Kernel(Parameterised, gpytorch.kernels.Kernel):
+    """Base class: `Value` descriptors declare the hyperparameters, ``forward`` returns a tensor.
+
+    A subclass lists its structural arguments in `structure` (for repr and files), declares its values in ``__init__`` and
+    implements ``forward(x1, x2, diag)`` and ``init_from(data)``.
+
+    active_dims: indices of the input columns, or names of DataFrame columns; None: all of them.
+    """
+
+    structure: tuple[str, ...] = ()
+    per_dimension: tuple[str, ...] = ()  # values of shape [..., 1, D] under ard=True
+    ard = False
+
+    def __init__(self, active_dims: Sequence[int | str] | None = None, batch_shape: torch.Size = torch.Size()):
+        names, indices = _split_dims(active_dims)
+        # Not super(): Sum and Product are also gpytorch's AdditiveKernel and ProductKernel, which take no active_dims.
+        gpytorch.kernels.Kernel.__init__(self, active_dims=indices, batch_shape=torch.Size(batch_shape))
+        self.named_dims = names
+        self.columns: tuple[str, ...] = ()
+        self.choices = {}
+
+    def arguments(self) -> tuple[list[Any], dict[str, Any]]:
+        dims = self.named_dims if self.named_dims is not None else self.active_dims
+        keywords = {name: getattr(self, name) for name in self.structure}
+        return [], {**keywords, "active_dims": dims if dims is None else list(map(_plain, dims))}
+
+    def resolve(self, columns: tuple[str, ...]) -> tuple[str, ...]:
+        """Turn named active_dims into indices of `columns` and check their range. Returns the names acted on."""
+        if self.named_dims is not None:
+            missing = [n for n in self.named_dims if n not in columns]
+            if missing:
+                have = ", ".join(c for c in columns if c) or f"{len(columns)} unnamed column(s)"
+                raise InputError(f"active_dims names unknown column(s) {', '.join(missing)}; the inputs have {have}.")
+            self.active_dims = torch.tensor([columns.index(n) for n in self.named_dims], device=self.device)
+        if self.active_dims is None:
+            return columns
+        dims = self.active_dims.tolist()
+        outside = [d for d in dims if not -len(columns) <= d < len(columns)]
+        if outside:
+            raise InputError(f"active_dims {outside} are out of range: the inputs have {len(columns)} column(s).")
+        return tuple(columns[d] for d in dims)
+
+    def bind(self, columns: tuple[str, ...]) -> None:
+        """Fix the input columns: `resolve` them, and give ard values one entry per dimension."""
+        self.columns = self.resolve(columns)
+        self._bind_own(self.columns)
+
+    def _bind_own(self, columns: tuple[str, ...]) -> None:
+        for name in self.per_dimension:
+            value = getattr(self, name)
+            if value.shape[-1] not in (1, len(columns)):
+                raise InputError(
+                    f"{type(self).__name__} has {value.shape[-1]} values of {name}, but its inputs have"
+                    f" {len(columns)} column(s)."
+                )
+            if self.ard:
+                self.assign(name, value.detach().expand(*value.shape[:-1], len(columns)))
+
+    def init_from(self, data: Data) -> None:
+        """Start what the user left open from the data, with weak priors (see `Parameterised.start`)."""
+        self._init_from(data.select(self.active_dims))
+
+    def _init_from(self, data: Data) -> None:
+        if "outputscale" in self.choices:
+            self.start("outputscale", data.variance)
+
+    def fix_outputscale(self) -> None:
+        """Make the scale of a later factor of a product a constant, unless the user gave it."""
+        if "outputscale" in self.choices and not self.choices["outputscale"].given:
+            self.fix("outputscale")
+
+    def matrix(self, X: Any, X2: Any = None) -> Tensor:
+        """The kernel matrix k(X, X2) [N, M]. Arguments: [N, D] arrays, tensors or DataFrames; X2 None means X.
+
+        >>> from gpx.kernels import RBF
+        >>> RBF().matrix([0.0, 1.0])
+        tensor([[1.0000, 0.6065],
+                [0.6065, 1.0000]], dtype=torch.float64, grad_fn=<MulBackward0>)
+        """
+        return matrix(self, X, X2)
+
+    def diagonal(self, X: Any) -> Tensor:
+        """The prior variances k(x, x) [N]."""
+        return diagonal(*_bound(self, X))
+
+    @property
+    def is_stationary(self) -> bool:
+        return False
+
+    def __add__(self, other: Any) -> Kernel:
+        from gpx.kernels.algebra import add
+
+        return add(self, other)
+
+    def __mul__(self, other: Any) -> Kernel:
+        from gpx.kernels.algebra import multiply
+
+        return multiply(self, other)
+
+    def __radd__(self, other: Any) -> Kernel:
+        from gpx.kernels.algebra import add
+
+        return add(other, self)
+
+    def __rmul__(self, other: Any) -> Kernel:
+        from gpx.kernels.algebra import multiply
+
+        return multiply(other, self)
+
+    def __repr__(self) -> str:
+        parts = [f"{name}={getattr(self, name)!r}" for name in self.structure if getattr(self, name) is not False]
+        parts += [f"{name}={format_value(getattr(self, name))}" for name in self.choices]
+        if self.named_dims is not None:
+            parts.append(f"active_dims={list(self.named_dims)}")
+        elif self.active_dims is not None:
+            parts.append(f"active_dims={self.active_dims.tolist()}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def matrix(kernel: gpytorch.kernels.Kernel, X: Any, X2: Any = None) -> Tensor:
+    """The kernel matrix k(X, X2) [N, M] of any gpytorch kernel, as a dense tensor.
+
+    Arguments: X [N, D], X2 [M, D] (None: X): arrays, tensors or DataFrames. Cost: O(N M D).
+
+    >>> import gpytorch
+    >>> matrix(gpytorch.kernels.RBFKernel(), [0.0, 1.0]).shape
+    torch.Size([2, 2])
+    """
+    _, x1 = _bound(kernel, X)
+    x2 = x1 if X2 is None else _bound(kernel, X2)[1]
+    return dense(kernel, x1, x2)
+
+
+def _bound(kernel: gpytorch.kernels.Kernel, X: Any) -> tuple[gpytorch.kernels.Kernel, Tensor]:
+    points = as_points(X)
+    if isinstance(kernel, Kernel):
+        kernel.resolve(points.columns)
+    # A tensor that is fit for use as it stands keeps its autograd graph.
+    ready = isinstance(X, Tensor) and X.dim() == 2 and X.dtype == points.x.dtype
+    return kernel, X if ready else points.x
+
+
+def _plain(dim: Any) -> int | str:
+    return dim if isinstance(dim, str) else int(dim)
+
+
+def _split_dims(dims: Sequence[int | str] | None) -> tuple[tuple[str, ...] | None, Any]:
+    if dims is None or isinstance(dims, Tensor):
+        return None, dims
+    if isinstance(dims, (int, str)):
+        dims = [dims]
+    if all(isinstance(d, str) for d in dims):
+        return tuple(str(d) for d in dims), None
+    if not all(isinstance(d, int) for d in dims):
+        raise InputError(f"active_dims must be all indices or all column names, got {list(dims)!r}.")
+    return None, tuple(dims)
+
+
+__all__ = ["Kernel", "Value", "matrix"]

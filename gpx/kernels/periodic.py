@@ -1,0 +1,96 @@
+"""Kernels that repeat: Periodic and Cosine."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpx.errors import InputError
+from gpx.inputs import Data
+from gpx.kernels.base import Kernel, Value
+from gpx.linalg.distance import squared_distance
+from gpx.linalg.periodogram import dominant_periods
+
+
+class _Repeating(Kernel):
+    """What Periodic and Cosine share: a period that starts at the strongest peak of the periodogram."""
+
+    period = Value(1.0)
+    outputscale = Value(1.0)
+
+    @property
+    def is_stationary(self) -> bool:
+        return True
+
+    def _init_from(self, data: Data) -> None:
+        self.start("period", start_period(data), spread=0.5, box=(0.1, 10.0))
+        self.start("outputscale", data.variance)
+
+
+class Periodic(_Repeating):
+    """Periodic kernel, ``k = outputscale * exp(-2 sum_d sin^2(pi (x_d - x'_d) / period) / lengthscale^2)``.
+
+    Arguments: period: in input units; lengthscale: dimensionless, the smoothness within a period; outputscale: k(0).
+    Cost: O(N M D). Source: MacKay (1998), "Introduction to Gaussian processes", eq. 47.
+
+    >>> Periodic(period=12.0)
+    Periodic(period=12, lengthscale=1, outputscale=1)
+    """
+
+    lengthscale = Value(1.0)
+
+    def __init__(self, period: Any = None, lengthscale: Any = None, outputscale: Any = None, *,
+                 active_dims: Any = None, batch_shape: Any = ()):  # fmt: skip
+        super().__init__(active_dims, batch_shape)
+        self.declare("period", period, (*self.batch_shape, 1, 1))
+        self.declare("lengthscale", lengthscale, (*self.batch_shape, 1, 1))
+        self.declare("outputscale", outputscale, tuple(self.batch_shape))
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
+        if diag:
+            return self.outputscale.unsqueeze(-1).expand(torch.broadcast_shapes(x1.shape[:-1], (*self.batch_shape, 1)))
+        # On the circle the kernel is an RBF: |u - u'|^2 = 4 sin^2(pi (x - x') / period).
+        # Only differences matter: centring keeps the phases, and their gradient in the period, accurate far from zero.
+        centre = x1.detach().mean(-2, keepdim=True)
+        u1, u2 = (self._circle(x - centre) for x in (x1, x2))
+        return self.outputscale[..., None, None] * torch.exp(-0.5 * squared_distance(u1, u2))
+
+    def _circle(self, x: Tensor) -> Tensor:
+        angle = 2 * math.pi * x / self.period
+        return torch.cat([angle.cos(), angle.sin()], -1) / self.lengthscale
+
+    def _init_from(self, data: Data) -> None:
+        super()._init_from(data)
+        self.start("lengthscale", 1.0, box=(1e-2, 1e3))
+
+
+class Cosine(_Repeating):
+    """Cosine kernel of one input, ``k = outputscale * cos(2 pi (x - x') / period)``: a pure tone of unknown phase.
+
+    Arguments: period: in input units; outputscale: k(0). Raises: InputError for more than one input column.
+    Cost: O(N M). Source: Wilson & Adams (2013), eq. 12 in the limit of zero width.
+
+    >>> Cosine(period=0.5)
+    Cosine(period=0.5, outputscale=1)
+    """
+
+    def __init__(self, period: Any = None, outputscale: Any = None, *, active_dims: Any = None, batch_shape: Any = ()):
+        super().__init__(active_dims, batch_shape)
+        self.declare("period", period, (*self.batch_shape, 1, 1))
+        self.declare("outputscale", outputscale, tuple(self.batch_shape))
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
+        if x1.shape[-1] != 1:
+            raise InputError(f"Cosine acts on one input column, got {x1.shape[-1]}; choose one with active_dims=[i].")
+        if diag:
+            return self.outputscale.unsqueeze(-1).expand(torch.broadcast_shapes(x1.shape[:-1], (*self.batch_shape, 1)))
+        return self.outputscale[..., None, None] * torch.cos(2 * math.pi * (x1 - x2.mT) / self.period)
+
+
+def start_period(data: Data) -> float:
+    """The strongest period of the target along the first input column, or the spread of the inputs if there is none."""
+    periods = dominant_periods(data.x[:, 0], data.y[:, 0], limit=1) if data.x.shape[1] == 1 else []
+    return periods[0] if periods else float(data.spread[0])

@@ -1,0 +1,100 @@
+"""Gaussian observation noise: learned, fixed, or known per point."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from gpx.errors import InputError
+from gpx.sites import Sites
+from gpx.inputs import Data, as_like
+from gpx.likelihoods.base import Likelihood
+from gpx.parameters import LogInterval, Value, format_value
+
+NOISE_FLOOR = 1e-6  # of the target variance
+START = 0.1  # share of the target variance that a fit first takes for noise
+
+
+class Gaussian(Likelihood):
+    """``y = f(x) + N(0, noise)``.
+
+    Arguments: noise: a variance, in squared target units. None: learned (0.1 until then); a number: where learning starts
+    (fix it with ``set(noise=dict(fixed=True))``); an array [N]: known variances of the training points, not learned.
+    Raises: InputError unless positive and finite. Cost: O(N).
+
+    >>> Gaussian(noise=0.01)
+    Gaussian(noise=0.01)
+    """
+
+    noise = Value(0.1)
+
+    def __init__(self, noise: Any = None):
+        super().__init__()
+        known = None if noise is None or _is_number(noise) else as_like(noise, torch.zeros((), dtype=torch.float64), "noise")
+        if known is None:
+            self.declare("noise", noise)
+        elif not bool((torch.isfinite(known) & (known > 0)).all()):
+            bad = (~(torch.isfinite(known) & (known > 0))).reshape(len(known), -1).any(1).nonzero().flatten().tolist()
+            raise InputError(f"Known noise variances must be positive and finite; look at row(s) {bad[:5]}.")
+        self.register_buffer("known_noise", known)
+
+    def arguments(self) -> tuple[list[Any], dict[str, Any]]:
+        return [], {} if self.known_noise is None else {"noise": self.known_noise}
+
+    def variances(self, y: Tensor) -> Tensor:
+        """The noise variances [N, P] of training targets y [N, P]."""
+        if self.known_noise is None:
+            return self.noise.to(y).expand(y.shape)
+        known = self.known_noise.to(y)
+        if known.shape[0] != y.shape[0] or known.dim() > 2:
+            raise InputError(f"noise has {known.shape[0]} entries, but there are {y.shape[0]} targets; give one per row.")
+        return known.reshape(len(y), -1).expand(y.shape)
+
+    def log_prob(self, y: Tensor, f: Tensor) -> Tensor:
+        return _normal_log_density(y - f, self.variances(y))
+
+    def expected_log_prob(self, y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        noise = self.variances(y)
+        return _normal_log_density(y - mean, noise) - 0.5 * variance / noise
+
+    def tilted(self, y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        return _normal_log_density(y - mean, variance + self.variances(y))
+
+    def predict(self, mean: Tensor, variance: Tensor, noise: Any = None) -> Normal:
+        """``N(mean, variance + noise)``; noise: variances at the new points, needed where they are known per point."""
+        if noise is None and self.known_noise is not None:
+            raise InputError("The noise is known per training point only: pass predict(X, noise=variances), or of='f'.")
+        added = self.noise.to(mean) if noise is None else as_like(noise, mean, "noise")
+        if added.dim() and added.shape[0] != mean.shape[0] or not bool((added >= 0).all()):
+            raise InputError(f"noise must be one variance >= 0, or one per row ({mean.shape[0]}), got {added.tolist()}.")
+        added = added.reshape(len(added), -1) if added.dim() else added
+        return Normal(mean, (variance + added).sqrt(), validate_args=False)
+
+    def exact_sites(self, data: Data) -> Sites:
+        tau = torch.where(data.observed, 1 / self.variances(data.y), torch.zeros_like(data.y))
+        return Sites(torch.nan_to_num(data.y) * tau, tau)
+
+    def init_from(self, data: Data) -> None:
+        if self.known_noise is not None:
+            return
+        choice = self.choices["noise"]
+        self.start("noise", START * data.variance, spread=3.0, box=(NOISE_FLOOR / START, 1e2))
+        if choice.given and not choice.bounded:
+            floor = min(NOISE_FLOOR * data.variance, float(self.noise))
+            self.register_constraint("raw_noise", LogInterval(floor, math.inf))
+
+    def __repr__(self) -> str:
+        noise = f"{len(self.known_noise)} known variances" if self.known_noise is not None else format_value(self.noise)
+        return f"Gaussian(noise={noise})"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) or getattr(value, "ndim", None) == 0
+
+
+def _normal_log_density(residual: Tensor, variance: Tensor) -> Tensor:
+    return -0.5 * (residual.square() / variance + variance.log() + math.log(2 * math.pi))

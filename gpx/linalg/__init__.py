@@ -1,0 +1,1 @@
+"""Numbers in, numbers out: linear algebra that knows nothing of Gaussian processes."""

@@ -1,0 +1,228 @@
+"""Hyperparameters: natural-scale values over gpytorch's ``raw_*`` parameters, constraints and priors.
+
+Positive values are stored as logarithms (``value = exp(raw)``), so that a step of the optimiser is a relative change and
+nothing depends on the user's units. Bounds are kept by the optimiser as a box, not by a saturating transform.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from gpytorch.constraints import Interval
+from gpytorch.priors import LogNormalPrior, Prior
+from torch import Tensor
+
+from gpx.errors import InputError
+
+
+class LogInterval(Interval):
+    """``value = exp(raw)`` with ``lower <= value <= upper``; the bounds are a box for the optimiser."""
+
+    def __init__(self, lower: float = 0.0, upper: float = math.inf):
+        super().__init__(lower, upper, transform=torch.exp, inv_transform=torch.log)
+        # gpytorch stores bounds in the default dtype; a user's 0.1 must stay 0.1.
+        self.lower_bound = torch.as_tensor(lower, dtype=torch.float64)
+        self.upper_bound = torch.as_tensor(upper, dtype=torch.float64)
+
+    def transform(self, tensor: Tensor) -> Tensor:
+        return tensor.exp()
+
+    def inverse_transform(self, transformed_tensor: Tensor) -> Tensor:
+        return transformed_tensor.log()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the user said about one parameter: everything not said is left to the data."""
+
+    given: bool = False
+    bounded: bool = False
+    has_prior: bool = False
+    fixed: bool = False
+    scale: float = 1.0  # natural unit of a parameter that may have either sign
+
+
+class Value:
+    """A hyperparameter on its natural scale, stored as ``raw_NAME`` (the logarithm if positive)."""
+
+    def __init__(self, default: float, *, positive: bool = True, fixed: bool = False):
+        self.default, self.positive, self.fixed = default, positive, fixed
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, module: Any, owner: type | None = None) -> Any:
+        if module is None:
+            return self
+        raw = getattr(module, f"raw_{self.name}")
+        return raw.exp() if self.positive else raw
+
+    def __set__(self, module: Any, value: Any) -> None:
+        module.assign(self.name, value)
+
+
+def read_value(module: torch.nn.Module, name: str) -> Tensor:
+    """The natural value; a module-level function, so that priors which refer to it can be pickled."""
+    return getattr(module, name)
+
+
+def _write_value(module: Parameterised, value: Tensor, name: str) -> None:
+    module.assign(name, value)
+
+
+class Parameterised:
+    """Mixin of a ``gpytorch.Module`` whose hyperparameters are `Value` descriptors."""
+
+    choices: dict[str, Choice]
+
+    @classmethod
+    def values(cls) -> dict[str, Value]:
+        """The declared hyperparameters, in the order of their declaration."""
+        found = {}
+        for base in reversed(cls.__mro__):
+            found.update({name: v for name, v in vars(base).items() if isinstance(v, Value)})
+        return found
+
+    def arguments(self) -> tuple[list[Any], dict[str, Any]]:
+        """Constructor arguments that are not values: what a model file needs to build an equal object."""
+        return [], {}
+
+    def declare(self, name: str, value: Any, shape: tuple[int, ...] = ()) -> None:
+        """Register ``raw_NAME``; `value` None means that the data decide."""
+        spec = type(self).values()[name]
+        start = torch.as_tensor(spec.default if value is None else value, dtype=torch.float64)
+        start = start.expand(shape).clone() if start.dim() <= len(shape) and start.numel() == 1 else start.clone()
+        check_value(type(self).__name__, name, start, spec.positive)
+        raw = torch.nn.Parameter(start.log() if spec.positive else start, requires_grad=not spec.fixed)
+        self.register_parameter(f"raw_{name}", raw)
+        if spec.positive:
+            self.register_constraint(f"raw_{name}", LogInterval())
+        if "choices" not in self.__dict__:
+            self.choices = {}
+        self.choices[name] = Choice(given=value is not None, fixed=spec.fixed)
+
+    def assign(self, name: str, value: Any) -> None:
+        """Set the natural value; a new shape replaces the parameter."""
+        raw = getattr(self, f"raw_{name}")
+        new = torch.as_tensor(value, dtype=raw.dtype, device=raw.device)
+        check_value(type(self).__name__, name, new, type(self).values()[name].positive)
+        new = new.detach().log() if type(self).values()[name].positive else new.detach()
+        if new.numel() == 1:
+            new = new.reshape(()).expand(raw.shape)
+        if new.shape == raw.shape:
+            raw.data.copy_(new)
+        else:
+            setattr(self, f"raw_{name}", torch.nn.Parameter(new.clone(), requires_grad=raw.requires_grad))
+
+    def set(self, **choices: Any) -> Parameterised:
+        """Choose start, bounds, prior or fixing of parameters by name.
+
+        Arguments: one keyword per parameter, a number (the start) or a dict with any of ``init``, ``bounds`` (lower,
+        upper), ``prior`` (a gpytorch prior on the natural scale) and ``fixed`` (bool). Returns self.
+
+        Raises: InputError for an unknown parameter or key, an empty interval, or a start outside its bounds.
+
+        >>> from gpx.kernels import RBF
+        >>> RBF().set(lengthscale=dict(init=2.0, bounds=(0.1, 10.0)), outputscale=dict(fixed=True))
+        RBF(lengthscale=2, outputscale=1)
+        """
+        for name, choice in choices.items():
+            known = type(self).values()
+            if name not in known:
+                raise InputError(
+                    f"{type(self).__name__} has no parameter {name!r}; it has {', '.join(known) or 'none'}."
+                )
+            self._set_one(name, choice if isinstance(choice, Mapping) else {"init": choice})
+        return self
+
+    def _set_one(self, name: str, choice: Mapping[str, Any]) -> None:
+        unknown = set(choice) - {"init", "bounds", "prior", "fixed"}
+        if unknown:
+            raise InputError(f"set({name}=...) got {sorted(unknown)}; known keys are init, bounds, prior and fixed.")
+        if choice.get("init") is not None:
+            self.assign(name, choice["init"])
+            self.choices[name] = replace(self.choices[name], given=True)
+        if choice.get("bounds") is not None:
+            self._set_bounds(name, *choice["bounds"])
+            self.choices[name] = replace(self.choices[name], bounded=True)
+        if choice.get("prior") is not None:
+            self._set_prior(name, choice["prior"])
+            self.choices[name] = replace(self.choices[name], has_prior=True)
+        if choice.get("fixed") is not None:
+            self.fix(name, bool(choice["fixed"]))
+
+    def fix(self, name: str, fixed: bool = True) -> None:
+        """Keep the parameter out of the fit (or let it in again)."""
+        getattr(self, f"raw_{name}").requires_grad_(not fixed)
+        self.choices[name] = replace(self.choices[name], fixed=fixed)
+
+    def _set_bounds(self, name: str, lower: float, upper: float) -> None:
+        positive = type(self).values()[name].positive
+        if not (0 if positive else -math.inf) <= lower < upper:
+            raise InputError(f"Bounds of {name} must satisfy {'0 <= ' if positive else ''}lower < upper, got {lower, upper}.")
+        value = getattr(self, name)
+        if self.choices[name].given and not bool(((value >= lower) & (value <= upper)).all()):
+            raise InputError(f"{name} = {value.tolist()} lies outside its bounds {lower, upper}; move one of them.")
+        if not self.choices[name].given:
+            self.assign(name, value.detach().clamp(lower, upper))
+        if positive:
+            self.register_constraint(f"raw_{name}", LogInterval(lower, upper))
+        else:
+            self.register_constraint(f"raw_{name}", Interval(lower, upper, transform=None))
+
+    def _set_prior(self, name: str, prior: Prior) -> None:
+        if not isinstance(prior, Prior):
+            raise InputError(f"The prior of {name} must be a gpytorch.priors.Prior, got {type(prior).__name__}.")
+        self.register_prior(f"{name}_prior", prior, partial(read_value, name=name), partial(_write_value, name=name))
+
+    def start(
+        self, name: str, value: Any, *, spread: float = 3.0, box: tuple[float, float] = (1e-5, 1e5), scale: float = 1.0
+    ) -> None:
+        """Start a value that the user did not give from the data, with a weak prior and wide bounds.
+
+        A positive value gets the prior ``log value ~ N(log start, spread^2)`` and the bounds ``box x start``; a value of
+        either sign gets the unit `scale`. What the user chose stays.
+        """
+        spec, choice = type(self).values()[name], self.choices[name]
+        self.choices[name] = replace(choice, scale=scale)
+        if choice.given or choice.fixed and not spec.fixed:
+            return
+        raw = getattr(self, f"raw_{name}")
+        value = torch.as_tensor(value, dtype=raw.dtype, device=raw.device)
+        if choice.bounded:
+            constraint = getattr(self, f"raw_{name}_constraint")
+            value = value.clamp(float(constraint.lower_bound), float(constraint.upper_bound))
+        self.assign(name, value)
+        if not spec.positive:
+            return
+        if not choice.bounded:
+            lower, upper = float(value.min()) * box[0], float(value.max()) * box[1]
+            self.register_constraint(f"raw_{name}", LogInterval(lower, upper))
+        if not choice.has_prior:
+            centre = value.log().expand(raw.shape).clone()
+            self._set_prior(name, LogNormalPrior(centre, torch.full_like(centre, spread)))
+
+    def drop_weak_priors(self) -> None:
+        """Remove the priors that came from the data; the user's own stay."""
+        for name, choice in self.choices.items():
+            if not choice.has_prior and f"{name}_prior" in self._priors:
+                del self._priors[f"{name}_prior"]
+                delattr(self, f"{name}_prior")
+
+
+def check_value(owner: str, name: str, value: Tensor, positive: bool) -> None:
+    """Raise InputError unless the value is finite, and positive where it must be."""
+    if not bool(torch.isfinite(value).all()) or positive and not bool((value > 0).all()):
+        kind = "positive and finite" if positive else "finite"
+        raise InputError(f"{owner}: {name} must be {kind}, got {value.tolist()}.")
+
+
+def format_value(value: Tensor) -> str:
+    """A value as it stands in a repr: a number, or a list of numbers."""
+    numbers = [f"{v:.4g}" for v in value.detach().reshape(-1).tolist()]
+    return numbers[0] if len(numbers) == 1 else "[" + ", ".join(numbers) + "]"

@@ -1,0 +1,1 @@
+"""Plots of fitted models (needs matplotlib: the extra `plot`)."""

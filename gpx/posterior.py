@@ -1,0 +1,222 @@
+"""Posteriors, predictions and path samples: what comes out of conditioning."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Normal
+
+from gpx.errors import InputError
+from gpx.inputs import Points, as_like
+from gpx.linalg.cholesky import factorise
+from gpx.sites import SiteMarginals, Sites
+
+
+class Posterior(ABC):
+    """``prior x sites``. It owns its factors, is never changed, and computes what was not asked for on first use only.
+
+    Shapes: x [N*, D]; C = outputs x latents columns.
+    """
+
+    @property
+    @abstractmethod
+    def log_partition(self) -> Tensor:
+        """``log int p(f) prod_n t_n(f_n) df``, in nats; differentiable in the hyperparameters and sites."""
+
+    @property
+    @abstractmethod
+    def log_density(self) -> Tensor:
+        """``log N(nu / tau; mean, K + 1 / tau)`` over the sites with tau > 0: for a Gaussian likelihood, the log evidence.
+
+        Up to the sites' own normalisers this is `log_partition`, but without the cancellation of large precisions.
+        """
+
+    @property
+    @abstractmethod
+    def site_marginals(self) -> SiteMarginals:
+        """Posterior marginals of the site variables."""
+
+    @abstractmethod
+    def marginals(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance [N*, C] of f at x, in chunks: never N* x N*."""
+
+    @abstractmethod
+    def joint(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean [N*, C] and covariance [C, N*, N*] of f at x."""
+
+    @abstractmethod
+    def paths(self, n: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        """n functions drawn from the posterior: x [N*, D] -> [n, N*, C]."""
+
+    @abstractmethod
+    def update(self, x: Tensor, sites: Sites) -> Posterior:
+        """The posterior with more sites, at x [M, D]."""
+
+    @abstractmethod
+    def leave_one_out(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance [N, C] of each pseudo-target nu / tau given all others; NaN where tau = 0."""
+
+    def sample(self, x: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        """Joint draws [n, N*, C] of f at x. Cost: O(N*^3)."""
+        mean, covariance = self.joint(x)
+        noise = torch.randn(len(covariance), len(x), n, generator=generator, dtype=x.dtype, device=x.device)
+        draws = [factorise(c.clone).lower.tril() @ z for c, z in zip(covariance, noise, strict=True)]
+        return mean + torch.stack(draws, -1).movedim(1, 0)
+
+
+@dataclass(frozen=True)
+class Shifted(Posterior):
+    """A zero-mean posterior with the prior mean put back.
+
+    centred: the engine's posterior of f - mean; sites: those of f; at_sites: the prior mean [N, C] at the data;
+    mean: x -> [N*, C].
+    """
+
+    centred: Posterior
+    sites: Sites
+    at_sites: Tensor
+    mean: Callable[[Tensor], Tensor]
+
+    @property
+    def log_partition(self) -> Tensor:
+        mu = self.at_sites
+        return self.centred.log_partition + (self.sites.nu * mu - 0.5 * self.sites.tau * mu.square()).sum()
+
+    @property
+    def log_density(self) -> Tensor:
+        return self.centred.log_density
+
+    @property
+    def site_marginals(self) -> SiteMarginals:
+        inner = self.centred.site_marginals
+        return SiteMarginals(inner.mean + self.at_sites, inner.variance, inner.extra)
+
+    def marginals(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, variance = self.centred.marginals(x)
+        return mean + self.mean(x), variance
+
+    def joint(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, covariance = self.centred.joint(x)
+        return mean + self.mean(x), covariance
+
+    def paths(self, n: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        inner = self.centred.paths(n, generator)
+        return lambda x: inner(x) + self.mean(x)
+
+    def update(self, x: Tensor, sites: Sites) -> Shifted:
+        at_new = self.mean(x)
+        joined = Sites(torch.cat([self.sites.nu, sites.nu]), torch.cat([self.sites.tau, sites.tau]))
+        inner = self.centred.update(x, sites.centred(at_new))
+        return Shifted(inner, joined, torch.cat([self.at_sites, at_new]), self.mean)
+
+    def leave_one_out(self) -> tuple[Tensor, Tensor]:
+        mean, variance = self.centred.leave_one_out()
+        return mean + self.at_sites, variance
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predictive marginals at N* points: of the targets (``of="y"``) or of the latent function (``of="f"``).
+
+    distribution: a torch distribution of batch shape [N*] ([N*, P] for several outputs).
+
+    >>> p = Prediction(Normal(torch.zeros(2), torch.ones(2)))
+    >>> [round(float(v[0]), 2) for v in p.interval(0.95)]
+    [-1.96, 1.96]
+    """
+
+    distribution: Distribution
+    of: str = "y"
+
+    @property
+    def mean(self) -> Tensor:
+        """Predictive mean, in target units."""
+        return self.distribution.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """Predictive variance, in squared target units."""
+        return self.distribution.variance
+
+    @property
+    def std(self) -> Tensor:
+        """Predictive standard deviation, in target units."""
+        return self.distribution.variance.sqrt()
+
+    @property
+    def is_normal(self) -> bool:
+        """Whether the predictive distribution is Gaussian."""
+        return isinstance(self.distribution, Normal)
+
+    def quantile(self, p: float) -> Tensor:
+        """The p-quantile, 0 < p < 1, in target units."""
+        if not 0 < p < 1:
+            raise InputError(f"A quantile needs 0 < p < 1, got {p!r}.")
+        return self.distribution.icdf(torch.as_tensor(p, dtype=self.mean.dtype, device=self.mean.device))
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """The central interval (lower, upper) of probability `level`: quantiles of the predictive distribution."""
+        if not 0 < level < 1:
+            raise InputError(f"level must be between 0 and 1, got {level!r}; write 0.95 for a 95 % interval.")
+        return self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
+
+    def log_prob(self, y: Any) -> Tensor:
+        """Pointwise log predictive density of targets y, in nats; NaN where y is missing."""
+        return self.distribution.log_prob(self._targets(y))
+
+    def cdf(self, y: Any) -> Tensor:
+        """Pointwise predictive probability of a target below y."""
+        return self.distribution.cdf(self._targets(y))
+
+    def sample(self, n: int, seed: int | None = 0) -> Tensor:
+        """Independent marginal draws [n, N*]; for draws of whole functions see `GP.sample`."""
+        generator = make_generator(seed, self.mean.device)
+        uniform = torch.rand(n, *self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
+        return self.distribution.icdf(uniform.clamp_min(torch.finfo(uniform.dtype).tiny))
+
+    def _targets(self, y: Any) -> Tensor:
+        values = as_like(y, self.mean, "y")
+        if values.numel() != self.mean.numel():
+            raise InputError(f"y has shape {list(values.shape)}, the prediction has {list(self.mean.shape)}; they must match.")
+        return values.reshape(self.mean.shape)
+
+    def __repr__(self) -> str:
+        what = "y, noise included" if self.of == "y" else "f, the latent function"
+        return f"Prediction of {what}: {type(self.distribution).__name__}, shape {list(self.mean.shape)}"
+
+
+@dataclass(frozen=True)
+class LeaveOneOutPrediction(Prediction):
+    """Predictions of every target from all the others. log_density: [N], nats, NaN where the target is missing."""
+
+    log_density: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Functions drawn from the posterior of f, consistent over calls: ``paths(X) -> [n, N*]`` ([n, N*, C] if C > 1).
+
+    Differentiable in X where X is a tensor that requires a gradient.
+    """
+
+    draw: Callable[[Tensor], Tensor]
+    coerce: Callable[[Any], Points]
+    shape: Callable[[Tensor], Tensor]
+
+    def __call__(self, X: Any) -> Tensor:
+        return self.shape(self.draw(self.coerce(X).x))
+
+
+def make_generator(seed: int | None, device: torch.device | str = "cpu") -> torch.Generator:
+    """A private source of random numbers; seed None takes entropy from the system. The global state is not touched."""
+    generator = torch.Generator(device=device)
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return generator

@@ -1,0 +1,86 @@
+"""`gpx.explain`: which structures a kernel has, which engines can use it, and why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gpytorch
+import torch
+
+from gpx.errors import InputError, StructureError
+from gpx.kernels.dense import dense
+from gpx.kernels.expressions import parse
+from gpx.structure.feature_map import feature_map
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: a structure or engine, whether the kernel has it, and what to know about that."""
+
+    name: str
+    supported: bool
+    note: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a kernel can do; prints as a table."""
+
+    kernel: str
+    findings: tuple[Finding, ...]
+
+    def __str__(self) -> str:
+        width = max(len(f.name) for f in self.findings)
+        lines = [f"  {f.name.ljust(width)}  {'yes' if f.supported else 'no '}  {f.note}" for f in self.findings]
+        return "\n".join([self.kernel, *lines])
+
+    __repr__ = __str__
+
+
+def explain(kernel: Any) -> Explanation:
+    """Which structures and engines a kernel supports, and why not.
+
+    Arguments: kernel: a gpytorch kernel or an expression. Raises: InputError for anything else.
+
+    >>> print(explain("Linear"))
+    Linear(outputscale=1, center=0)
+      dense matrix  yes  any gpytorch kernel
+      feature map   yes  exact: functions can be drawn (gp.paths)
+      engine Exact  yes  uses the dense matrix
+    """
+    kernel = parse(kernel) if isinstance(kernel, str) else kernel
+    if not isinstance(kernel, gpytorch.kernels.Kernel):
+        raise InputError(f"explain takes a kernel or an expression such as 'RBF + Linear', got {type(kernel).__name__}.")
+    matrix = _probe("dense matrix", lambda: dense(kernel, *(2 * [_points(kernel)])), lambda _: "any gpytorch kernel")
+    features = _probe("feature map", lambda: _features(kernel), _describe_features)
+    engine = Finding("engine Exact", matrix.supported, "uses the dense matrix" if matrix.supported else matrix.note)
+    return Explanation(repr(kernel).replace("\n", ""), (matrix, features, engine))
+
+
+def _points(kernel: gpytorch.kernels.Kernel) -> torch.Tensor:
+    return torch.zeros(2, _dims(kernel), dtype=torch.float64)
+
+
+def _dims(kernel: gpytorch.kernels.Kernel) -> int:
+    """A number of input columns that the kernel can be asked about."""
+    dims = [int(d) + 1 for m in kernel.modules() if getattr(m, "active_dims", None) is not None for d in m.active_dims]
+    ard = [m.lengthscale.shape[-1] for m in kernel.modules() if getattr(m, "lengthscale", None) is not None]
+    return max([1, *dims, *(ard if not dims else [])])
+
+
+def _features(kernel: gpytorch.kernels.Kernel) -> Any:
+    return feature_map(kernel, 16, _dims(kernel), torch.Generator().manual_seed(0))
+
+
+def _describe_features(features: Any) -> str:
+    kind = "exact" if features.exact else "random Fourier features"
+    return f"{kind}: functions can be drawn (gp.paths)"
+
+
+def _probe(name: str, ask: Callable[[], Any], note: Callable[[Any], str]) -> Finding:
+    try:
+        return Finding(name, True, note(ask()))
+    except StructureError as error:
+        return Finding(name, False, str(error))

@@ -1,0 +1,211 @@
+"""Finite feature maps: ``k(x, x') ~ phi(x)^T phi(x')``, unbiased, for path samples.
+
+Stationary kernels get random Fourier features (Rahimi & Recht 2007); a frequency of a product of stationary kernels is the
+sum of frequencies of its factors. Kernels of finite dimension are exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+import torch
+from gpytorch import kernels as gpytorch_kernels
+from scipy.special import gammaincinv, ive
+from torch import Tensor
+
+from gpx.errors import StructureError
+from gpx.kernels import RBF, Constant, Cosine, Linear, Matern, Periodic, RationalQuadratic
+from gpx.kernels.dense import select
+
+HARMONICS = 4096
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """``phi: [N, D] -> [N, size]``; exact: whether ``phi phi^T`` is the kernel itself."""
+
+    size: int
+    apply: Callable[[Tensor], Tensor]
+    exact: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.apply(x)
+
+
+@singledispatch
+def feature_map(kernel: Any, size: int, dims: int, generator: torch.Generator) -> FeatureMap:
+    """Features of a kernel on `dims` input columns, about `size` of them where they are random.
+
+    Raises: StructureError for a kernel that has none registered.
+    """
+    raise StructureError(
+        f"{type(kernel).__name__} has no feature map, so no function can be drawn from it; draw values at given points with"
+        " GP.sample(X, n), or register a rule with gpx.structure.feature_map.register."
+    )
+
+
+@singledispatch
+def frequencies(kernel: Any, count: int, dims: int, generator: torch.Generator) -> Tensor | None:
+    """Random angular frequencies [count, dims] whose law is the normalised spectral density; None if not stationary."""
+    return None
+
+
+def _stationary_features(kernel: Any, size: int, dims: int, generator: torch.Generator) -> FeatureMap:
+    omega = frequencies(kernel, size // 2, dims, generator)
+    assert omega is not None
+    amplitude = (_variance(kernel) / len(omega)).sqrt()
+
+    def apply(x: Tensor) -> Tensor:
+        phase = x @ omega.mT.to(x)
+        return amplitude.to(x) * torch.cat([phase.cos(), phase.sin()], -1)
+
+    return FeatureMap(2 * len(omega), apply, exact=isinstance(kernel, (Cosine, Constant)))
+
+
+def _variance(kernel: Any) -> Tensor:
+    """k(0) of a stationary kernel."""
+    if isinstance(kernel, gpytorch_kernels.ProductKernel):
+        return torch.stack([_variance(k) for k in kernel.kernels]).prod()
+    return getattr(kernel, "outputscale", torch.ones(())).detach().double()
+
+
+for _kind in (RBF, Matern, RationalQuadratic, Periodic, Cosine, Constant,
+              gpytorch_kernels.RBFKernel, gpytorch_kernels.MaternKernel):  # fmt: skip
+    feature_map.register(_kind, _stationary_features)
+
+
+@feature_map.register
+def _(kernel: Linear, size: int, dims: int, generator: torch.Generator) -> FeatureMap:
+    slope, center = kernel.outputscale.detach().sqrt(), kernel.center.detach()
+
+    def apply(x: Tensor) -> Tensor:
+        x = select(kernel, x)
+        return (x - center.to(x)) * slope.to(x)
+
+    return FeatureMap(_width(kernel, dims), apply, exact=True)
+
+
+@feature_map.register
+def _(kernel: gpytorch_kernels.ScaleKernel, size: int, dims: int, generator: torch.Generator) -> FeatureMap:
+    base = feature_map(kernel.base_kernel, size, dims, generator)
+    scale = kernel.outputscale.detach().sqrt()
+    return FeatureMap(base.size, lambda x: scale.to(x) * base(x), base.exact)
+
+
+@feature_map.register
+def _(kernel: gpytorch_kernels.AdditiveKernel, size: int, dims: int, generator: torch.Generator) -> FeatureMap:
+    parts = [feature_map(k, size, _width(kernel, dims), generator) for k in kernel.kernels]
+    return FeatureMap(
+        sum(p.size for p in parts),
+        lambda x: torch.cat([p(select(kernel, x)) for p in parts], -1),
+        all(p.exact for p in parts),
+    )
+
+
+@feature_map.register
+def _(kernel: gpytorch_kernels.ProductKernel, size: int, dims: int, generator: torch.Generator) -> FeatureMap:
+    if frequencies(kernel, 1, dims, generator) is not None:
+        return _stationary_features(kernel, size, dims, generator)
+    width = _width(kernel, dims)
+    stationary = [k for k in kernel.kernels if frequencies(k, 1, width, generator) is not None]
+    others = [k for k in kernel.kernels if frequencies(k, 1, width, generator) is None]
+    joined = [gpytorch_kernels.ProductKernel(*stationary)] if stationary else []
+    parts = [feature_map(k, size, width, generator) for k in [*joined, *others]]
+    total = math.prod(p.size for p in parts)
+    if total > 64 * size:
+        raise StructureError(f"The product {kernel} has {total} features, too many for paths; use GP.sample(X, n).")
+
+    def apply(x: Tensor) -> Tensor:
+        x = select(kernel, x)
+        result = parts[0](x)
+        for part in parts[1:]:
+            result = (result.unsqueeze(-1) * part(x).unsqueeze(-2)).flatten(-2)
+        return result
+
+    return FeatureMap(total, apply, all(p.exact for p in parts))
+
+
+def _width(kernel: gpytorch_kernels.Kernel, dims: int) -> int:
+    return dims if kernel.active_dims is None else len(kernel.active_dims)
+
+
+def _embed(kernel: gpytorch_kernels.Kernel, omega: Tensor, dims: int) -> Tensor:
+    """Frequencies of the selected columns as frequencies of all of them."""
+    if kernel.active_dims is None:
+        return omega
+    full = omega.new_zeros(len(omega), dims)
+    full[:, kernel.active_dims] = omega
+    return full
+
+
+def _gaussian(kernel: Any, count: int, dims: int, generator: torch.Generator) -> Tensor:
+    """Standard normal frequencies over the lengthscales, on the selected columns."""
+    shape = (count, _width(kernel, dims))
+    normal = torch.randn(*shape, generator=generator, dtype=torch.float64, device=generator.device)
+    return normal / kernel.lengthscale.detach().reshape(1, -1)
+
+
+def _uniform(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.rand(*shape, generator=generator, dtype=torch.float64, device=generator.device)
+
+
+@frequencies.register(RBF)
+@frequencies.register(gpytorch_kernels.RBFKernel)
+def _(kernel: Any, count: int, dims: int, generator: torch.Generator) -> Tensor:
+    return _embed(kernel, _gaussian(kernel, count, dims, generator), dims)
+
+
+@frequencies.register(Matern)
+@frequencies.register(gpytorch_kernels.MaternKernel)
+def _(kernel: Any, count: int, dims: int, generator: torch.Generator) -> Tensor:
+    # A multivariate Student t with 2 nu degrees of freedom (an odd integer).
+    freedom = round(2 * kernel.nu)
+    square = torch.randn(count, freedom, generator=generator, dtype=torch.float64, device=generator.device).square()
+    omega = _gaussian(kernel, count, dims, generator) / square.mean(1, keepdim=True).sqrt()
+    return _embed(kernel, omega, dims)
+
+
+@frequencies.register
+def _(kernel: RationalQuadratic, count: int, dims: int, generator: torch.Generator) -> Tensor:
+    # A mixture of RBF kernels over precisions s ~ Gamma(alpha, rate alpha).
+    alpha = float(kernel.alpha)
+    precision = gammaincinv(alpha, _uniform(generator, count, 1).cpu().numpy()) / alpha
+    root = torch.from_numpy(precision).to(generator.device).sqrt()
+    return _embed(kernel, _gaussian(kernel, count, dims, generator) * root, dims)
+
+
+@frequencies.register
+def _(kernel: Periodic, count: int, dims: int, generator: torch.Generator) -> Tensor:
+    # exp(-(1 - cos a) / l^2) is a cosine series with weights exp(-1/l^2) I_j(1/l^2), j = 0, +-1, +-2, ...
+    weights = ive(range(HARMONICS), 1 / float(kernel.lengthscale) ** 2)
+    weights[1:] *= 2
+    law = torch.from_numpy(weights).to(generator.device).cumsum(0)
+    harmonic = torch.searchsorted(law / law[-1], _uniform(generator, count, _width(kernel, dims)))
+    sign = 2.0 * (_uniform(generator, *harmonic.shape) < 0.5) - 1
+    omega = 2 * math.pi * harmonic.double() * sign / kernel.period.detach().reshape(())
+    return _embed(kernel, omega, dims)
+
+
+@frequencies.register
+def _(kernel: Cosine, count: int, dims: int, generator: torch.Generator) -> Tensor:
+    omega = (2 * math.pi / kernel.period.detach()).reshape(1, 1).expand(count, 1)
+    sign = 2.0 * (_uniform(generator, count, 1) < 0.5) - 1
+    return _embed(kernel, omega * sign, dims)
+
+
+@frequencies.register
+def _(kernel: Constant, count: int, dims: int, generator: torch.Generator) -> Tensor:
+    return torch.zeros(count, dims, dtype=torch.float64, device=generator.device)
+
+
+@frequencies.register
+def _(kernel: gpytorch_kernels.ProductKernel, count: int, dims: int, generator: torch.Generator) -> Tensor | None:
+    width = _width(kernel, dims)
+    parts = [frequencies(k, count, width, generator) for k in kernel.kernels]
+    if any(p is None for p in parts):
+        return None
+    return _embed(kernel, torch.stack([p for p in parts if p is not None]).sum(0), dims)

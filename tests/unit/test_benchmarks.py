@@ -1,0 +1,172 @@
+"""The benchmark harness, with a task that is over in no time, and the arithmetic of its report."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import registry, report, runner
+from benchmarks.__main__ import main
+from benchmarks.measure import extra_memory, timed
+
+ROOT = Path(__file__).resolve().parents[2]
+
+FAKE = """
+import os
+from benchmarks.registry import Metric, Task
+
+def slow(setting):
+    return {"time": 6.0 + setting.seed, "score": 2.0, "threads": float(os.environ["OMP_NUM_THREADS"])}
+
+def broken(setting):
+    raise ArithmeticError("no luck")
+
+TASK = Task(
+    "fake", "For tests.", (Metric("time", "s"), Metric("score", "nats", "difference"), Metric("threads")),
+    {"gpx": lambda setting: {"time": 2.0, "score": -1.0}, "slow": slow, "broken": broken},
+)
+"""
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """The name of a module with a task, importable here and in the workers."""
+    package = tmp_path / "fake_tasks"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "quick.py").write_text(FAKE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    yield "fake_tasks.quick"
+    for name in ("fake_tasks", "fake_tasks.quick"):
+        sys.modules.pop(name, None)
+
+
+def test_models_run_in_turn_with_equal_threads(fake):
+    records = list(runner.run(fake, ["gpx", "slow"], repeats=2, quick=True, threads=1))
+    assert [(r["model"], r["repeat"], r["seed"]) for r in records] == [
+        ("gpx", 0, 0), ("slow", 0, 0), ("gpx", 1, 1), ("slow", 1, 1),
+    ]  # fmt: skip
+    assert [r["metrics"]["time"] for r in records] == [2.0, 6.0, 2.0, 7.0]
+    assert records[1]["metrics"]["threads"] == records[1]["machine"]["threads"] == 1
+    for record in records:
+        assert record["metrics"]["peak memory"] > 1
+        assert {"python", "torch", "gpytorch", "sklearn", "gpx"} <= set(record["versions"])
+        assert record["machine"]["cpu"]
+        assert record["quick"] is True
+        assert record["load"] >= 0
+
+
+def test_the_command_writes_table_and_lines(fake, tmp_path, capsys):
+    arguments = [
+        fake,
+        "--models",
+        "gpx,slow",
+        "--repeats",
+        "1",
+        "--threads",
+        "1",
+        "--output",
+        str(tmp_path / "new" / "out"),
+    ]
+    assert main(arguments) == 0
+    lines = (tmp_path / "new/out/fake.jsonl").read_text().splitlines()
+    assert [json.loads(line)["model"] for line in lines] == ["gpx", "slow"]
+    text = (tmp_path / "new/out/fake.md").read_text()
+    assert "| time [s]" in text
+    assert "3 x" in text
+    assert text in capsys.readouterr().out
+
+
+def test_a_failing_model_is_reported_and_the_others_are_kept(fake, tmp_path, capsys):
+    arguments = [fake, "--models", "broken,gpx", "--quick", "--repeats", "1", "--output", str(tmp_path)]
+    assert main(arguments) == 1
+    text = (tmp_path / "fake-quick.md").read_text()
+    assert "broken, repeat 0: `ArithmeticError: no luck`" in text
+    assert "Quick version" in text
+    assert "| gpx " in text
+    capsys.readouterr()
+
+
+def test_unknown_tasks_and_models_are_answered_with_the_known(fake, capsys):
+    assert main(["nope"]) == 2
+    assert "exact, memory" in capsys.readouterr().err
+    assert main(["no_such_package.module"]) == 2
+    assert main([fake, "--models", "gpx,nope"]) == 2
+    assert "'nope'" in capsys.readouterr().err
+
+
+def test_without_a_name_the_tasks_are_listed(capsys):
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    assert "exact" in text
+    assert "sklearn" in text
+
+
+def test_reading_the_tasks_imports_nothing_heavy():
+    """A process inherits the peak memory of its parent, so the one that starts the models must stay small."""
+    code = "import sys, benchmarks.__main__ as m; m.main([]); print({'torch', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def records(times, scores, model):
+    return [
+        {"model": model, "repeat": i, "metrics": {"time": t, "score": s}}
+        for i, (t, s) in enumerate(zip(times, scores, strict=True))
+    ]
+
+
+def test_the_summary_is_min_median_max_and_ratio_or_difference():
+    metrics = (
+        registry.Metric("time", "s"),
+        registry.Metric("score", "nats", "difference"),
+        registry.Metric("absent"),
+    )
+    task = registry.Task("t", "", metrics, {"gpx": dict, "peer": dict})
+    runs = records([2.0, 1.0, 4.0], [-10.0, -10.0, -10.0], "gpx") + records([18.0, 17.0], [-12.0, -13.0], "peer")
+    rows = {(row.metric.name, row.model): row for row in report.summarise(task, runs)}
+    assert set(rows) == {("time", "gpx"), ("time", "peer"), ("score", "gpx"), ("score", "peer")}
+    assert rows["time", "gpx"][2:] == (1.0, 2.0, 4.0, 1.0)
+    assert rows["time", "peer"][2:] == (17.0, 17.5, 18.0, 8.75)
+    assert rows["score", "peer"].against == -2.5
+
+
+def test_without_a_reference_run_there_is_no_comparison():
+    task = registry.Task("t", "", (registry.Metric("time"),), {"gpx": dict, "peer": dict})
+    (row,) = report.summarise(task, records([3.0], [0.0], "peer"))
+    assert math.isnan(row.against)
+    zero = records([0.0], [0.0], "gpx") + records([3.0], [0.0], "peer")
+    assert math.isnan(report.summarise(task, zero)[1].against)
+
+
+def test_measures():
+    value, seconds = timed(lambda: sum(range(1000)))
+    assert value == 499500
+    assert 0 <= seconds < 1
+    block, extra = extra_memory(lambda: bytearray(1 << 24))
+    assert len(block) == 1 << 24
+    assert extra > 0
+
+
+@pytest.mark.data
+def test_the_exact_task_is_the_stated_problem():
+    from benchmarks.tasks.exact import problem
+    from gpx import datasets
+
+    if not any(entry.name == "elevators" and entry.available for entry in datasets.catalogue()):
+        pytest.skip("needs the data folder: set GPX_DATA")
+    full, quick = problem(quick=False), problem(quick=True)
+    assert full.X.shape == (2000, 18)
+    assert full.X_test.shape == (1000, 18)
+    assert quick.y.shape == quick.y_test.shape == (300,)
+    assert (abs(full.X.mean(0)) < 1e-7).all()
+    assert ((abs(full.X.std(0) - 1) < 1e-9) | (full.X.std(0) == 0)).all()
+    assert abs(full.X_test).max() < 10
+    assert full.y.std() == pytest.approx(1.0)
+    assert abs(full.y_test.mean()) > 1e-6, "the test rows are standardised by the training rows"
