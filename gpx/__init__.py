@@ -10,12 +10,27 @@ torch.Size([2])
 __version__ = "0.1.0"
 
 from gpx import checking, datasets, engines, errors, kernels, likelihoods, objectives, rules, structure
-from gpx.errors import InputError, NumericalError, StructureError
+from gpx.errors import FitWarning, InputError, NumericalError, StructureError
 from gpx.gp import GP
 from gpx.io import load, register
 from gpx.structure.explain import explain
 
 __all__ = [
-    "GP", "InputError", "NumericalError", "StructureError", "checking", "datasets", "engines", "errors", "explain", "kernels",
-    "likelihoods", "load", "objectives", "register", "rules", "structure",
-]  # fmt: skip
+    "GP",
+    "FitWarning",
+    "InputError",
+    "NumericalError",
+    "StructureError",
+    "checking",
+    "datasets",
+    "engines",
+    "errors",
+    "explain",
+    "kernels",
+    "likelihoods",
+    "load",
+    "objectives",
+    "register",
+    "rules",
+    "structure",
+]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -464,27 +464,29 @@ def _read_csv(path: Path) -> pandas.DataFrame:
     import pandas
     from pandas.api.types import is_string_dtype
 
-    compression = _compression(path)
     # Two rows without a header: if the second has more cells this fails, where otherwise pandas makes an index of them.
-    header: Any = pandas.read_csv(path, compression=compression, header=None, nrows=2, dtype=str).iloc[0]
-    if pandas.to_numeric(header, errors="coerce").notna().all():
+    rows = pandas.read_csv(path, header=None, nrows=2, dtype=str)
+    header: list[str] = rows.iloc[0].fillna("").tolist()
+    if all(_is_number(cell) for cell in header):
         raise InputError(
             f"the first row of {str(path)!r} holds numbers ({', '.join(header[:3])}, ...); expected column names. "
             "Add a first row with the names of the columns."
         )
-    if header.str.contains("\0", regex=False).any():
+    if any("\0" in cell for cell in header):
         raise ValueError("it holds binary data")
-    table = pandas.read_csv(path, compression=compression, low_memory=False)
+    table = pandas.read_csv(path, low_memory=False)
     for column in table:
         if is_string_dtype(table[column]):
             table[column] = _as_dates(table[column])
     return table
 
 
-def _compression(path: Path) -> Literal["gzip"] | None:
-    # By content, not by name: a gzip file under another name is common, and so is a plain file called .gz.
-    with open(path, "rb") as file:
-        return "gzip" if file.read(2) == b"\x1f\x8b" else None
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _as_dates(column: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The errors that gpx raises on purpose. Each message says what was received, what is expected and what to do."""
+"""The errors and warnings that gpx raises on purpose. Each message says what was received, what is expected and what to do."""
 
 from __future__ import annotations
 
@@ -13,3 +13,7 @@ class StructureError(TypeError):
 
 class NumericalError(RuntimeError):
     """A computation that broke down in floating point, with the causes that were looked for."""
+
+
+class FitWarning(UserWarning):
+    """A fit that ended early or needed help, with what to do; at most one per fit."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,8 +15,9 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from gpx import checking, io, plot
+from gpx.encoding import Encoding
 from gpx.engines.auto import ENGINES, choose_engine
-from gpx.errors import InputError, StructureError
+from gpx.errors import FitWarning, InputError, StructureError
 from gpx.inference.coordinates import Coordinates, trainable_modules
 from gpx.inference.fit import FitOptions, FitResult, diagnose, fit
 from gpx.inference.objectives import Evidence, leave_one_out_density
@@ -51,6 +53,8 @@ class GP:
     torch.Size([1])
     """
 
+    encoding: Encoding | None = None  # how `gpx fit` made the inputs from a table
+
     def __init__(
         self, kernel: Any, likelihood: Likelihood | None = None, *, mean: Any = "constant", engine: Any = "auto",
         rule: Any = "auto", objective: Any = "auto",
@@ -78,10 +82,14 @@ class GP:
         if priors not in ("weak", None):
             raise InputError(f"priors must be 'weak' or None, got {priors!r}.")
         if not isinstance(max_iter, int) or max_iter < 1 or not isinstance(restarts, int) or restarts < 0:
-            raise InputError(f"max_iter must be a positive integer and restarts one >= 0, got {max_iter!r}, {restarts!r}.")
+            raise InputError(
+                f"max_iter must be a positive integer and restarts one >= 0, got {max_iter!r}, {restarts!r}."
+            )
         data = as_data(X, y)
         if not bool(data.observed.any()):
-            raise InputError(f"y has no observed target among {data.y.numel()}; fit needs at least one, see condition().")
+            raise InputError(
+                f"y has no observed target among {data.y.numel()}; fit needs at least one, see condition()."
+            )
         problem = self._problem_for(data)
         for _, module in trainable_modules(problem.prior.mean, problem.prior.kernels, problem.likelihood):
             _start(module, data, priors)
@@ -115,8 +123,9 @@ class GP:
 
     def log_evidence(self) -> float:
         """The objective at the present hyperparameters, in nats, without log priors."""
+        problem = self._fitted()
         with torch.no_grad():
-            return float(self.objective_(self._fitted()))
+            return float(self.objective_(problem))
 
     def predict(self, X: Any, of: str = "y", *, noise: Any = None) -> Prediction:
         """Predictive marginals at X [N*, D].
@@ -145,8 +154,9 @@ class GP:
 
     def paths(self, n: int, seed: int | None = 0) -> Paths:
         """n posterior functions of f: callable, consistent over calls, ``paths(X) -> [n, N*]``."""
+        generator = make_generator(seed, self._fitted().data.x.device)
         with torch.no_grad():
-            draw = self.posterior_.paths(n, make_generator(seed, self._fitted().data.x.device))
+            draw = self.posterior_.paths(n, generator)
         return Paths(draw, self._points, self._flat)
 
     def loo(self) -> LeaveOneOutPrediction:
@@ -174,8 +184,9 @@ class GP:
         problem = self._fitted()
         errors = None
         if self.result_ is not None:
-            unsolved = Problem(*(getattr(problem, f) for f in Problem.__dataclass_fields__))
-            errors = standard_errors(unsolved, self.objective_, _coordinates(problem))
+            # On a copy: the differences move the parameters, and other threads may be predicting.
+            moving = copy.deepcopy(Problem(*(getattr(problem, f) for f in Problem.__dataclass_fields__)))
+            errors = standard_errors(moving, self.objective_, _coordinates(moving))
         modules = trainable_modules(problem.prior.mean, problem.prior.kernels, problem.likelihood)
         return parameter_table(modules, self.result_.starts if self.result_ else {}, errors)
 
@@ -227,6 +238,9 @@ class GP:
     def _finish(self, problem: Problem, result: FitResult | None) -> GP:
         with torch.no_grad():
             posterior = _posterior(problem)
+        if result is not None:
+            result = replace(result, jitter=posterior.jitter)
+            _report(result)
         fields = (getattr(problem, f) for f in Problem.__dataclass_fields__)
         self._solved = Solved(*fields, posterior)
         kernels = problem.prior.kernels
@@ -241,6 +255,12 @@ class GP:
         """The fitted state of a model file: condition on its data, with its own hyperparameters."""
         data = replace(as_data(x, y), columns=columns)
         kernels = self.kernel if isinstance(self.kernel, list) else [self.kernel]
+        for kernel in kernels:
+            if isinstance(kernel, Kernel):
+                kernel.resolve(columns)
+        assert self.likelihood is not None  # a file names all parts
+        for module in (self.mean, self.likelihood, *kernels):
+            module.to(dtype=x.dtype)
         prior = Prior(self.mean, tuple(kernels))
         self.objective_, self.engine_reason_ = self.objective, reason
         return self._finish(Problem.planned(prior, data, self.likelihood, self.engine, self.rule), result)
@@ -286,8 +306,7 @@ def _kernels(kernel: Any, latents: int, data: Data) -> list[gpytorch.kernels.Ker
     parts: Sequence[Any] = kernel if isinstance(kernel, (list, tuple)) else [kernel] * latents
     if len(parts) != latents:
         raise InputError(f"The likelihood has {latents} latent function(s), but {len(parts)} kernels were given.")
-    named = [auto_kernel(data) if k == "auto" else parse(k) if isinstance(k, str) else copy.deepcopy(k) for k in parts]
-    return named
+    return [auto_kernel(data) if k == "auto" else parse(k) if isinstance(k, str) else copy.deepcopy(k) for k in parts]
 
 
 def _start(module: Any, data: Data, priors: str | None) -> None:
@@ -312,6 +331,21 @@ def _resumed(resume: Any, coordinates: Coordinates) -> Any:
     for mine, saved in zip(coordinates.entries, theirs.entries, strict=True):
         mine.raw.data.copy_(saved.raw.data)
     return coordinates.read()
+
+
+def _report(result: FitResult) -> None:
+    """One warning for all that the user should know about how a fit ended."""
+    notes = []
+    if not result.converged:
+        notes.append(
+            f"it did not converge ({result.reason}): raise the limit, or go on from here with fit(..., resume=gp)"
+        )
+    if result.jitter > 0:
+        notes.append(
+            f"the noise variance was raised by a share of {result.jitter:.1e} to factorise the covariance matrix"
+        )
+    if notes:
+        warnings.warn("The fit needs attention: " + "; ".join(notes) + ".", FitWarning, stacklevel=4)
 
 
 def _posterior(problem: Problem) -> Shifted:

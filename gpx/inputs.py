@@ -73,11 +73,11 @@ class Data:
 def as_data(X: Any, y: Any, *, columns: tuple[str, ...] | None = None) -> Data:
     """Coerce inputs and targets. Raises InputError for what cannot be used, naming rows or columns."""
     points = as_points(X, columns=columns)
-    x = points.x.detach()
-    targets = as_targets(y, x)
-    return Data(
-        x, targets.reshape(len(x), -1), points.columns, _pooled_variance(targets), _spread(x), flat=targets.dim() == 1
-    )
+    x = points.x.detach().clone()  # the caller may change a tensor later
+    targets = as_targets(y, x).clone()
+    flat = targets.dim() == 1
+    targets = targets.unsqueeze(1) if flat else targets
+    return Data(x, targets, points.columns, _pooled_variance(targets), _spread(x), flat=flat)
 
 
 def as_points(X: Any, *, columns: tuple[str, ...] | None = None, like: Tensor | None = None) -> Points:
@@ -92,7 +92,7 @@ def as_points(X: Any, *, columns: tuple[str, ...] | None = None, like: Tensor | 
         raise InputError(
             f"X has {x.shape[1]} column(s), but the model was fitted on {len(columns)}{known}; pass the same columns."
         )
-    _require_finite(x, names)
+    _require_finite(x, columns or names)
     if like is not None:
         x = x.to(dtype=like.dtype, device=x.device if isinstance(X, Tensor) else like.device)
     return Points(x, columns or names or ("",) * x.shape[1])
@@ -152,6 +152,8 @@ def _is_datetime(series: Any) -> bool:
 
 def _series_array(series: Any) -> np.ndarray:
     """A pandas column as a numpy array; nullable numbers get NaN for their missing values."""
+    if str(series.dtype) == "category":
+        return series.astype(str).to_numpy()  # codes of categories are no numbers, whatever they look like
     if getattr(series.dtype, "na_value", None) is not None and getattr(series.dtype, "kind", "O") in "iufb":
         return series.to_numpy(dtype=float, na_value=np.nan)
     return series.to_numpy()
@@ -222,7 +224,7 @@ def _first_rows(bad: Tensor, limit: int = 5) -> str:
 def _pooled_variance(y: Tensor) -> float:
     """Mean over the columns of the variance of what is observed; 1 if all of it is constant up to rounding."""
     variances = []
-    for column in y.reshape(len(y), -1).T:
+    for column in y.T:
         seen = column[~torch.isnan(column)]
         if len(seen):
             centred = seen - seen.mean()

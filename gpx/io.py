@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import gpx
 from gpx import engines, kernels, likelihoods
+from gpx.encoding import Encoding
 from gpx.errors import InputError, StructureError
 from gpx.inference import objectives, rules
 from gpx.inference.coordinates import trainable_modules
@@ -74,8 +75,8 @@ def _register_own() -> None:
         theirs.LinearKernel, theirs.CosineKernel,
     ):  # fmt: skip
         register(cls)
-    for cls in vars(gpytorch.priors).values():
-        if inspect.isclass(cls) and issubclass(cls, ParameterPrior):
+    for cls in (*vars(gpytorch.priors).values(), *vars(gpytorch.constraints).values()):
+        if inspect.isclass(cls) and issubclass(cls, (ParameterPrior, Interval)):
             register(cls)
 
 
@@ -101,11 +102,12 @@ def save(gp: GP, path: str | os.PathLike[str]) -> None:
         },
         "modules": {name: _state(name, module, tensors) for name, module in modules.items()},
         "data": {"columns": problem.data.columns, "flat": problem.data.flat},
+        "encoding": None if gp.encoding is None else gp.encoding.to_dict(),
         "engine_reason": gp.engine_reason_,
         "result": None if gp.result_ is None else dataclasses.asdict(gp.result_),
     }
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    text = json.dumps(header, sort_keys=True)
+    text = json.dumps(header)
     _write(Path(path), to_bytes(tensors, metadata={"gpx": text, "digest": _digest(text, tensors)}))
 
 
@@ -122,6 +124,7 @@ def load(path: str | os.PathLike[str]) -> GP:
         _restore(name, module, header["modules"][name], tensors)
     gp = gpx.GP(own[0] if len(own) == 1 else own, likelihood, mean=mean, engine=parts["engine"], rule=parts["rule"],
                 objective=parts["objective"])  # fmt: skip
+    gp.encoding = None if header.get("encoding") is None else Encoding.from_dict(header["encoding"])
     y = tensors["data.y"].squeeze(-1) if header["data"]["flat"] else tensors["data.y"]
     result = header["result"]
     if result is not None:
@@ -164,7 +167,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise InputError(f"{path} was changed after it was saved (its checksum differs); save the model again.")
     header = json.loads(metadata["gpx"])
     if header["format"] != FORMAT:
-        raise InputError(f"{path} has format {header['format']}, this gpx {gpx.__version__} reads {FORMAT}; update gpx.")
+        raise InputError(
+            f"{path} has format {header['format']}, this gpx {gpx.__version__} reads {FORMAT}; update gpx."
+        )
     return header, tensors
 
 
@@ -191,7 +196,11 @@ def _encode(value: Any) -> Any:
             " before saving and before loading."
         )
     positional, keywords = _arguments(value)
-    return {"class": name, "args": [_encode(v) for v in positional], "kwargs": {k: _encode(v) for k, v in keywords.items()}}
+    return {
+        "class": name,
+        "args": [_encode(v) for v in positional],
+        "kwargs": {k: _encode(v) for k, v in keywords.items()},
+    }
 
 
 def _arguments(value: Any) -> tuple[list[Any], dict[str, Any]]:
@@ -201,12 +210,24 @@ def _arguments(value: Any) -> tuple[list[Any], dict[str, Any]]:
         return [], {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, (gpytorch.kernels.AdditiveKernel, gpytorch.kernels.ProductKernel)):
         return list(value.kernels), {}
+    if isinstance(value, gpytorch.priors.UniformPrior):
+        return [], {"a": value.low, "b": value.high}
     if isinstance(value, ParameterPrior):
         return [], {name: getattr(value, name) for name in value.arg_constraints}
+    names = list(inspect.signature(type(value)).parameters)
+    if isinstance(value, Interval):
+        keywords = {name: getattr(value, name) for name in names if name.endswith("_bound")}
+        if repr(value._transform) != repr(type(value)(**keywords)._transform):
+            raise StructureError(
+                f"{value} has a transform of its own, which cannot be part of a model file; use its default."
+            )
+        return [], keywords
+    if isinstance(value, gpytorch.kernels.Kernel) and "kwargs" in names:
+        names += inspect.signature(gpytorch.kernels.Kernel).parameters
     keywords = {}
-    for name in inspect.signature(type(value)).parameters:
-        attribute = getattr(value, name, None)
-        simple = isinstance(attribute, (bool, int, float, str, gpytorch.kernels.Kernel))
+    for name in names:
+        attribute = getattr(value, f"raw_{name}" if name.endswith("_constraint") else name, None)
+        simple = isinstance(attribute, (bool, int, float, str, gpytorch.kernels.Kernel, ParameterPrior, Interval))
         if simple or name == "active_dims" and attribute is not None:
             keywords[name] = attribute
     return [], keywords

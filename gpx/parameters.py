@@ -19,6 +19,8 @@ from torch import Tensor
 
 from gpx.errors import InputError
 
+WEAK = math.log(100.0)  # standard deviation of a weak prior on a log value: a factor of 100
+
 
 class LogInterval(Interval):
     """``value = exp(raw)`` with ``lower <= value <= upper``; the bounds are a box for the optimiser."""
@@ -95,9 +97,14 @@ class Parameterised:
     def declare(self, name: str, value: Any, shape: tuple[int, ...] = ()) -> None:
         """Register ``raw_NAME``; `value` None means that the data decide."""
         spec = type(self).values()[name]
-        start = torch.as_tensor(spec.default if value is None else value, dtype=torch.float64)
-        start = start.expand(shape).clone() if start.dim() <= len(shape) and start.numel() == 1 else start.clone()
+        start = as_value(type(self).__name__, name, spec.default if value is None else value)
         check_value(type(self).__name__, name, start, spec.positive)
+        try:
+            start = start.detach().expand(shape).clone()
+        except RuntimeError as error:
+            raise InputError(
+                f"{type(self).__name__}: {name} has shape {list(start.shape)}, expected {list(shape)}; give one number."
+            ) from error
         raw = torch.nn.Parameter(start.log() if spec.positive else start, requires_grad=not spec.fixed)
         self.register_parameter(f"raw_{name}", raw)
         if spec.positive:
@@ -109,7 +116,7 @@ class Parameterised:
     def assign(self, name: str, value: Any) -> None:
         """Set the natural value; a new shape replaces the parameter."""
         raw = getattr(self, f"raw_{name}")
-        new = torch.as_tensor(value, dtype=raw.dtype, device=raw.device)
+        new = as_value(type(self).__name__, name, value).to(raw)
         check_value(type(self).__name__, name, new, type(self).values()[name].positive)
         new = new.detach().log() if type(self).values()[name].positive else new.detach()
         if new.numel() == 1:
@@ -144,11 +151,12 @@ class Parameterised:
         unknown = set(choice) - {"init", "bounds", "prior", "fixed"}
         if unknown:
             raise InputError(f"set({name}=...) got {sorted(unknown)}; known keys are init, bounds, prior and fixed.")
+        bounds = self._bounds(name) if choice.get("bounds") is None else choice["bounds"]
         if choice.get("init") is not None:
             self.assign(name, choice["init"])
             self.choices[name] = replace(self.choices[name], given=True)
-        if choice.get("bounds") is not None:
-            self._set_bounds(name, *choice["bounds"])
+        if bounds is not None:
+            self._set_bounds(name, bounds)
             self.choices[name] = replace(self.choices[name], bounded=True)
         if choice.get("prior") is not None:
             self._set_prior(name, choice["prior"])
@@ -161,10 +169,23 @@ class Parameterised:
         getattr(self, f"raw_{name}").requires_grad_(not fixed)
         self.choices[name] = replace(self.choices[name], fixed=fixed)
 
-    def _set_bounds(self, name: str, lower: float, upper: float) -> None:
+    def _bounds(self, name: str) -> tuple[float, float] | None:
+        """The bounds that the user chose."""
+        if not self.choices[name].bounded:
+            return None
+        constraint = getattr(self, f"raw_{name}_constraint")
+        return float(constraint.lower_bound), float(constraint.upper_bound)
+
+    def _set_bounds(self, name: str, bounds: Any) -> None:
+        try:
+            lower, upper = map(float, bounds)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"Bounds of {name} must be a pair (lower, upper), got {bounds!r}.") from error
         positive = type(self).values()[name].positive
         if not (0 if positive else -math.inf) <= lower < upper:
-            raise InputError(f"Bounds of {name} must satisfy {'0 <= ' if positive else ''}lower < upper, got {lower, upper}.")
+            raise InputError(
+                f"Bounds of {name} must satisfy {'0 <= ' if positive else ''}lower < upper, got {lower, upper}."
+            )
         value = getattr(self, name)
         if self.choices[name].given and not bool(((value >= lower) & (value <= upper)).all()):
             raise InputError(f"{name} = {value.tolist()} lies outside its bounds {lower, upper}; move one of them.")
@@ -181,7 +202,7 @@ class Parameterised:
         self.register_prior(f"{name}_prior", prior, partial(read_value, name=name), partial(_write_value, name=name))
 
     def start(
-        self, name: str, value: Any, *, spread: float = 3.0, box: tuple[float, float] = (1e-5, 1e5), scale: float = 1.0
+        self, name: str, value: Any, *, spread: float = WEAK, box: tuple[float, float] = (1e-5, 1e5), scale: float = 1.0
     ) -> None:
         """Start a value that the user did not give from the data, with a weak prior and wide bounds.
 
@@ -194,9 +215,8 @@ class Parameterised:
             return
         raw = getattr(self, f"raw_{name}")
         value = torch.as_tensor(value, dtype=raw.dtype, device=raw.device)
-        if choice.bounded:
-            constraint = getattr(self, f"raw_{name}_constraint")
-            value = value.clamp(float(constraint.lower_bound), float(constraint.upper_bound))
+        if bounds := self._bounds(name):
+            value = value.clamp(*bounds)
         self.assign(name, value)
         if not spec.positive:
             return
@@ -213,6 +233,14 @@ class Parameterised:
             if not choice.has_prior and f"{name}_prior" in self._priors:
                 del self._priors[f"{name}_prior"]
                 delattr(self, f"{name}_prior")
+
+
+def as_value(owner: str, name: str, value: Any) -> Tensor:
+    """A number or list of numbers as a float64 tensor."""
+    try:
+        return torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{owner}: {name} must be a number or a list of numbers, got {value!r}.") from error
 
 
 def check_value(owner: str, name: str, value: Tensor, positive: bool) -> None:

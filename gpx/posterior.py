@@ -37,6 +37,11 @@ class Posterior(ABC):
         """
 
     @property
+    def jitter(self) -> float:
+        """By what share the noise variances were raised to make a factorisation succeed; 0: not at all."""
+        return 0.0
+
+    @property
     @abstractmethod
     def site_marginals(self) -> SiteMarginals:
         """Posterior marginals of the site variables."""
@@ -61,8 +66,9 @@ class Posterior(ABC):
     def leave_one_out(self) -> tuple[Tensor, Tensor]:
         """Mean and variance [N, C] of each pseudo-target nu / tau given all others; NaN where tau = 0."""
 
+    @torch.no_grad()
     def sample(self, x: Tensor, n: int, generator: torch.Generator) -> Tensor:
-        """Joint draws [n, N*, C] of f at x. Cost: O(N*^3)."""
+        """Joint draws [n, N*, C] of f at x; not differentiable. Cost: O(N*^3)."""
         mean, covariance = self.joint(x)
         noise = torch.randn(len(covariance), len(x), n, generator=generator, dtype=x.dtype, device=x.device)
         draws = [factorise(c.clone).lower.tril() @ z for c, z in zip(covariance, noise, strict=True)]
@@ -90,6 +96,10 @@ class Shifted(Posterior):
     @property
     def log_density(self) -> Tensor:
         return self.centred.log_density
+
+    @property
+    def jitter(self) -> float:
+        return self.centred.jitter
 
     @property
     def site_marginals(self) -> SiteMarginals:
@@ -181,8 +191,10 @@ class Prediction:
 
     def _targets(self, y: Any) -> Tensor:
         values = as_like(y, self.mean, "y")
-        if values.numel() != self.mean.numel():
-            raise InputError(f"y has shape {list(values.shape)}, the prediction has {list(self.mean.shape)}; they must match.")
+        if values.squeeze(-1).shape != self.mean.squeeze(-1).shape:  # [N, 1] is as good as [N]
+            raise InputError(
+                f"y has shape {list(values.shape)}, the prediction has {list(self.mean.shape)}; they must match."
+            )
         return values.reshape(self.mean.shape)
 
     def __repr__(self) -> str:
@@ -209,7 +221,9 @@ class Paths:
     shape: Callable[[Tensor], Tensor]
 
     def __call__(self, X: Any) -> Tensor:
-        return self.shape(self.draw(self.coerce(X).x))
+        x = self.coerce(X).x
+        with torch.set_grad_enabled(x.requires_grad):
+            return self.shape(self.draw(x))
 
 
 def make_generator(seed: int | None, device: torch.device | str = "cpu") -> torch.Generator:

@@ -1,14 +1,14 @@
-"""Progress of long work: a tqdm line on a terminal or in a notebook, nothing in pipes."""
+"""Progress of long work: a tqdm line on a terminal, nothing in pipes."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 
 def progress_bar(total: int | None, description: str, verbose: bool | None = None, unit: str = "it") -> Any:
-    """A tqdm bar. verbose: True shows it, False hides it, None shows it on a terminal or in a notebook only.
+    """A tqdm bar. verbose: True shows it, False hides it, None shows it on a terminal only.
 
     >>> with progress_bar(3, "fit", verbose=False) as bar:
     ...     _ = bar.update()

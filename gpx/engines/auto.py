@@ -48,7 +48,7 @@ def choose_engine(engine: Any, prior: Prior, data: Data) -> tuple[Engine, str]:
 
 
 def _checked(engine: Any) -> Engine:
-    if not all(hasattr(engine, name) for name in ("plan", "parameters", "condition")):
+    if isinstance(engine, type) or not all(hasattr(engine, name) for name in ("plan", "parameters", "condition")):
         raise InputError(f"engine must be 'auto' or an engine such as engines.Exact(), got {engine!r}.")
     return engine
 

@@ -72,7 +72,8 @@ class Exact:
 @dataclass(frozen=True)
 class _Solution:
     """The columns that share kernel and precisions tau [n]: targets [n, c], alpha = C^-1 targets, where C = K + 1 / tau and
-    factor is that of B = root C root, root = sqrt(tau)."""
+    factor is that of B = root C root, root = sqrt(tau).
+    """
 
     kernel: gpytorch.kernels.Kernel
     columns: tuple[int, ...]
@@ -171,7 +172,9 @@ def _differentiable(ctx: Any, x: Tensor) -> Tensor:
     return x.detach().requires_grad_(ctx.needs_input_grad[2])
 
 
-def _kernel_gradients(ctx: Any, x: Tensor, weights: Callable[[slice, slice], Tensor], params: Any) -> list[Tensor | None]:
+def _kernel_gradients(
+    ctx: Any, x: Tensor, weights: Callable[[slice, slice], Tensor], params: Any
+) -> list[Tensor | None]:
     """Gradients in x and the kernel's parameters."""
     leaf = _differentiable(ctx, x)
     inputs = ([leaf] if leaf.requires_grad else []) + list(params)
@@ -187,7 +190,9 @@ class _Evidence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, kernel: Any, factor: Cholesky, x: Tensor, targets: Tensor, tau: Tensor, *params: Tensor) -> Any:
+    def forward(
+        ctx: Any, kernel: Any, factor: Cholesky, x: Tensor, targets: Tensor, tau: Tensor, *params: Tensor
+    ) -> Any:
         root = tau.sqrt()[:, None]
         scaled = root * targets
         alpha = root * factor.solve(scaled)
@@ -256,7 +261,7 @@ class ExactPosterior(Posterior):
 
     @property
     def jitter(self) -> float:
-        """The largest jitter that was added, relative to the noise: see `linalg.cholesky`."""
+        # The matrix that is factorised has the noise as its unit.
         return max((s.factor.jitter for s in self.solutions), default=0.0)
 
     @property

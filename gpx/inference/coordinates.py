@@ -87,6 +87,7 @@ class Coordinates:
     """All trainable values of some modules, as one vector of float64."""
 
     def __init__(self, modules: Sequence[tuple[str, nn.Module]]):
+        self.modules = [module for _, module in modules]
         self.entries = [entry for path, module in modules for entry in _entries(path, module)]
 
     @property
@@ -129,13 +130,20 @@ class Coordinates:
 
     def log_prior(self) -> Tensor:
         """The log density of the coordinates: of log values where the value is positive, so that a LogNormal prior has
-        its maximum at its median."""
+        its maximum at its median. Priors of fixed values do not count.
+        """
         total = torch.zeros((), dtype=torch.float64)
-        for entry in self.entries:
-            if entry.prior is not None:
-                value = entry.value
-                jacobian = value.log().sum() if entry.positive else 0.0
-                total = total + (entry.prior.log_prob(value).sum() + jacobian).to(total)
+        trainable = {(id(e.module), e.name): e for e in self.entries}
+        for module in self.modules:
+            named = module.named_priors() if isinstance(module, gpytorch.Module) else ()
+            for path, owner, prior, read, _ in named:
+                name = path.rpartition(".")[2].removesuffix("_prior")
+                entry = trainable.get((id(owner), name))
+                if entry is None and hasattr(owner, f"raw_{name}"):
+                    continue
+                value = read(owner)
+                jacobian = value.log().sum() if entry is not None and entry.positive else 0.0
+                total = total + (prior.log_prob(value).sum() + jacobian).to(total)
         return total
 
     def labels(self) -> list[str]:

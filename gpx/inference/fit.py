@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import minimize
 
 from gpx.errors import NumericalError
-from gpx.inference.coordinates import Coordinates
+from gpx.inference.coordinates import Coordinate, Coordinates
 from gpx.inference.objectives import Objective
 from gpx.inference.problem import Problem
 from gpx.posterior import make_generator
@@ -21,7 +21,8 @@ from gpx.progress import progress_bar
 FTOL = 1e-8  # relative to the gain over a constant with white noise
 GTOL = 1e-4  # nats per unit of a coordinate, times the square root of N
 START_ROWS = 500
-START_FACTORS = (0.03, 0.1, 0.3, 1.0, 3.0)
+LENGTHSCALE_FACTORS = (0.03, 0.1, 0.3, 1.0, 3.0)
+NOISE_FACTORS = (1.0, 0.01)
 RESTART_SPREAD = 1.5
 
 
@@ -42,7 +43,8 @@ class FitResult:
 
     objective: value at the optimum, nats, without priors; log_prior: log density of the priors in the coordinates;
     gradient_norm: largest entry of the gradient in log coordinates, nats; at_bounds: names of values at their bounds;
-    objectives: the final value of every start; jitter: relative amount added to the diagonal.
+    objectives: the final value of every start; jitter: by what share the noise variances were raised so that the final
+    factorisation succeeded; rejected: trial points at which the objective was not finite.
     """
 
     converged: bool
@@ -108,7 +110,7 @@ class _Search:
                 grads = torch.autograd.grad(total, self.coordinates.raws, allow_unused=True)
         except NumericalError:
             return math.inf, np.zeros_like(z)
-        return self.baseline - float(total), -self.coordinates.gradient(z, grads)
+        return self.baseline - float(total.detach()), -self.coordinates.gradient(z, grads)
 
     def _wall(self, z: np.ndarray) -> tuple[float, np.ndarray]:
         """A parabola around the best point, so that the line search steps back to where the objective is finite."""
@@ -122,12 +124,17 @@ class _Search:
 
 
 def fit(
-    problem: Problem, objective: Objective, coordinates: Coordinates, options: FitOptions, start: np.ndarray | None = None
+    problem: Problem,
+    objective: Objective,
+    coordinates: Coordinates,
+    options: FitOptions,
+    start: np.ndarray | None = None,
 ) -> FitResult:
     """Maximise objective + log prior over the coordinates; the modules are left at the optimum.
 
-    Starts: `start` if given; else the data-driven values, with the lengthscales that the data decide multiplied by the best of a few factors
-    (judged on at most 500 rows); then `restarts` random ones. The best end is kept.
+    Starts: `start` if given; else the data-driven values, with the lengthscales and the noise that the data decide
+    multiplied by the best of a few factors (judged on at most 500 rows); then `restarts` random ones. The best end is
+    kept.
     Raises: NumericalError if the objective is not finite at any start.
     """
     began = time.monotonic()
@@ -136,7 +143,7 @@ def fit(
     bounds = coordinates.bounds()
     first = coordinates.read()
     if not len(first):
-        value = float(objective(problem))
+        value = float(objective(problem).detach())
         return FitResult(True, "nothing to learn", value, 0.0, 0, 1, 0, 0.0, time.monotonic() - began, options.seed)
     first = np.clip(first if start is None else start, bounds[:, 0], bounds[:, 1])
     if start is None:
@@ -177,7 +184,9 @@ def fit(
     )
 
 
-def _minimise(search: _Search, start: np.ndarray, bounds: np.ndarray, options: FitOptions, bar: Any) -> tuple[bool, str, int]:
+def _minimise(
+    search: _Search, start: np.ndarray, bounds: np.ndarray, options: FitOptions, bar: Any
+) -> tuple[bool, str, int]:
     """Run scipy's L-BFGS-B; whether it converged, why it stopped, and after how many iterations."""
     iterations = 0
 
@@ -210,27 +219,35 @@ def _projected(z: np.ndarray, gradient: np.ndarray, bounds: np.ndarray) -> np.nd
 
 def _baseline(problem: Problem) -> float:
     """The log density of the data under a constant and white noise: the zero of the relative tolerance, so that it does
-    not depend on the units of the target."""
+    not depend on the units of the target.
+    """
     count = int(problem.data.observed.sum())
     return -0.5 * count * (math.log(2 * math.pi * problem.data.variance) + 1)
 
 
 def _choose_start(problem: Problem, objective: Objective, coordinates: Coordinates, z: np.ndarray) -> np.ndarray:
-    """Multiply the lengthscales that the data decide by the factor with the best objective on some rows."""
-    free = np.concatenate([np.full(e.raw.numel(), _is_free_lengthscale(e)) for e in coordinates.entries])
-    if not free.any():
-        return z
+    """Multiply the lengthscales and the noise that the data decide by the factors with the best objective on some rows."""
+    scales, noise = _free(coordinates, "lengthscale"), _free(coordinates, "noise")
     small = _thinned(problem)
     search = _Search(small, objective, coordinates, _baseline(small), math.inf)
     bounds = coordinates.bounds()
-    candidates = [np.clip(z + math.log(f) * free, bounds[:, 0], bounds[:, 1]) for f in START_FACTORS]
+    shifts = [math.log(f) * scales + math.log(g) * noise for f in LENGTHSCALE_FACTORS for g in NOISE_FACTORS]
+    candidates = np.unique([np.clip(z + s, bounds[:, 0], bounds[:, 1]) for s in [0 * z, *shifts]], axis=0)
+    if len(candidates) == 1:
+        return z
     losses = [search(c)[0] for c in candidates]
     return candidates[int(np.argmin(losses))] if np.isfinite(losses).any() else z
 
 
-def _is_free_lengthscale(entry: Any) -> bool:
-    choices = getattr(entry.module, "choices", {})
-    return entry.name == "lengthscale" and entry.name in choices and not choices[entry.name].given
+def _free(coordinates: Coordinates, name: str) -> np.ndarray:
+    """1 for coordinates of values called `name` that the data decide, 0 for others."""
+
+    def free(entry: Coordinate) -> bool:
+        choices = getattr(entry.module, "choices", {})
+        return entry.name == name and name in choices and not choices[name].given
+
+    parts = [np.full(e.raw.numel(), float(free(e))) for e in coordinates.entries]
+    return np.concatenate(parts)
 
 
 def _thinned(problem: Problem) -> Problem:
@@ -259,7 +276,9 @@ def diagnose(problem: Problem) -> str:
         causes.append(f"{len(x) - len(unique)} duplicate input row(s): let the noise be learned, or average them")
     noise = getattr(problem.likelihood, "noise", None)
     if noise is not None and float(noise.detach().min()) < 1e-8 * problem.data.variance:
-        causes.append(f"the noise variance {float(noise.detach().min()):.1e} is tiny beside the target variance: raise it")
+        causes.append(
+            f"the noise variance {float(noise.detach().min()):.1e} is tiny beside the target variance: raise it"
+        )
     spans = (x.amax(0) - x.amin(0)).clamp_min(torch.finfo(x.dtype).tiny)
     for kernel in problem.prior.kernels:
         for module in kernel.modules():
@@ -267,5 +286,3 @@ def diagnose(problem: Problem) -> str:
             if lengthscale is not None and float(lengthscale.detach().min()) > 1e3 * float(spans.max()):
                 causes.append("a lengthscale is over 1,000 times the range of the inputs: lower it or give it bounds")
     return " Found: " + "; ".join(causes) + "." if causes else " No likely cause was found in the data."
-
-

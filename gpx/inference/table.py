@@ -72,7 +72,7 @@ def standard_errors(problem: Problem, objective: Objective, coordinates: Coordin
 
     The inverse of the Hessian of ``-(objective + log prior)``, by central differences of the gradient; coordinates at their
     bounds are held there. NaN where the curvature is not positive.
-    Cost: two gradients per coordinate.
+    Cost: two gradients per coordinate. The parameters of the problem are moved.
     """
     z, bounds = coordinates.read(), coordinates.bounds()
     free = np.flatnonzero((z - STEP > bounds[:, 0]) & (z + STEP < bounds[:, 1]))
@@ -88,8 +88,6 @@ def standard_errors(problem: Problem, objective: Objective, coordinates: Coordin
             rows.append((difference - _gradient(problem, objective, coordinates, z - step))[free] / (2 * STEP))
     except NumericalError:
         return result
-    finally:
-        coordinates.assign(z)
     hessian = np.array(rows)
     hessian = 0.5 * (hessian + hessian.T)
     values, vectors = np.linalg.eigh(hessian)

@@ -12,7 +12,7 @@ from torch import Tensor
 from gpx.errors import InputError
 from gpx.inputs import Data, as_points
 from gpx.kernels.dense import dense, diagonal
-from gpx.parameters import Parameterised, Value, format_value
+from gpx.parameters import Parameterised, Value, as_value, format_value
 
 
 class Kernel(Parameterised, gpytorch.kernels.Kernel):
@@ -28,7 +28,7 @@ class Kernel(Parameterised, gpytorch.kernels.Kernel):
     per_dimension: tuple[str, ...] = ()  # values of shape [..., 1, D] under ard=True
     ard = False
 
-    def __init__(self, active_dims: Sequence[int | str] | None = None, batch_shape: torch.Size = torch.Size()):
+    def __init__(self, active_dims: Sequence[int | str] | None = None, batch_shape: Sequence[int] = ()):
         names, indices = _split_dims(active_dims)
         # Not super(): Sum and Product are also gpytorch's AdditiveKernel and ProductKernel, which take no active_dims.
         gpytorch.kernels.Kernel.__init__(self, active_dims=indices, batch_shape=torch.Size(batch_shape))
@@ -41,6 +41,11 @@ class Kernel(Parameterised, gpytorch.kernels.Kernel):
         keywords = {name: getattr(self, name) for name in self.structure}
         return [], {**keywords, "active_dims": dims if dims is None else list(map(_plain, dims))}
 
+    def declare_per_column(self, name: str, value: Any) -> None:
+        """Declare a value of shape [..., 1, 1], or [..., 1, D] if it is given for every column."""
+        given = torch.zeros(()) if value is None else as_value(type(self).__name__, name, value)
+        self.declare(name, value, (*self.batch_shape, 1, given.shape[-1] if given.dim() else 1))
+
     def resolve(self, columns: tuple[str, ...]) -> tuple[str, ...]:
         """Turn named active_dims into indices of `columns` and check their range. Returns the names acted on."""
         if self.named_dims is not None:
@@ -52,7 +57,7 @@ class Kernel(Parameterised, gpytorch.kernels.Kernel):
         if self.active_dims is None:
             return columns
         dims = self.active_dims.tolist()
-        outside = [d for d in dims if not -len(columns) <= d < len(columns)]
+        outside = [d for d in dims if not 0 <= d < len(columns)]
         if outside:
             raise InputError(f"active_dims {outside} are out of range: the inputs have {len(columns)} column(s).")
         return tuple(columns[d] for d in dims)

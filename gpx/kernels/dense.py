@@ -44,7 +44,8 @@ def _(kernel: gpytorch_kernels.Kernel, x: Tensor) -> Tensor:
     x = select(kernel, x)
     result = kernel.forward(x, x, diag=True)
     # Some gpytorch kernels ignore diag=True.
-    return result if result.dim() == x.dim() - 1 else to_dense(result).diagonal(dim1=-1, dim2=-2)
+    batch = torch.broadcast_shapes(x.shape[:-2], kernel.batch_shape)
+    return result if result.dim() == len(batch) + 1 else to_dense(result).diagonal(dim1=-1, dim2=-2)
 
 
 @dense.register
@@ -73,10 +74,14 @@ def _(kernel: gpytorch_kernels.ProductKernel, x: Tensor) -> Tensor:
 
 @dense.register
 def _(kernel: gpytorch_kernels.ScaleKernel, x1: Tensor, x2: Tensor) -> Tensor:
-    # ScaleKernel copies the active_dims of its base kernel and calls its forward: only the base selects here.
-    return kernel.outputscale[..., None, None] * dense(kernel.base_kernel, x1, x2)
+    return kernel.outputscale[..., None, None] * dense(kernel.base_kernel, _to_base(kernel, x1), _to_base(kernel, x2))
 
 
 @diagonal.register
 def _(kernel: gpytorch_kernels.ScaleKernel, x: Tensor) -> Tensor:
-    return kernel.outputscale[..., None] * diagonal(kernel.base_kernel, x)
+    return kernel.outputscale[..., None] * diagonal(kernel.base_kernel, _to_base(kernel, x))
+
+
+def _to_base(kernel: gpytorch_kernels.ScaleKernel, x: Tensor) -> Tensor:
+    # ScaleKernel copies the active_dims of a base kernel that has some, and applies them once: here the base does.
+    return x if kernel.base_kernel.active_dims is not None else select(kernel, x)

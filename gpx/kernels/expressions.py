@@ -22,27 +22,26 @@ def parse(text: str) -> Kernel:
     Arguments: text: kernel names (with literal arguments), numbers, ``+``, ``*`` and brackets.
     Raises: InputError for anything else, with the names that are known.
 
-    >>> parse("Matern(nu=1.5) * Periodic(period=1) + Linear")
-    Matern(nu=1.5, lengthscale=1, outputscale=1) * Periodic(period=1, lengthscale=1, outputscale=1) + Linear(outputscale=1, center=0)
+    >>> parse("Matern(nu=1.5) * Periodic(period=1)")
+    Matern(nu=1.5, lengthscale=1, outputscale=1) * Periodic(period=1, lengthscale=1, outputscale=1)
     """
     kernel = parse_call(text, KERNELS, "kernel")
-    return add(kernel, 0.0) if isinstance(kernel, (int, float)) else kernel
+    return Constant(kernel) if isinstance(kernel, (int, float)) else kernel
 
 
 def parse_call(text: str, classes: Mapping[str, type], what: str) -> Any:
     """An object from text, with the names in `classes` and literal arguments only."""
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError as error:
-        raise InputError(f"Cannot read the {what} expression {text!r}: {error.msg}.") from error
-    return _build(tree, classes, what, text)
+        return _build(ast.parse(text.strip(), mode="eval").body, classes, what, text)
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        raise InputError(f"Cannot read the {what} expression {text[:200]!r}: {error}.") from error
 
 
 def _build(node: ast.expr, classes: Mapping[str, type], what: str, text: str) -> Any:
     if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Mult)):
         left, right = _build(node.left, classes, what, text), _build(node.right, classes, what, text)
         return (add if isinstance(node.op, ast.Add) else multiply)(left, right)
-    if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         return node.value
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     if not isinstance(call.func, ast.Name):

@@ -13,6 +13,7 @@ from gpx.inputs import Data
 from gpx.kernels.base import Kernel, Value
 from gpx.linalg.distance import squared_distance
 from gpx.linalg.periodogram import dominant_periods
+from gpx.parameters import LogInterval
 
 
 class _Repeating(Kernel):
@@ -26,8 +27,14 @@ class _Repeating(Kernel):
         return True
 
     def _init_from(self, data: Data) -> None:
-        self.start("period", start_period(data), spread=0.5, box=(0.1, 10.0))
         self.start("outputscale", data.variance)
+        found = dominant_periods(data.x[:, 0], data.y[:, 0], limit=1) if data.x.shape[1] == 1 else []
+        self.start("period", found[0] if found else float(data.spread[0]))
+        choice = self.choices["period"]
+        if (found or choice.given) and not choice.bounded:
+            # The objective has an optimum at every harmonic: the fit refines a known period, it does not leave it.
+            period = self.period.detach()
+            self.register_constraint("raw_period", LogInterval(float(period.min()) / 1.4, float(period.max()) * 1.4))
 
 
 class Periodic(_Repeating):
@@ -40,7 +47,7 @@ class Periodic(_Repeating):
     Periodic(period=12, lengthscale=1, outputscale=1)
     """
 
-    lengthscale = Value(1.0)
+    lengthscale = Value(1.0)  # pyright: ignore[reportAssignmentType]
 
     def __init__(self, period: Any = None, lengthscale: Any = None, outputscale: Any = None, *,
                  active_dims: Any = None, batch_shape: Any = ()):  # fmt: skip
@@ -88,9 +95,3 @@ class Cosine(_Repeating):
         if diag:
             return self.outputscale.unsqueeze(-1).expand(torch.broadcast_shapes(x1.shape[:-1], (*self.batch_shape, 1)))
         return self.outputscale[..., None, None] * torch.cos(2 * math.pi * (x1 - x2.mT) / self.period)
-
-
-def start_period(data: Data) -> float:
-    """The strongest period of the target along the first input column, or the spread of the inputs if there is none."""
-    periods = dominant_periods(data.x[:, 0], data.y[:, 0], limit=1) if data.x.shape[1] == 1 else []
-    return periods[0] if periods else float(data.spread[0])

@@ -32,12 +32,8 @@ class Linear(Kernel):
                  active_dims: Any = None, batch_shape: Any = ()):  # fmt: skip
         super().__init__(active_dims, batch_shape)
         self.ard = bool(ard)
-        for name, value in (("outputscale", outputscale), ("center", center)):
-            width = 1 if value is None else torch.as_tensor(value).numel()
-            self.declare(name, value if value is None else torch.as_tensor(value), (*self.batch_shape, 1, width))
-            if width > 1:
-                raw = getattr(self, f"raw_{name}")
-                raw.data = raw.data.expand(*self.batch_shape, 1, width).clone()
+        self.declare_per_column("outputscale", outputscale)
+        self.declare_per_column("center", center)
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         x1, x2 = x1 - self.center, x2 - self.center

@@ -18,17 +18,13 @@ class Stationary(Kernel):
     """``k(x, x') = outputscale * correlation(|x - x'|^2 / lengthscale^2)``; a subclass gives ``correlation``."""
 
     per_dimension = ("lengthscale",)
-    lengthscale = Value(1.0)
+    lengthscale = Value(1.0)  # pyright: ignore[reportAssignmentType]
     outputscale = Value(1.0)
 
     def __init__(self, lengthscale: Any, outputscale: Any, ard: bool, active_dims: Any, batch_shape: Any):
         super().__init__(active_dims, batch_shape)
         self.ard = bool(ard)
-        given = torch.as_tensor(1.0 if lengthscale is None else lengthscale)
-        width = given.shape[-1] if given.dim() else 1
-        self.declare("lengthscale", lengthscale, (*self.batch_shape, 1, width))
-        if given.dim() == 1:
-            self.raw_lengthscale.data = self.raw_lengthscale.data.expand(*self.batch_shape, 1, width).clone()
+        self.declare_per_column("lengthscale", lengthscale)
         self.declare("outputscale", outputscale, tuple(self.batch_shape))
 
     @property

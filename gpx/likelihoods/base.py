@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from gpx.sites import Sites
 from gpx.inputs import Data
 from gpx.linalg.quadrature import normal_nodes
 from gpx.parameters import Parameterised, format_value
+from gpx.sites import Sites
 
 
 class Likelihood(Parameterised, gpytorch.Module):

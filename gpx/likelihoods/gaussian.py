@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from gpx.errors import InputError
-from gpx.sites import Sites
 from gpx.inputs import Data, as_like
 from gpx.likelihoods.base import Likelihood
 from gpx.parameters import LogInterval, Value, format_value
+from gpx.sites import Sites
 
 NOISE_FLOOR = 1e-6  # of the target variance
 START = 0.1  # share of the target variance that a fit first takes for noise
@@ -34,7 +34,11 @@ class Gaussian(Likelihood):
 
     def __init__(self, noise: Any = None):
         super().__init__()
-        known = None if noise is None or _is_number(noise) else as_like(noise, torch.zeros((), dtype=torch.float64), "noise")
+        known = (
+            None
+            if noise is None or _is_number(noise)
+            else as_like(noise, torch.zeros((), dtype=torch.float64), "noise")
+        )
         if known is None:
             self.declare("noise", noise)
         elif not bool((torch.isfinite(known) & (known > 0)).all()):
@@ -49,10 +53,7 @@ class Gaussian(Likelihood):
         """The noise variances [N, P] of training targets y [N, P]."""
         if self.known_noise is None:
             return self.noise.to(y).expand(y.shape)
-        known = self.known_noise.to(y)
-        if known.shape[0] != y.shape[0] or known.dim() > 2:
-            raise InputError(f"noise has {known.shape[0]} entries, but there are {y.shape[0]} targets; give one per row.")
-        return known.reshape(len(y), -1).expand(y.shape)
+        return _per_row(self.known_noise.to(y), y)
 
     def log_prob(self, y: Tensor, f: Tensor) -> Tensor:
         return _normal_log_density(y - f, self.variances(y))
@@ -69,9 +70,11 @@ class Gaussian(Likelihood):
         if noise is None and self.known_noise is not None:
             raise InputError("The noise is known per training point only: pass predict(X, noise=variances), or of='f'.")
         added = self.noise.to(mean) if noise is None else as_like(noise, mean, "noise")
-        if added.dim() and added.shape[0] != mean.shape[0] or not bool((added >= 0).all()):
-            raise InputError(f"noise must be one variance >= 0, or one per row ({mean.shape[0]}), got {added.tolist()}.")
-        added = added.reshape(len(added), -1) if added.dim() else added
+        added = _per_row(added, mean)
+        if not bool((added >= 0).all()):
+            raise InputError(
+                f"noise must be one variance >= 0, or one per row ({mean.shape[0]}), got {added.tolist()}."
+            )
         return Normal(mean, (variance + added).sqrt(), validate_args=False)
 
     def exact_sites(self, data: Data) -> Sites:
@@ -82,14 +85,24 @@ class Gaussian(Likelihood):
         if self.known_noise is not None:
             return
         choice = self.choices["noise"]
-        self.start("noise", START * data.variance, spread=3.0, box=(NOISE_FLOOR / START, 1e2))
+        self.start("noise", START * data.variance, box=(NOISE_FLOOR / START, 1e2))
         if choice.given and not choice.bounded:
-            floor = min(NOISE_FLOOR * data.variance, float(self.noise))
+            floor = min(NOISE_FLOOR * data.variance, float(self.noise.detach()))
             self.register_constraint("raw_noise", LogInterval(floor, math.inf))
 
     def __repr__(self) -> str:
         noise = f"{len(self.known_noise)} known variances" if self.known_noise is not None else format_value(self.noise)
         return f"Gaussian(noise={noise})"
+
+
+def _per_row(noise: Tensor, like: Tensor) -> Tensor:
+    """Variances (one number, [N], or those of `like`) in the shape [N] or [N, P] of `like`."""
+    rows = noise.unsqueeze(-1) if noise.dim() == 1 and like.dim() == 2 else noise
+    if rows.dim() and tuple(rows.shape) not in (tuple(like.shape), (len(like), 1)[: like.dim()]):
+        raise InputError(
+            f"noise has shape {list(noise.shape)}, the targets {list(like.shape)}; give one variance per row."
+        )
+    return rows.expand(like.shape)
 
 
 def _is_number(value: Any) -> bool:

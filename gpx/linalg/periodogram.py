@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.signal import find_peaks, lombscargle
 from torch import Tensor
 
 MAX_STAMPS = 2000
@@ -22,6 +21,8 @@ def dominant_periods(t: Tensor, y: Tensor, *, limit: int = 3, false_alarm: float
     Cost: O(N F) for F <= 8 N frequencies, with N limited to 2,000 consecutive stamps.
     Source: Scargle (1982), Astrophysical Journal 263.
     """
+    from scipy.signal import find_peaks, lombscargle  # slow to import, and not needed by most fits
+
     stamps, values = t.detach().cpu().double().numpy(), y.detach().cpu().double().numpy()
     seen = np.isfinite(values)
     order = np.argsort(stamps[seen], kind="stable")[:MAX_STAMPS]

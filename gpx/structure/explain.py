@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,10 @@ def explain(kernel: Any) -> Explanation:
     """
     kernel = parse(kernel) if isinstance(kernel, str) else kernel
     if not isinstance(kernel, gpytorch.kernels.Kernel):
-        raise InputError(f"explain takes a kernel or an expression such as 'RBF + Linear', got {type(kernel).__name__}.")
+        raise InputError(
+            f"explain takes a kernel or an expression such as 'RBF + Linear', got {type(kernel).__name__}."
+        )
+    kernel = copy.deepcopy(kernel).double()
     matrix = _probe("dense matrix", lambda: dense(kernel, *(2 * [_points(kernel)])), lambda _: "any gpytorch kernel")
     features = _probe("feature map", lambda: _features(kernel), _describe_features)
     engine = Finding("engine Exact", matrix.supported, "uses the dense matrix" if matrix.supported else matrix.note)

@@ -55,7 +55,8 @@ def frequencies(kernel: Any, count: int, dims: int, generator: torch.Generator) 
 
 
 def _stationary_features(kernel: Any, size: int, dims: int, generator: torch.Generator) -> FeatureMap:
-    omega = frequencies(kernel, size // 2, dims, generator)
+    exact = isinstance(kernel, (Cosine, Constant))  # all frequencies are equal up to their sign: one is enough
+    omega = frequencies(kernel, 1 if exact else size // 2, dims, generator)
     assert omega is not None
     amplitude = (_variance(kernel) / len(omega)).sqrt()
 
@@ -63,7 +64,7 @@ def _stationary_features(kernel: Any, size: int, dims: int, generator: torch.Gen
         phase = x @ omega.mT.to(x)
         return amplitude.to(x) * torch.cat([phase.cos(), phase.sin()], -1)
 
-    return FeatureMap(2 * len(omega), apply, exact=isinstance(kernel, (Cosine, Constant)))
+    return FeatureMap(2 * len(omega), apply, exact)
 
 
 def _variance(kernel: Any) -> Tensor:
@@ -91,9 +92,10 @@ def _(kernel: Linear, size: int, dims: int, generator: torch.Generator) -> Featu
 
 @feature_map.register
 def _(kernel: gpytorch_kernels.ScaleKernel, size: int, dims: int, generator: torch.Generator) -> FeatureMap:
-    base = feature_map(kernel.base_kernel, size, dims, generator)
+    selects = kernel.base_kernel.active_dims is None  # else the base does: see `kernels.dense`
+    base = feature_map(kernel.base_kernel, size, _width(kernel, dims) if selects else dims, generator)
     scale = kernel.outputscale.detach().sqrt()
-    return FeatureMap(base.size, lambda x: scale.to(x) * base(x), base.exact)
+    return FeatureMap(base.size, lambda x: scale.to(x) * base(select(kernel, x) if selects else x), base.exact)
 
 
 @feature_map.register
@@ -172,7 +174,7 @@ def _(kernel: Any, count: int, dims: int, generator: torch.Generator) -> Tensor:
 @frequencies.register
 def _(kernel: RationalQuadratic, count: int, dims: int, generator: torch.Generator) -> Tensor:
     # A mixture of RBF kernels over precisions s ~ Gamma(alpha, rate alpha).
-    alpha = float(kernel.alpha)
+    alpha = float(kernel.alpha.detach())
     precision = gammaincinv(alpha, _uniform(generator, count, 1).cpu().numpy()) / alpha
     root = torch.from_numpy(precision).to(generator.device).sqrt()
     return _embed(kernel, _gaussian(kernel, count, dims, generator) * root, dims)
@@ -181,7 +183,7 @@ def _(kernel: RationalQuadratic, count: int, dims: int, generator: torch.Generat
 @frequencies.register
 def _(kernel: Periodic, count: int, dims: int, generator: torch.Generator) -> Tensor:
     # exp(-(1 - cos a) / l^2) is a cosine series with weights exp(-1/l^2) I_j(1/l^2), j = 0, +-1, +-2, ...
-    weights = ive(range(HARMONICS), 1 / float(kernel.lengthscale) ** 2)
+    weights = ive(range(HARMONICS), 1 / float(kernel.lengthscale.detach()) ** 2)
     weights[1:] *= 2
     law = torch.from_numpy(weights).to(generator.device).cumsum(0)
     harmonic = torch.searchsorted(law / law[-1], _uniform(generator, count, _width(kernel, dims)))

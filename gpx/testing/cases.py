@@ -1,0 +1,86 @@
+"""Kernels, one of each kind, for tests that hold for all of them; every call builds new ones.
+
+All act on `DIMS` input columns. Add a kernel here, and every law is checked for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import gpytorch
+import torch
+from torch import Tensor
+
+from gpx.kernels import RBF, Constant, Cosine, Kernel, Linear, Matern, Periodic, Product, RationalQuadratic, Sum
+
+DIMS = 3
+
+OWN: dict[str, Callable[[], Kernel]] = {
+    "RBF": lambda: RBF(lengthscale=0.8, outputscale=1.7),
+    "RBF-ard": lambda: RBF(lengthscale=[0.5, 1.0, 2.0], ard=True),
+    "Matern12": lambda: Matern(nu=0.5, lengthscale=1.3),
+    "Matern32": lambda: Matern(nu=1.5, lengthscale=0.7, outputscale=0.4),
+    "Matern52-ard": lambda: Matern(nu=2.5, lengthscale=[1.2, 0.6, 0.9], ard=True),
+    "Matern92": lambda: Matern(nu=4.5, lengthscale=1.1),
+    "RationalQuadratic": lambda: RationalQuadratic(alpha=0.7, lengthscale=0.9, outputscale=2.0),
+    "Periodic": lambda: Periodic(period=1.7, lengthscale=0.8, outputscale=1.2),
+    "Cosine": lambda: Cosine(period=2.1, outputscale=0.9, active_dims=[1]),
+    "Linear": lambda: Linear(outputscale=0.6, center=0.3),
+    "Linear-ard": lambda: Linear(outputscale=[0.2, 0.5, 1.1], center=[0.1, -0.2, 0.3], ard=True),
+    "Constant": lambda: Constant(outputscale=1.4),
+    "active_dims": lambda: Matern(nu=1.5, lengthscale=[0.7, 1.1], ard=True, active_dims=[2, 0]),
+    "sum": lambda: RBF(lengthscale=0.9) + Matern(nu=0.5, lengthscale=2.0) + Linear(outputscale=0.3),
+    "product": lambda: RBF(lengthscale=2.0, outputscale=1.5) * Periodic(period=1.3, lengthscale=1.2),
+    "product-of-sum": lambda: (Constant(0.5) + Linear(outputscale=0.2)) * Matern(nu=2.5, lengthscale=1.1),
+    "parts-on-columns": lambda: RBF(lengthscale=0.8, active_dims=[0]) + Matern(active_dims=[1, 2]) * Linear(active_dims=[0]),
+    "nested-columns": lambda: Sum(
+        Product(RBF(lengthscale=0.6, active_dims=[1]), Cosine(period=1.9, active_dims=[0]), active_dims=[1, 0]),
+        Matern(nu=1.5, active_dims=[0]),
+        active_dims=[2, 0],
+    ),
+}  # fmt: skip
+
+
+def _gpytorch_scaled(active_dims: tuple[int, ...] | None = None) -> gpytorch.kernels.Kernel:
+    kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel(active_dims=active_dims))
+    kernel.outputscale, kernel.base_kernel.lengthscale = 1.3, 0.9
+    return kernel
+
+
+def _gpytorch_matern() -> gpytorch.kernels.Kernel:
+    kernel = gpytorch.kernels.MaternKernel(nu=1.5, ard_num_dims=DIMS)
+    kernel.lengthscale = torch.tensor([[0.8, 1.2, 1.5]])
+    return kernel
+
+
+THEIRS: dict[str, Callable[[], gpytorch.kernels.Kernel]] = {
+    "gpytorch-scaled-rbf": _gpytorch_scaled,
+    "gpytorch-scaled-columns": lambda: _gpytorch_scaled((2, 1)),
+    "gpytorch-scale-selects": lambda: gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel(), active_dims=(1,)),
+    "gpytorch-matern-ard": _gpytorch_matern,
+    "gpytorch-rq": gpytorch.kernels.RQKernel,
+    "gpytorch-periodic": gpytorch.kernels.PeriodicKernel,
+    "gpytorch-linear": gpytorch.kernels.LinearKernel,
+    "gpytorch-polynomial": lambda: gpytorch.kernels.PolynomialKernel(power=2),
+    "gpytorch-sum": lambda: _gpytorch_scaled((0,)) + gpytorch.kernels.MaternKernel(nu=2.5, active_dims=(1, 2)),
+    "gpytorch-product": lambda: _gpytorch_scaled() * gpytorch.kernels.PeriodicKernel(active_dims=(0,)),
+    "mixed-sum": lambda: RBF(lengthscale=0.7, active_dims=[0]) + _gpytorch_scaled((1,)),
+    "mixed-product": lambda: Matern(nu=1.5, lengthscale=0.9) * gpytorch.kernels.RQKernel(active_dims=(2,)),
+}
+
+KERNELS: dict[str, Callable[[], gpytorch.kernels.Kernel]] = {**OWN, **THEIRS}
+
+
+def points(n: int, dims: int = DIMS, seed: int = 0) -> Tensor:
+    """n input points [n, dims], uniform on [-1, 2]^dims."""
+    generator = torch.Generator().manual_seed(seed)
+    return 3 * torch.rand(n, dims, generator=generator, dtype=torch.float64) - 1
+
+
+def targets(x: Tensor, columns: int | None = None, seed: int = 0) -> Tensor:
+    """Smooth functions of x [N, D] with noise of standard deviation 0.1: [N], or [N, columns]."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    phases = torch.arange(1.0, 2.0 + (columns or 1) - 1, dtype=x.dtype)
+    clean = torch.sin(x.sum(1, keepdim=True) * phases) + 0.5 * x[:, :1].square()
+    noisy = clean + 0.1 * torch.randn(clean.shape, generator=generator, dtype=x.dtype)
+    return noisy if columns else noisy.squeeze(1)

@@ -1,0 +1,59 @@
+"""`gpx.explain` says which structures and engines a kernel has, and why not."""
+
+from __future__ import annotations
+
+import gpytorch
+import pytest
+import torch
+
+import gpx
+from gpx import StructureError
+from gpx.structure import feature_map
+from gpx.structure.explain import explain
+from gpx.testing.cases import KERNELS
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_explain_agrees_with_what_happens(name):
+    """A structure is there or not as `feature_map` says; the engine takes every kernel with a matrix."""
+    kernel = KERNELS[name]()
+    explanation = explain(kernel)
+    found = {f.name: f for f in explanation.findings}
+    try:
+        features = feature_map(kernel, 16, 3, torch.Generator())
+    except StructureError as error:
+        assert not found["feature map"].supported and found["feature map"].note == str(error)
+    else:
+        assert found["feature map"].supported
+        assert ("exact" in found["feature map"].note) == features.exact
+    assert found["dense matrix"].supported and found["engine Exact"].supported
+    assert "yes" in str(explanation) and "\n" in repr(explanation)
+
+
+def test_text_and_columns():
+    assert "Matern(nu=1.5" in str(gpx.explain("Matern(nu=1.5) + Linear"))
+    assert gpx.explain("RBF(lengthscale=[0.1, 0.2, 0.3])").findings[0].supported
+    assert gpx.explain(gpx.kernels.Cosine(active_dims=[4])).findings[0].supported
+    assert gpx.explain(gpx.kernels.RBF(active_dims=["age"])).findings[0].supported
+
+
+def test_a_kernel_without_a_matrix():
+    class Broken(gpytorch.kernels.Kernel):
+        def forward(self, x1, x2, diag=False, **params):
+            raise StructureError("Broken has no matrix.")
+
+    explanation = gpx.explain(Broken())
+    assert [f.supported for f in explanation.findings] == [False, False, False]
+    assert "Broken has no matrix." in str(explanation)
+
+
+def test_registered_structures_show():
+    class Sign(gpytorch.kernels.Kernel):
+        def forward(self, x1, x2, diag=False, **params):
+            return (x1.sign() * x2.sign()).squeeze(-1) if diag else x1.sign() @ x2.sign().mT
+
+    assert not gpx.explain(Sign()).findings[1].supported
+    feature_map.register(
+        Sign, lambda kernel, size, dims, generator: gpx.structure.FeatureMap(1, lambda x: x[:, :1].sign(), True)
+    )
+    assert gpx.explain(Sign()).findings[1].note.startswith("exact")

@@ -1,0 +1,169 @@
+"""Gaussian noise: learned, fixed, known; and the quadrature that other likelihoods inherit."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Normal, StudentT
+
+import gpx
+from gpx import GP, InputError, StructureError
+from gpx.inputs import as_data
+from gpx.kernels import RBF
+from gpx.likelihoods import Gaussian, Likelihood
+from gpx.testing import check_likelihood
+from gpx.testing.assertions import close
+from gpx.testing.cases import points, targets
+
+X, Y = points(20), targets(points(20))
+
+
+class Quadrature(Likelihood):
+    """A Gaussian likelihood that knows only its density."""
+
+    def log_prob(self, y, f):
+        return Normal(f, 0.3**0.5).log_prob(y)
+
+    def predict(self, mean, variance, noise=None):
+        return Normal(mean, (variance + 0.3).sqrt())
+
+
+class Heavy(Quadrature):
+    def log_prob(self, y, f):
+        return StudentT(torch.tensor(4.0, dtype=torch.float64), f, 0.5).log_prob(y)
+
+
+def test_quadrature_is_the_closed_form():
+    """To 1e-7, and by the kit's integrals."""
+    y, m, v = (torch.tensor(t, dtype=torch.float64) for t in ([-0.5, 0.2, 1.5], [0.1, 0.0, 0.7], [0.2, 0.5, 1.0]))
+    exact, quadrature = Gaussian(0.3), Quadrature()
+    close(quadrature.expected_log_prob(y, m, v), exact.expected_log_prob(y, m, v), "expected log density", 1e-9)
+    close(quadrature.tilted(y, m, v), exact.tilted(y, m, v), "tilted", 1e-7)
+    check_likelihood(quadrature)
+
+
+def test_quadrature_of_heavy_tails():
+    y, m, v = (torch.tensor(t, dtype=torch.float64) for t in ([-0.5, 0.2, 4.0], [0.1, 0.0, 0.7], [0.2, 0.5, 1.0]))
+    node = torch.linspace(-12, 12, 20001, dtype=torch.float64)
+    weight = torch.exp(-0.5 * node**2) / torch.exp(-0.5 * node**2).sum()
+    density = Heavy().log_prob(y[:, None], m[:, None] + v.sqrt()[:, None] * node)
+    close(Heavy().expected_log_prob(y, m, v), (density * weight).sum(1), "expected log density", 1e-5)
+    close(Heavy().tilted(y, m, v), (density.exp() * weight).sum(1).log(), "tilted", 1e-5)
+
+
+def test_a_likelihood_without_exact_sites_is_refused_for_now():
+    with pytest.raises(StructureError, match="Heavy has no exact Gaussian sites"):
+        GP(RBF(), Heavy()).fit(X, Y)
+
+
+@pytest.mark.parametrize("method", ["log_prob", "predict"])
+def test_what_a_likelihood_must_define(method):
+    with pytest.raises(NotImplementedError, match=f"Likelihood must define {method}"):
+        getattr(Likelihood(), method)(X, X)
+
+
+def test_the_noise_is_learned_unless_given_as_an_array():
+    assert Gaussian().noise.item() == pytest.approx(0.1) and Gaussian().raw_noise.requires_grad
+    learned = GP(RBF()).fit(X, Y)
+    assert float(learned.likelihood_.noise.detach()) != pytest.approx(0.1)
+    known = GP(RBF(), Gaussian([0.3] * 20)).fit(X, Y)
+    assert not list(known.likelihood_.parameters())
+    assert [r.name for r in known.parameters() if "noise" in r.name] == []
+
+
+@pytest.mark.parametrize("noise", [0.3, torch.tensor(0.3), torch.tensor(0.3, dtype=torch.float64), 1])
+def test_a_number_is_a_start(noise):
+    likelihood = Gaussian(noise)
+    assert likelihood.known_noise is None
+    assert float(likelihood.noise.detach()) == pytest.approx(float(noise), rel=1e-7)
+
+
+def test_known_noise_in_any_form():
+    import numpy as np
+    import pandas as pd
+
+    values = [0.1, 0.2, 0.4]
+    x, y = [0.0, 1.0, 2.0], [1.0, 2.0, 0.5]
+    reference = GP(RBF(), Gaussian(values), mean="zero").condition(x, y).log_evidence()
+    for form in (np.array(values), torch.tensor(values, dtype=torch.float64), pd.Series(values), [[v] for v in values]):
+        assert GP(RBF(), Gaussian(form), mean="zero").condition(x, y).log_evidence() == reference
+
+
+def test_equal_known_noise_is_fixed_noise():
+    fixed = Gaussian(0.07).set(noise=dict(fixed=True))
+    a = GP(RBF(), fixed).fit(X, Y)
+    b = GP(RBF(), Gaussian([0.07] * 20)).fit(X, Y)
+    close(a.log_evidence(), b.log_evidence(), "evidence", 1e-8)
+    close(a.predict(X).variance, b.predict(X, noise=0.07).variance, "predictions", 1e-5)
+
+
+def test_more_noise_counts_less():
+    """A datum of infinite variance is as good as missing."""
+    noise = torch.full((20,), 0.01, dtype=torch.float64)
+    noise[5] = 1e12
+    y = Y.clone()
+    y[5] = torch.nan
+    a = GP(RBF(), Gaussian(noise), mean="zero").condition(X, Y)
+    b = GP(RBF(), Gaussian(0.01), mean="zero").condition(X, y)
+    close(a.predict(X, of="f").mean, b.predict(X, of="f").mean, "predictions", 1e-9)
+
+
+def test_noise_of_predictions():
+    gp = GP(RBF()).fit(X, Y)
+    f, y = gp.predict(X[:3], of="f"), gp.predict(X[:3])
+    close(y.variance - f.variance, gp.likelihood_.noise.detach().expand(3), "the learned noise", 1e-9)
+    close(gp.predict(X[:3], noise=0.5).variance - f.variance, [0.5] * 3, "one number")
+    close(gp.predict(X[:3], noise=[0.1, 0.2, 0.0]).variance - f.variance, [0.1, 0.2, 0.0], "per point", 1e-9)
+    two = GP(RBF()).fit(X, torch.stack([Y, -Y], 1))
+    f = two.predict(X[:3], of="f")
+    close(
+        two.predict(X[:3], noise=[0.1, 0.2, 0.3]).variance - f.variance,
+        [[0.1] * 2, [0.2] * 2, [0.3] * 2],
+        "per row",
+        1e-9,
+    )
+    cells = [[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]
+    close(two.predict(X[:3], noise=cells).variance - f.variance, cells, "per cell", 1e-9)
+    with pytest.raises(InputError, match=r"\[2\].*\[3, 2\].*one variance per row"):
+        two.predict(X[:3], noise=[0.1, 0.2])
+
+
+def test_update_with_known_noise():
+    """The variances given are those of the first data: new data need their own, and the error says so."""
+    gp = GP(RBF(), Gaussian([0.1] * 20)).condition(X, Y)
+    with pytest.raises(InputError, match="variance"):
+        gp.update(X[:3], Y[:3])
+
+
+def test_the_floor_of_learned_noise():
+    """Noiseless data: the noise ends at 1e-6 of the target variance, in any unit."""
+    x = torch.linspace(0, 6, 40, dtype=torch.float64)
+    for scale in (1e-3, 1.0, 1e3):
+        y = scale * x.sin()
+        gp = GP(RBF()).fit(x, y, priors=None)
+        floor = 1e-6 * float(y.var(correction=0))
+        assert float(gp.likelihood_.noise.detach()) == pytest.approx(floor, rel=1e-6)
+        assert gp.result_.at_bounds == ("likelihood.noise",)
+
+
+def test_a_given_noise_below_the_floor_is_kept():
+    gp = GP(RBF(), Gaussian(1e-10)).condition(X, Y)
+    assert float(gp.likelihood_.noise.detach()) == pytest.approx(1e-10)
+    gp = GP(RBF(), Gaussian(1e-10)).fit(X, Y)
+    assert math.isfinite(gp.result_.objective)
+
+
+def test_repr():
+    assert repr(Gaussian()) == "Gaussian(noise=0.1)"
+    assert repr(Gaussian([0.1, 0.2])) == "Gaussian(noise=2 known variances)"
+
+
+def test_data_of_another_length():
+    with pytest.raises(InputError, match=r"\[3\].*\[2, 1\]"):
+        Gaussian([0.1, 0.2, 0.3]).exact_sites(as_data([0, 1], [0, 1]))
+
+
+def test_rules_are_listed():
+    assert repr(gpx.rules.Variational()) == "Variational()"
