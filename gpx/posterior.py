@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
-from gpx.errors import InputError
+from gpx.errors import InputError, NumericalError
 from gpx.inputs import Points, as_like
 from gpx.linalg.cholesky import factorise
 from gpx.sites import SiteMarginals, Sites
@@ -71,8 +71,18 @@ class Posterior(ABC):
         """Joint draws [n, N*, C] of f at x; not differentiable. Cost: O(N*^3)."""
         mean, covariance = self.joint(x)
         noise = torch.randn(len(covariance), len(x), n, generator=generator, dtype=x.dtype, device=x.device)
-        draws = [factorise(c.clone).lower.tril() @ z for c, z in zip(covariance, noise, strict=True)]
+        draws = [_root(c) @ z for c, z in zip(covariance, noise, strict=True)]
         return mean + torch.stack(draws, -1).movedim(1, 0)
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """A square root: Cholesky's, or where rounding has left a matrix that is not positive definite (the posterior of almost
+    noiseless data is a difference of nearly equal matrices), that of its non-negative part."""
+    try:
+        return factorise(covariance.clone).lower.tril()
+    except NumericalError:
+        values, vectors = torch.linalg.eigh(covariance)
+        return vectors * values.clamp_min(0).sqrt()
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,7 @@ def fit(
         for start in starts:
             search = _Search(problem, objective, coordinates, baseline, deadline)
             runs.append((search, _minimise(search, start, bounds, options, bar)))
+            bar.refresh()
             if time.monotonic() > deadline:
                 break
     runs = [run for run in runs if run[0].best_z is not None]

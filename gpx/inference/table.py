@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import gpytorch
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gpx.errors import NumericalError
 from gpx.inference.coordinates import Coordinates
@@ -18,6 +18,7 @@ from gpx.inference.problem import Problem
 from gpx.parameters import Parameterised
 
 STEP = 1e-3
+FLAT = 1e-6  # of the unit diagonal: below the error of the differences
 
 
 @dataclass(frozen=True)
@@ -70,43 +71,56 @@ def _number(value: float) -> str:
 def standard_errors(problem: Problem, objective: Objective, coordinates: Coordinates) -> np.ndarray:
     """Standard deviations of the coordinates in the Laplace approximation at the optimum.
 
-    The inverse of the Hessian of ``-(objective + log prior)``, by central differences of the gradient; coordinates at their
-    bounds are held there. NaN where the curvature is not positive.
+    The inverse of the Hessian of ``-(objective + log prior)``, by central differences of the gradient, with directions in
+    which the objective curves the wrong way left to the prior. Coordinates at their bounds are held there. NaN where
+    neither objective nor prior determines a coordinate.
     Cost: two gradients per coordinate. The parameters of the problem are moved.
     """
     z, bounds = coordinates.read(), coordinates.bounds()
     free = np.flatnonzero((z - STEP > bounds[:, 0]) & (z + STEP < bounds[:, 1]))
     result = np.full(len(z), math.nan)
-    if not len(free):
-        return result
-    rows = []
     try:
-        for i in free:
-            step = np.zeros_like(z)
-            step[i] = STEP
-            difference = _gradient(problem, objective, coordinates, z + step)
-            rows.append((difference - _gradient(problem, objective, coordinates, z - step))[free] / (2 * STEP))
+        curvature = _hessian(lambda: objective(problem).double().cpu(), coordinates, z, free)
     except NumericalError:
         return result
-    hessian = np.array(rows)
-    hessian = 0.5 * (hessian + hessian.T)
-    values, vectors = np.linalg.eigh(hessian)
-    if not np.isfinite(values).all():
-        return result
-    # A direction without curvature has no finite standard error: every coordinate that takes part in it gets NaN.
-    flat = values < 1e-8 * max(values.max(), 1e-300)
-    variance = (vectors**2 / np.where(flat, math.inf, values)).sum(1)
-    variance[(vectors[:, flat] ** 2).sum(1) > 1e-4] = math.nan
-    result[free] = np.sqrt(variance)
+    result[free] = np.sqrt(_marginal_variances(curvature, _hessian(coordinates.log_prior, coordinates, z, free)))
     return result
 
 
-def _gradient(problem: Problem, objective: Objective, coordinates: Coordinates, z: np.ndarray) -> np.ndarray:
+def _hessian(function: Callable[[], Tensor], coordinates: Coordinates, z: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """The Hessian of -function in the free coordinates."""
+    rows = []
+    for i in free:
+        step = np.zeros_like(z)
+        step[i] = STEP
+        difference = _gradient(function, coordinates, z - step) - _gradient(function, coordinates, z + step)
+        rows.append(difference[free] / (2 * STEP))
+    hessian = np.array(rows).reshape(len(free), len(free))
+    return 0.5 * (hessian + hessian.T)
+
+
+def _gradient(function: Callable[[], Tensor], coordinates: Coordinates, z: np.ndarray) -> np.ndarray:
     coordinates.assign(z)
     with torch.enable_grad():
-        total = objective(problem).double().cpu() + coordinates.log_prior()
-        grads = torch.autograd.grad(total, coordinates.raws, allow_unused=True)
-    return -coordinates.gradient(z, grads)
+        value = function()
+        if not value.requires_grad:
+            return np.zeros_like(z)
+        grads = torch.autograd.grad(value, coordinates.raws, allow_unused=True)
+    return coordinates.gradient(z, grads)
+
+
+def _marginal_variances(objective: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    """The diagonal of the inverse of the sum of two Hessians; NaN for coordinates in directions without curvature."""
+    # Unit diagonal first: curvatures of periods and of priors differ by many orders of magnitude.
+    scale = np.sqrt(np.abs(objective.diagonal()) + prior.diagonal())
+    scale = np.where(np.isfinite(scale) & (scale > 0), scale, 1.0)
+    values, vectors = np.linalg.eigh(np.nan_to_num(objective / np.outer(scale, scale)))
+    total = (vectors * values.clip(min=0)) @ vectors.T + np.nan_to_num(prior / np.outer(scale, scale))
+    values, vectors = np.linalg.eigh(total)
+    flat = values < FLAT
+    variance = (vectors**2 / np.where(flat, math.inf, values)).sum(1) / scale**2
+    variance[(vectors[:, flat] ** 2).sum(1) > 1e-4] = math.nan
+    return variance
 
 
 def parameter_table(
