@@ -26,7 +26,9 @@ from gpx.progress import progress_bar
 
 ROWS = 10_000  # rows of a file in memory at a time
 CORRECT, BROKEN = 2, 1  # exit codes: something for the user to correct; a computation that broke down
-LIKELIHOODS = {n: c for n, c in vars(likelihoods).items() if inspect.isclass(c) and not inspect.isabstract(c)}
+LIKELIHOODS = {
+    name: cls for name, cls in vars(likelihoods).items() if inspect.isclass(cls) and cls is not likelihoods.Likelihood
+}
 
 app = typer.Typer(
     help="Gaussian processes: fit a table, predict another.", no_args_is_help=True, add_completion=False,
@@ -42,13 +44,18 @@ def _reported(command: Callable[..., None]) -> Callable[..., None]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("always", FitWarning)
-                warnings.showwarning = lambda message, *_, **__: typer.echo(f"warning: {message}", err=True)
+                warnings.showwarning = lambda message, *_, **__: _say("warning", message)
                 command(*args, **kwargs)
         except (InputError, StructureError, NumericalError) as error:
-            typer.echo(f"error: {error}", err=True)
+            _say("error", error)
             raise typer.Exit(BROKEN if isinstance(error, NumericalError) else CORRECT) from error
 
     return reported
+
+
+def _say(kind: str, message: object) -> None:
+    """One line on stderr, whatever line breaks a library put into the message."""
+    typer.echo(f"{kind}: {' '.join(str(message).split())}", err=True)
 
 
 @app.command()
@@ -86,7 +93,7 @@ def fit(
     typer.echo(_describe(job))
     train = ~job.held_out
     model.fit(job.inputs(train), job.y[train], max_iter=max_iter, restarts=restarts, max_seconds=max_seconds, seed=seed)
-    typer.echo(f"{model.summary()}\n")
+    typer.echo(f"kernel: {_structure(model.kernel_)}\n{model.summary()}\n")
     scores = _scores(model, job)
     typer.echo(_score_table(job, scores))
     results = _predictions(model, job)
@@ -256,7 +263,7 @@ def _score_table(job: Job, scores: Scores | None) -> str:
         f"test on the {job.held_out.sum():,} rows held out   model     a constant with noise",
         f"  NLPD    {scores.nlpd:<10.4g}  {scores.constant_nlpd:<10.4g} nats per row",
         f"  RMSE    {scores.rmse:<10.4g}  {scores.constant_rmse:<10.4g} {unit}",
-        f"  inside the 95 % interval: {scores.coverage:.0%}",
+        f"  inside the 95 % interval: {_percent(scores.coverage)}",
     ]
     return "\n".join([*lines, ""])
 
@@ -336,15 +343,35 @@ def _draw(path: Path, job: Job, results: Results, scores: Scores | None) -> bool
     return True
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _structure(kernel: Any) -> str:
+    """A kernel without its values: what the numbers in the names of the parameters count.
+
+    >>> _structure(gpx.kernels.Linear() + gpx.kernels.Matern(nu=1.5) * gpx.kernels.Periodic())
+    'Linear + Matern(nu=1.5) * Periodic'
+    """
+    if isinstance(kernel, (gpx.kernels.Sum, gpx.kernels.Product)):
+        parts = (f"({_structure(k)})" if isinstance(k, gpx.kernels.Sum) else _structure(k) for k in kernel.kernels)
+        return kernel.symbol.join(parts)
+    settings = {name: getattr(kernel, name) for name in getattr(kernel, "structure", ())}
+    shown = ", ".join(f"{name}={value!r}" for name, value in settings.items() if value is not False)
+    return type(kernel).__name__ + (f"({shown})" if shown else "")
+
+
 def _caption(job: Job, scores: Scores | None) -> str:
     """What the picture is of, and the scores."""
     lines = [job.table.description] if job.table.description else []
     if scores is not None:
         held = "the last" if job.encoding.is_series else "a random"
         unit = job.table.units.get(job.encoding.target, "")
+        share = job.held_out.sum() / (~np.isnan(job.y)).sum()
         lines.append(
-            f"{held} {job.held_out.mean():.0%} held out: NLPD {scores.nlpd:.3g} nats per row, RMSE {scores.rmse:.3g} {unit},"
-            f" {scores.coverage:.0%} inside the 95 % interval"
+            f"{held} {_percent(share)} held out: NLPD {scores.nlpd:.3g} nats per row, "
+            + f"RMSE {scores.rmse:.3g} {unit}".rstrip()
+            + f", {_percent(scores.coverage)} inside the 95 % interval"
         )
     return "\n".join(line[0].upper() + line[1:] for line in lines)
 

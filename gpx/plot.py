@@ -97,7 +97,7 @@ def plot_test(
     prediction: Prediction, y: np.ndarray, shown: np.ndarray, *, target: str = "y", title: str = "", subtitle: str = ""
 ) -> Any:
     """A figure of predictions against targets y [N] in the rows `shown` [N], with 95 % error bars and the diagonal."""
-    figure = _figure((6.6, 6.6))
+    figure = _figure((8.4, 6.4))
     ax = figure.subplots()
     mean, lower, upper = (_columns(v)[shown] for v in (prediction.mean, *prediction.interval(LEVEL)))
     _scatter(ax, y[shown, None], mean, lower, upper)
@@ -202,26 +202,36 @@ def _limit(ax: Any, f: Forecast, start: float) -> None:
     x = x[x >= start]
     bottom, top = np.nanmin(low), np.nanmax(high)
     margin = 0.04 * (top - bottom or 1.0)
-    ax.set_xlim(x.min(), x.max())
+    if x.max() > x.min():
+        ax.set_xlim(x.min(), x.max())
     ax.set_ylim(bottom - margin, top + margin)
 
 
 def _scatter(ax: Any, y: np.ndarray, mean: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> None:
-    """Predictions against targets, all [N, P], with error bars and the diagonal."""
-    low, high = (float(f(np.concatenate([y[~np.isnan(y)], mean[~np.isnan(mean)]]))) for f in (np.min, np.max))
+    """Predictions against targets, all [N, P], with error bars and the diagonal; one output: misses in another colour."""
+    low, high = (float(f(y[~np.isnan(y)])) for f in (np.min, np.max))
     margin = 0.04 * (high - low or 1.0)
     ends = (low - margin, high + margin)
     ax.plot(ends, ends, color=INK, lw=1.0, ls=(0, (4, 3)), zorder=1)
-    faint = 0.35 if len(y) <= 500 else 0.12
+    several = y.shape[1] > 1
     for p in range(y.shape[1]):
-        colour = COLOURS[p % len(COLOURS)]
-        ax.vlines(y[:, p], lower[:, p], upper[:, p], color=colour, lw=1.0, alpha=faint, zorder=2)
-        ax.plot(y[:, p], mean[:, p], ls="", color=colour, zorder=3, label=f"output {p}", **_dots(len(y)))
+        columns = (y[:, p], mean[:, p], lower[:, p], upper[:, p])
+        if several:
+            _bars(ax, columns, ~np.isnan(y[:, p]), COLOURS[p % len(COLOURS)], f"output {p}")
+        else:
+            inside = (y[:, p] >= lower[:, p]) & (y[:, p] <= upper[:, p])
+            _bars(ax, columns, inside, COLOURS[0], "target inside the interval")
+            _bars(ax, columns, ~inside & ~np.isnan(y[:, p]), HELD_OUT, "outside")
     ax.set_xlim(ends)
-    ax.set_ylim(ends)
-    ax.set_aspect("equal")
-    if y.shape[1] > 1:
-        ax.legend(loc="upper left")
+    ax.legend(loc="upper left")
+
+
+def _bars(ax: Any, columns: tuple[np.ndarray, ...], rows: np.ndarray, colour: str, label: str) -> None:
+    """Points and error bars of some rows of (target, mean, lower, upper), if there are any."""
+    y, mean, lower, upper = (c[rows] for c in columns)
+    if len(y):
+        ax.vlines(y, lower, upper, color=colour, lw=1.0, alpha=0.35 if len(columns[0]) <= 500 else 0.12, zorder=2)
+        ax.plot(y, mean, ls="", color=colour, zorder=3, label=label, **_dots(len(columns[0])))
 
 
 def _columns(values: torch.Tensor) -> np.ndarray:

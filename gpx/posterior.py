@@ -77,7 +77,8 @@ class Posterior(ABC):
 
 def _root(covariance: Tensor) -> Tensor:
     """A square root: Cholesky's, or where rounding has left a matrix that is not positive definite (the posterior of almost
-    noiseless data is a difference of nearly equal matrices), that of its non-negative part."""
+    noiseless data is a difference of nearly equal matrices), that of its non-negative part.
+    """
     try:
         return factorise(covariance.clone).lower.tril()
     except NumericalError:

@@ -16,6 +16,7 @@ import gpytorch
 import torch
 from torch import Tensor
 
+from gpx.errors import NumericalError
 from gpx.inputs import Data
 from gpx.kernels.dense import dense, diagonal
 from gpx.linalg.cholesky import Cholesky, factorise
@@ -348,12 +349,16 @@ def _extend(s: _Solution, members: list[int], x: Tensor, sites: Sites) -> _Solut
     seen = new_tau > 0
     x_new, tau_new, nu_new = x[seen], new_tau[seen], sites.nu[seen][:, list(columns)]
     root = tau_new.sqrt()
-    with torch.no_grad():
-        cross = dense(s.kernel, x_new, s.x) * root[:, None] * s.root
-        factor = s.factor.extend(cross, lambda: _scaled_matrix(s.kernel, x_new, root))
     targets = torch.cat([s.targets[:, members], nu_new / tau_new[:, None]])
-    tau = torch.cat([s.tau, tau_new])
-    return _finish(s.kernel, torch.cat([s.x, x_new]), targets, tau, factor, columns)
+    x_all, tau = torch.cat([s.x, x_new]), torch.cat([s.tau, tau_new])
+    try:
+        with torch.no_grad():
+            cross = dense(s.kernel, x_new, s.x) * root[:, None] * s.root
+            factor = s.factor.extend(cross, lambda: _scaled_matrix(s.kernel, x_new, root))
+    except NumericalError:
+        # The new points need more jitter than the old factor has.
+        return _solve(s.kernel, x_all, targets * tau[:, None], tau, columns)
+    return _finish(s.kernel, x_all, targets, tau, factor, columns)
 
 
 def _path(s: _Solution, column: int, features: Any, n: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:

@@ -45,13 +45,14 @@ class Cholesky:
         return torch.cholesky_inverse(self.lower)
 
     def extend(self, cross: Tensor, corner: Callable[[], Tensor]) -> Cholesky:
-        """The factor of ``[[A, cross^T], [cross, corner]]`` in O(N^2 M) from that of A.
+        """The factor of ``[[A, cross^T], [cross, corner]]`` in O(N^2 M) from that of A, with the jitter of A throughout.
 
         cross: [M, N]. corner: builds the [M, M] block, lower triangle.
         """
         n, m = self.lower.shape[0], cross.shape[0]
         below = self.half_solve(cross.mT).mT
-        schur = factorise(lambda: corner().sub_(below @ below.mT))
+        jitter = self.jitter * torch.eye(m, dtype=cross.dtype, device=cross.device)
+        schur = factorise(lambda: corner().sub_(below @ below.mT).add_(jitter))
         lower = self.lower.new_zeros(n + m, n + m)
         lower[:n, :n], lower[n:, :n], lower[n:, n:] = self.lower, below, schur.lower
         return Cholesky(lower, max(self.jitter, schur.jitter))

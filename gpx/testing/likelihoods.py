@@ -69,7 +69,8 @@ def _derivatives(likelihood: Likelihood, y: Tensor, mean: Tensor, variance: Tens
     learned = [p for p in likelihood.parameters() if p.requires_grad]
     inputs = [mean.clone().requires_grad_(), variance.clone().requires_grad_(), *learned]
     for name in ("expected_log_prob", "tilted"):
-        gradients(lambda m, v, *_, f=getattr(likelihood, name): f(y, m, v), inputs, f"derivatives of {name}")
+        method = getattr(likelihood, name)
+        gradients(lambda m, v, *_, f=method: f(y, m, v), inputs, f"derivatives of {name}")
     gradients(lambda m, *_: likelihood.log_prob(y, m), [inputs[0], *learned], "derivatives of log_prob")
 
 

@@ -1,0 +1,79 @@
+"""The automatic kernel: which parts it has for which inputs, and that its forecasts are better than a constant."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import gpx
+from gpx.inputs import as_data
+from gpx.kernels import Linear, Matern, Periodic, Product, Sum
+from gpx.kernels.auto import auto_kernel
+
+T = np.linspace(0.0, 20.0, 241)
+NOISE = 0.1 * np.random.default_rng(0).standard_normal(len(T))
+
+
+def _periods(kernel):
+    return [float(m.period.detach()) for m in kernel.modules() if isinstance(m, Periodic)]
+
+
+def test_several_columns_get_one_lengthscale_each():
+    kernel = auto_kernel(as_data(np.stack([T, T**2], 1), T))
+    assert isinstance(kernel, Matern) and kernel.ard
+
+
+def test_noise_shows_no_period():
+    kernel = auto_kernel(as_data(T, NOISE))
+    assert not _periods(kernel)
+
+
+def test_a_season_is_found_beside_a_trend():
+    kernel = auto_kernel(as_data(T, 3 * T + np.sin(2 * np.pi * T) + NOISE))
+    assert isinstance(kernel, Sum) and isinstance(kernel.kernels[0], Linear)
+    assert any(isinstance(k, Product) for k in kernel.kernels)
+    assert _periods(kernel) == pytest.approx([1.0], rel=0.02)
+
+
+def test_harmonics_are_left_to_the_shape_of_the_season():
+    y = np.sin(2 * np.pi * T) + 0.7 * np.sin(4 * np.pi * T) + NOISE
+    assert _periods(auto_kernel(as_data(T, y))) == pytest.approx([1.0], rel=0.02)
+
+
+def test_two_seasons_are_told_apart():
+    y = np.sin(2 * np.pi * T) + np.sin(2 * np.pi * T / 3.5) + NOISE
+    assert sorted(_periods(auto_kernel(as_data(T, y)))) == pytest.approx([1.0, 3.5], rel=0.05)
+
+
+@pytest.mark.parametrize(("a", "b", "c", "d"), [(1e-3, 5.0, 1e4, -7.0), (1e4, -20.0, 1e-3, 0.1)])
+def test_the_choice_does_not_depend_on_units(a, b, c, d):
+    y = np.sin(2 * np.pi * T) + T + NOISE
+    plain, scaled = (auto_kernel(as_data(*data)) for data in ((T, y), (a * T + b, c * y + d)))
+    assert len(plain.kernels) == len(scaled.kernels)
+    assert _periods(scaled) == pytest.approx([a * p for p in _periods(plain)], rel=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 9])
+def test_few_points(n):
+    assert auto_kernel(as_data(T[:n], NOISE[:n])).matrix(torch.zeros(2, 1, dtype=torch.float64)).shape == (2, 2)
+
+
+def test_a_trend_with_a_season_is_extrapolated():
+    y = 3 * T + 5 * np.sin(2 * np.pi * T) + NOISE
+    gp = gpx.GP("auto").fit(T[:192], y[:192])
+    ahead = gp.predict(T[192:])
+    assert gpx.checking.rmse(ahead.mean, torch.from_numpy(y[192:])) < 0.5
+    assert gpx.checking.coverage(ahead, torch.from_numpy(y[192:]), 0.95) > 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_co2_is_forecast():
+    data = gpx.datasets.load("co2")
+    n = round(0.8 * len(data.y))
+    gp = gpx.GP("auto").fit(data.X[:n], data.y[:n])
+    ahead, y = gp.predict(data.X[n:]), data.y[n:]
+    assert gp.log_evidence() > -145
+    assert gpx.checking.rmse(ahead.mean, y) < 6.0
+    assert gpx.checking.nlpd(ahead.log_prob(y)) < 3.0
