@@ -326,7 +326,7 @@ def _draw(path: Path, job: Job, results: Results, scores: Scores | None) -> bool
         return False
     label = job.table.label
     target = label(job.encoding.target)
-    title = f"{job.table.name}: {target}"
+    title = target if job.table.name == job.encoding.target else f"{job.table.name}: {target}"
     subtitle = _caption(job, scores)
     if job.encoding.is_series:
         column = job.encoding.columns[0]

@@ -30,7 +30,7 @@ from gpx.kernels.base import Kernel
 from gpx.kernels.expressions import parse, parse_call
 from gpx.likelihoods import Gaussian, Likelihood
 from gpx.parameters import Parameterised
-from gpx.posterior import LeaveOneOutPrediction, Paths, Prediction, Shifted, make_generator
+from gpx.posterior import LeaveOneOutPrediction, Paths, Prediction, Shifted, draw_count, make_generator
 from gpx.prior import Prior, as_mean
 
 
@@ -96,8 +96,10 @@ class GP:
         coordinates = _coordinates(problem)
         start = None if resume is None else _resumed(resume, coordinates)
         options = FitOptions(max_iter, restarts, seed, max_seconds, verbose)
-        result = fit(problem, self.objective_, coordinates, options, start)
-        return self._finish(problem, result)
+        self._finish(problem, fit(problem, self.objective_, coordinates, options, start))
+        assert self.result_ is not None
+        _report(self.result_)
+        return self
 
     def condition(self, X: Any, y: Any) -> GP:
         """Condition on data with the hyperparameters as given; nothing is learned. Returns self."""
@@ -150,13 +152,13 @@ class GP:
         """Joint posterior draws of f at X: [n, N*]. Cost: O(N*^3)."""
         x = self._points(X).x
         with torch.no_grad():
-            return self._flat(self.posterior_.sample(x, n, make_generator(seed, x.device)))
+            return self._flat(self.posterior_.sample(x, draw_count(n), make_generator(seed, x.device)))
 
     def paths(self, n: int, seed: int | None = 0) -> Paths:
         """n posterior functions of f: callable, consistent over calls, ``paths(X) -> [n, N*]``."""
         generator = make_generator(seed, self._fitted().data.x.device)
         with torch.no_grad():
-            draw = self.posterior_.paths(n, generator)
+            draw = self.posterior_.paths(draw_count(n), generator)
         return Paths(draw, self._points, self._flat)
 
     def loo(self) -> LeaveOneOutPrediction:
@@ -240,7 +242,6 @@ class GP:
             posterior = _posterior(problem)
         if result is not None:
             result = replace(result, jitter=posterior.jitter)
-            _report(result)
         fields = (getattr(problem, f) for f in Problem.__dataclass_fields__)
         self._solved = Solved(*fields, posterior)
         kernels = problem.prior.kernels
@@ -345,7 +346,7 @@ def _report(result: FitResult) -> None:
             f"the noise variance was raised by a share of {result.jitter:.1e} to factorise the covariance matrix"
         )
     if notes:
-        warnings.warn("The fit needs attention: " + "; ".join(notes) + ".", FitWarning, stacklevel=4)
+        warnings.warn("The fit needs attention: " + "; ".join(notes) + ".", FitWarning, stacklevel=3)
 
 
 def _posterior(problem: Problem) -> Shifted:

@@ -6,12 +6,13 @@ objects, and conditions again. No code is stored and none is run but the constru
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import inspect
 import json
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -138,18 +139,18 @@ def _modules(mean: nn.Module, own: Any, likelihood: nn.Module) -> dict[str, nn.M
 
 
 def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise InputError(f"Cannot write a model to {path}: {error.strerror}; choose an existing folder.") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(content)
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"Cannot write a model to {path}: {error.strerror}.") from error
+        raise InputError(
+            f"Cannot write a model to {path}: {error.strerror}; choose a file in an existing folder."
+        ) from error
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

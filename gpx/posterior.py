@@ -176,13 +176,13 @@ class Prediction:
 
     def quantile(self, p: float) -> Tensor:
         """The p-quantile, 0 < p < 1, in target units."""
-        if not 0 < p < 1:
-            raise InputError(f"A quantile needs 0 < p < 1, got {p!r}.")
+        if not isinstance(p, (int, float)) or not 0 < p < 1:
+            raise InputError(f"A quantile needs a number 0 < p < 1, got {p!r}.")
         return self.distribution.icdf(torch.as_tensor(p, dtype=self.mean.dtype, device=self.mean.device))
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """The central interval (lower, upper) of probability `level`: quantiles of the predictive distribution."""
-        if not 0 < level < 1:
+        if not isinstance(level, (int, float)) or not 0 < level < 1:
             raise InputError(f"level must be between 0 and 1, got {level!r}; write 0.95 for a 95 % interval.")
         return self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
 
@@ -197,7 +197,9 @@ class Prediction:
     def sample(self, n: int, seed: int | None = 0) -> Tensor:
         """Independent marginal draws [n, N*]; for draws of whole functions see `GP.sample`."""
         generator = make_generator(seed, self.mean.device)
-        uniform = torch.rand(n, *self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
+        uniform = torch.rand(
+            draw_count(n), *self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device
+        )
         return self.distribution.icdf(uniform.clamp_min(torch.finfo(uniform.dtype).tiny))
 
     def _targets(self, y: Any) -> Tensor:
@@ -237,8 +239,17 @@ class Paths:
             return self.shape(self.draw(x))
 
 
+def draw_count(n: Any) -> int:
+    """The number of draws, if it is one. Raises InputError otherwise."""
+    if not isinstance(n, int) or n < 0:
+        raise InputError(f"The number of draws n must be an integer >= 0, got {n!r}.")
+    return n
+
+
 def make_generator(seed: int | None, device: torch.device | str = "cpu") -> torch.Generator:
     """A private source of random numbers; seed None takes entropy from the system. The global state is not touched."""
+    if seed is not None and not isinstance(seed, int):
+        raise InputError(f"seed must be an integer, or None for a fresh one, got {seed!r}.")
     generator = torch.Generator(device=device)
     if seed is None:
         generator.seed()

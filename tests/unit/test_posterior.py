@@ -164,3 +164,17 @@ def test_predictions_are_copied_and_pickled():
     for other in copies(p).values():
         close(other.mean, p.mean, "mean", 0.0)
     assert isinstance(p, Prediction)
+
+
+@pytest.mark.parametrize("n", [-1, 1.5, "2", None])
+def test_numbers_of_draws(n):
+    for draw in (lambda: GP_.sample(NEW, n), lambda: GP_.paths(n), lambda: GP_.predict(NEW).sample(n)):
+        with pytest.raises(InputError, match="integer >= 0"):
+            draw()
+
+
+def test_seeds_are_integers():
+    with pytest.raises(InputError, match="integer"):
+        GP_.sample(NEW, 2, seed="a")
+    with pytest.raises(InputError, match="0.95"):
+        GP_.predict(NEW).interval("a")
