@@ -19,7 +19,7 @@ from gpx.posterior import make_generator
 from gpx.progress import progress_bar
 
 FTOL = 1e-8  # relative to the gain over a constant with white noise
-GTOL = 1e-4  # nats per unit of a coordinate, times the square root of N
+GTOL = 1e-5  # nats per unit of a coordinate, times the square root of N
 START_ROWS = 500
 LENGTHSCALE_FACTORS = (0.03, 0.1, 0.3, 1.0, 3.0)
 NOISE_FACTORS = (1.0, 0.01)
