@@ -243,7 +243,7 @@ def _scores(model: GP, job: Job) -> Scores | None:
     if not job.held_out.any():
         return None
     y, train = torch.from_numpy(job.y[job.held_out]), job.y[~job.held_out]
-    constant, spread = np.nanmean(train), max(np.nanstd(train), np.finfo(float).tiny)
+    constant, spread = np.nanmean(train), np.nanstd(train) or 1.0
     noise = torch.distributions.Normal(torch.tensor(constant), torch.tensor(spread))
     test = model.predict(job.inputs(job.held_out))
     return Scores(

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Integral, Real
 from typing import Any
 
 import gpytorch
@@ -20,7 +21,7 @@ from gpx.engines.auto import ENGINES, choose_engine
 from gpx.errors import FitWarning, InputError, StructureError
 from gpx.inference.coordinates import Coordinates, trainable_modules
 from gpx.inference.fit import FitOptions, FitResult, diagnose, fit
-from gpx.inference.objectives import Evidence, leave_one_out_density
+from gpx.inference.objectives import Evidence, Objective, leave_one_out_density
 from gpx.inference.problem import Problem, Solved
 from gpx.inference.rules import Variational
 from gpx.inference.table import ParameterTable, parameter_table, standard_errors
@@ -81,29 +82,26 @@ class GP:
         """
         if priors not in ("weak", None):
             raise InputError(f"priors must be 'weak' or None, got {priors!r}.")
-        if not isinstance(max_iter, int) or max_iter < 1 or not isinstance(restarts, int) or restarts < 0:
-            raise InputError(
-                f"max_iter must be a positive integer and restarts one >= 0, got {max_iter!r}, {restarts!r}."
-            )
+        _check_options(max_iter, restarts, seed, max_seconds)
         data = as_data(X, y)
         if not bool(data.observed.any()):
             raise InputError(
                 f"y has no observed target among {data.y.numel()}; fit needs at least one, see condition()."
             )
-        problem = self._problem_for(data)
+        problem, objective, reason = self._problem_for(data)
         for _, module in trainable_modules(problem.prior.mean, problem.prior.kernels, problem.likelihood):
             _start(module, data, priors)
         coordinates = _coordinates(problem)
         start = None if resume is None else _resumed(resume, coordinates)
         options = FitOptions(max_iter, restarts, seed, max_seconds, verbose)
-        self._finish(problem, fit(problem, self.objective_, coordinates, options, start))
+        self._finish(problem, objective, reason, fit(problem, objective, coordinates, options, start))
         assert self.result_ is not None
         _report(self.result_)
         return self
 
     def condition(self, X: Any, y: Any) -> GP:
         """Condition on data with the hyperparameters as given; nothing is learned. Returns self."""
-        return self._finish(self._problem_for(as_data(X, y)), None)
+        return self._finish(*self._problem_for(as_data(X, y)), None)
 
     def update(self, X: Any, y: Any) -> GP:
         """Condition on more data, the fitted hyperparameters kept. Returns self.
@@ -216,8 +214,8 @@ class GP:
             return f"GP({self.kernel!r})"
         return f"GP({self.kernel_!r}, {self.likelihood_!r}, mean={self.mean_!r}, engine={self.engine_!r})"
 
-    def _problem_for(self, data: Data) -> Problem:
-        """Copies of the parts, bound to the data."""
+    def _problem_for(self, data: Data) -> tuple[Problem, Objective, str]:
+        """Copies of the parts, bound to the data; the objective; why the engine was chosen."""
         if not len(data.x):
             raise InputError("X has no rows.")
         likelihood = copy.deepcopy(self.likelihood) if self.likelihood is not None else Gaussian()
@@ -232,22 +230,25 @@ class GP:
         for module in (mean, likelihood, *kernels):
             module.to(dtype=data.x.dtype, device=data.x.device)
         prior = Prior(mean, tuple(kernels))
-        engine, self.engine_reason_ = choose_engine(self.engine, prior, data)
-        self.objective_ = Evidence() if self.objective == "auto" else _checked(self.objective, "objective")
+        engine, reason = choose_engine(self.engine, prior, data)
+        objective = Evidence() if self.objective == "auto" else _checked(self.objective, "objective")
         rule = Variational() if self.rule == "auto" else _checked(self.rule, "rule")
-        return Problem.planned(prior, data, likelihood, engine, rule)
+        return Problem.planned(prior, data, likelihood, engine, rule), objective, reason
 
-    def _finish(self, problem: Problem, result: FitResult | None) -> GP:
+    def _finish(self, problem: Problem, objective: Objective, reason: str, result: FitResult | None) -> GP:
         with torch.no_grad():
             posterior = _posterior(problem)
         if result is not None:
             result = replace(result, jitter=posterior.jitter)
         fields = (getattr(problem, f) for f in Problem.__dataclass_fields__)
         self._solved = Solved(*fields, posterior)
-        kernels = problem.prior.kernels
+        # Copies for the user: moving one of their parameters must not part the posterior from its factors.
+        kernels, self.likelihood_, self.mean_ = copy.deepcopy(
+            (problem.prior.kernels, problem.likelihood, problem.prior.mean)
+        )
         self.kernel_ = kernels[0] if len(kernels) == 1 else list(kernels)
-        self.likelihood_, self.mean_ = problem.likelihood, problem.prior.mean
-        self.engine_, self.posterior_, self.result_ = problem.engine, posterior, result
+        self.engine_, self.engine_reason_, self.objective_ = problem.engine, reason, objective
+        self.posterior_, self.result_ = posterior, result
         return self
 
     def _revive(
@@ -263,8 +264,8 @@ class GP:
         for module in (self.mean, self.likelihood, *kernels):
             module.to(dtype=x.dtype)
         prior = Prior(self.mean, tuple(kernels))
-        self.objective_, self.engine_reason_ = self.objective, reason
-        return self._finish(Problem.planned(prior, data, self.likelihood, self.engine, self.rule), result)
+        problem = Problem.planned(prior, data, self.likelihood, self.engine, self.rule)
+        return self._finish(problem, self.objective, reason, result)
 
     def _fitted(self) -> Solved:
         if not hasattr(self, "_solved"):
@@ -291,6 +292,15 @@ def _check_parts(kernel: Any, likelihood: Any, engine: Any) -> None:
             raise InputError(f"kernel must be a kernel such as kernels.Matern(), or its name, got {part!r}.")
     if isinstance(engine, str) and engine != "auto":
         parse_call(engine, ENGINES, "engine")
+
+
+def _check_options(max_iter: Any, restarts: Any, seed: Any, max_seconds: Any) -> None:
+    if not isinstance(max_iter, Integral) or max_iter < 1 or not isinstance(restarts, Integral) or restarts < 0:
+        raise InputError(f"max_iter must be a positive integer and restarts one >= 0, got {max_iter!r}, {restarts!r}.")
+    if seed is not None and (not isinstance(seed, Integral) or seed < 0):
+        raise InputError(f"seed must be an integer >= 0, or None for a fresh one, got {seed!r}.")
+    if max_seconds is not None and not (isinstance(max_seconds, Real) and max_seconds >= 0):
+        raise InputError(f"max_seconds must be a number >= 0, or None for no limit, got {max_seconds!r}.")
 
 
 def _checked(part: Any, what: str) -> Any:

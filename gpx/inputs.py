@@ -75,6 +75,8 @@ def as_data(X: Any, y: Any, *, columns: tuple[str, ...] | None = None) -> Data:
     points = as_points(X, columns=columns)
     x = points.x.detach().clone()  # the caller may change a tensor later
     targets = as_targets(y, x).clone()
+    _require_moderate(x, "X")
+    _require_moderate(targets, "y")
     flat = targets.dim() == 1
     targets = targets.unsqueeze(1) if flat else targets
     return Data(x, targets, points.columns, _pooled_variance(targets), _spread(x), flat=flat)
@@ -161,6 +163,8 @@ def _series_array(series: Any) -> np.ndarray:
 
 def _array(value: Any, what: str) -> tuple[Tensor, tuple[str, ...]]:
     """Anything that is not a DataFrame, as a float tensor, and the name of a Series."""
+    if isinstance(value, np.ma.MaskedArray):
+        value = value.astype(float).filled(np.nan)
     names = (str(value.name),) if getattr(value, "name", None) is not None and hasattr(value, "index") else ()
     if isinstance(value, Tensor):
         if value.is_complex():
@@ -208,11 +212,19 @@ def _describe(value: Any) -> str:
 def _require_finite(x: Tensor, names: Sequence[str]) -> None:
     bad = ~torch.isfinite(x)
     if bool(bad.any()):
-        columns = [names[i] if i < len(names) else str(i) for i in bad.any(0).nonzero().flatten().tolist()]
+        columns = [names[i] if i < len(names) and names[i] else str(i) for i in bad.any(0).nonzero().flatten().tolist()]
         raise InputError(
             f"X has NaN or infinite values in row(s) {_first_rows(bad.any(1))}, column(s) {', '.join(columns[:5])};"
             " drop or impute them (only y may have missing values)."
         )
+
+
+def _require_moderate(values: Tensor, what: str) -> None:
+    """Squares and their products must stay finite."""
+    limit = torch.finfo(values.dtype).max ** 0.4
+    largest = torch.nan_to_num(values).abs().max() if values.numel() else torch.zeros(())
+    if float(largest) > limit:
+        raise InputError(f"{what} has values up to {float(largest):.1e}; rescale it to stay below {limit:.0e}.")
 
 
 def _first_rows(bad: Tensor, limit: int = 5) -> str:

@@ -187,7 +187,9 @@ class Parameterised:
                 f"Bounds of {name} must satisfy {'0 <= ' if positive else ''}lower < upper, got {lower, upper}."
             )
         value = getattr(self, name)
-        if self.choices[name].given and not bool(((value >= lower) & (value <= upper)).all()):
+        if self.choices[name].given and not bool(
+            ((value >= lower - 1e-12 * abs(lower)) & (value <= upper + 1e-12 * abs(upper))).all()
+        ):
             raise InputError(f"{name} = {value.tolist()} lies outside its bounds {lower, upper}; move one of them.")
         if not self.choices[name].given:
             self.assign(name, value.detach().clamp(lower, upper))

@@ -68,14 +68,20 @@ class Coordinate:
 
     def bounds(self) -> tuple[float, float]:
         """The box of the coordinate."""
-        if self.constraint is None:
-            return -math.inf, math.inf
-        lower, upper = float(self.constraint.lower_bound.max()), float(self.constraint.upper_bound.min())
+        lower, upper = -math.inf, math.inf
+        support = getattr(self.prior, "support", None)
+        for limits in (self.constraint, support):
+            if limits is not None and hasattr(limits, "lower_bound"):
+                lower = max(lower, float(torch.as_tensor(limits.lower_bound).max()))
+            if limits is not None and hasattr(limits, "upper_bound"):
+                upper = min(upper, float(torch.as_tensor(limits.upper_bound).min()))
         if not self.positive:
             middle = float(self.origin.mean())
             return (lower - middle) / self.scale, (upper - middle) / self.scale
-        # gpytorch's saturating transforms reach their bounds only at infinity: stay a little inside.
-        margin = 0.0 if isinstance(self.constraint, LogInterval) else 1e-6
+        # gpytorch's saturating transforms reach their bounds only at infinity, and priors reject what
+        # rounding puts outside their support: stay a little inside.
+        inside = isinstance(self.constraint, LogInterval) and not hasattr(support, "upper_bound")
+        margin = 0.0 if inside else 1e-6
         return _log(lower) + margin, _log(upper) - margin
 
 

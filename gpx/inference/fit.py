@@ -147,7 +147,7 @@ def fit(
         return FitResult(True, "nothing to learn", value, 0.0, 0, 1, 0, 0.0, time.monotonic() - began, options.seed)
     first = np.clip(first if start is None else start, bounds[:, 0], bounds[:, 1])
     if start is None:
-        first = _choose_start(problem, objective, coordinates, first)
+        first = _choose_start(problem, objective, coordinates, first, deadline)
     coordinates.assign(first)
     start_values = coordinates.values()
     starts = [first, *_random_starts(first, bounds, options)]
@@ -226,7 +226,9 @@ def _baseline(problem: Problem) -> float:
     return -0.5 * count * (math.log(2 * math.pi * problem.data.variance) + 1)
 
 
-def _choose_start(problem: Problem, objective: Objective, coordinates: Coordinates, z: np.ndarray) -> np.ndarray:
+def _choose_start(
+    problem: Problem, objective: Objective, coordinates: Coordinates, z: np.ndarray, deadline: float
+) -> np.ndarray:
     """Multiply the lengthscales and the noise that the data decide by the factors with the best objective on some rows."""
     scales, noise = _free(coordinates, "lengthscale"), _free(coordinates, "noise")
     small = _thinned(problem)
@@ -236,7 +238,7 @@ def _choose_start(problem: Problem, objective: Objective, coordinates: Coordinat
     candidates = np.unique([np.clip(z + s, bounds[:, 0], bounds[:, 1]) for s in [0 * z, *shifts]], axis=0)
     if len(candidates) == 1:
         return z
-    losses = [search(c)[0] for c in candidates]
+    losses = [search(c)[0] if time.monotonic() < deadline else math.inf for c in candidates]
     return candidates[int(np.argmin(losses))] if np.isfinite(losses).any() else z
 
 

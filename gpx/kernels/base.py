@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -148,14 +149,16 @@ def matrix(kernel: gpytorch.kernels.Kernel, X: Any, X2: Any = None) -> Tensor:
     >>> matrix(gpytorch.kernels.RBFKernel(), [0.0, 1.0]).shape
     torch.Size([2, 2])
     """
-    _, x1 = _bound(kernel, X)
+    bound, x1 = _bound(kernel, X)
     x2 = x1 if X2 is None else _bound(kernel, X2)[1]
-    return dense(kernel, x1, x2)
+    return dense(bound, x1, x2)
 
 
 def _bound(kernel: gpytorch.kernels.Kernel, X: Any) -> tuple[gpytorch.kernels.Kernel, Tensor]:
     points = as_points(X)
     if isinstance(kernel, Kernel):
+        # A copy that shares the parameters: the names are those of X, and the kernel stays as it is.
+        kernel = copy.deepcopy(kernel, {id(p): p for p in kernel.parameters()})
         kernel.resolve(points.columns)
     # A tensor that is fit for use as it stands keeps its autograd graph.
     ready = isinstance(X, Tensor) and X.dim() == 2 and X.dtype == points.x.dtype
@@ -171,6 +174,8 @@ def _split_dims(dims: Sequence[int | str] | None) -> tuple[tuple[str, ...] | Non
         return None, dims
     if isinstance(dims, (int, str)):
         dims = [dims]
+    if not len(dims) or len(set(dims)) < len(dims):
+        raise InputError(f"active_dims must name one or more different columns, got {list(dims)!r}.")
     if all(isinstance(d, str) for d in dims):
         return tuple(str(d) for d in dims), None
     if not all(isinstance(d, int) for d in dims):

@@ -85,7 +85,9 @@ def test_complaint_04_scaling_traps():
     """No transform of the user's data, hidden or asked for: starts, log parameters and tolerances do not depend on units, and
     values come back in the user's units."""
     plain, scaled = GP(Matern()).fit(X, Y), GP(Matern()).fit(1e5 * X - 3e6, 1e-4 * Y + 1.0)
-    close((scaled.predict(1e5 * NEW - 3e6).mean - 1.0) * 1e4, plain.predict(NEW).mean, "predictions in other units", 1e-4)
+    close(
+        (scaled.predict(1e5 * NEW - 3e6).mean - 1.0) * 1e4, plain.predict(NEW).mean, "predictions in other units", 1e-4
+    )
     close(scaled.kernel_.lengthscale, 1e5 * plain.kernel_.lengthscale, "a lengthscale in other units", 1e-4)
     close(scaled.likelihood_.noise, 1e-8 * plain.likelihood_.noise, "a noise variance in other units", 1e-4)
 
@@ -210,7 +212,9 @@ def test_complaint_11_shapes():
 def test_complaint_12_priors_bounds_fixing():
     """One call per parameter, by name, on the natural scale; a table shows what holds."""
     prior = gpytorch.priors.LogNormalPrior(0.0, 1.0)
-    kernel = Matern().set(lengthscale=dict(init=1.0, bounds=(0.1, 10.0), prior=prior), outputscale=dict(init=2.0, fixed=True))
+    kernel = Matern().set(
+        lengthscale=dict(init=1.0, bounds=(0.1, 10.0), prior=prior), outputscale=dict(init=2.0, fixed=True)
+    )
     table = GP(kernel).fit(X, Y).parameters()
     row = table["kernel.lengthscale"]
     assert 0.1 <= row.value <= 10 and (row.lower, row.upper) == (pytest.approx(0.1), pytest.approx(10.0))
@@ -338,7 +342,18 @@ def test_complaint_27_documentation_gaps():
         if callable(member) and not name.startswith("_"):
             assert inspect.getdoc(member), f"GP.{name}"
     text = (ROOT / "docs" / "how-do-i.md").read_text(encoding="utf-8").lower()
-    for topic in ("save", "missing", "bounds", "prior", "noise", "several outputs", "leave-one-out", "draw", "column", "update"):
+    for topic in (
+        "save",
+        "missing",
+        "bounds",
+        "prior",
+        "noise",
+        "several outputs",
+        "leave-one-out",
+        "draw",
+        "column",
+        "update",
+    ):
         assert topic in text, topic
 
 

@@ -30,7 +30,9 @@ def optimum(gp):
     unsolved = type(problem).__mro__[1](
         *(getattr(problem, f) for f in ("prior", "data", "likelihood", "engine", "rule", "plan"))
     )
-    coordinates = Coordinates([("k", gp.kernel_), ("l", gp.likelihood_), ("m", gp.mean_)])
+    coordinates = Coordinates(
+        [("k", gp._solved.prior.kernels[0]), ("l", gp._solved.likelihood), ("m", gp._solved.prior.mean)]
+    )
     z = coordinates.read()
     total = gp.objective_(unsolved) + coordinates.log_prior()
     grads = torch.autograd.grad(total, coordinates.raws, allow_unused=True)
@@ -50,7 +52,8 @@ def test_the_end_is_a_maximum(objective, priors):
     if not result.at_bounds:
         assert np.abs(gradient).max() == pytest.approx(result.gradient_norm, abs=1e-6)
     assert result.gradient_norm < 0.05
-    raws = [p for m in (gp.kernel_, gp.likelihood_, gp.mean_) for p in m.parameters()]
+    inner = gp._solved  # the parts that the posterior was made of; kernel_ and the others are copies
+    raws = [p for m in (*inner.prior.kernels, inner.likelihood, inner.prior.mean) for p in m.parameters()]
     before = [p.detach().clone() for p in raws]
     generator = torch.Generator().manual_seed(0)
     for size in (0.01, 0.1, 1.0):

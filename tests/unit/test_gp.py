@@ -273,3 +273,50 @@ def test_refits_give_the_same(tmp_path):
 def test_negative_numbers_of_draws(call):
     with pytest.raises((InputError, RuntimeError)):
         call(GP(RBF()).condition(X, Y))
+
+
+def test_moving_a_fitted_value_does_not_part_posterior_and_factor():
+    """kernel_ is a copy: the posterior keeps the hyperparameters that it was computed with."""
+    gp = GP(RBF()).fit([0.0, 1.0, 2.0, 3.0], [0.1, 0.9, 1.0, 0.2])
+    before = gp.predict([0.5]).mean
+    gp.kernel_.set(lengthscale=0.05)
+    assert torch.equal(gp.predict([0.5]).mean, before)
+
+
+def test_a_failed_fit_leaves_the_fitted_model():
+    gp = GP(RBF()).fit([0.0, 1.0, 2.0, 3.0], [0.1, 0.9, 1.0, 0.2])
+    before = gp.log_evidence()
+    gp.objective = gpx.objectives.LeaveOneOut()
+    with pytest.raises(InputError):
+        gp.fit([0.0, 1.0], [0.0, 1.0], resume="no-such-file")
+    assert gp.log_evidence() == before
+
+
+@pytest.mark.parametrize("options", [{"seed": -1}, {"seed": "a"}, {"max_seconds": "a"}, {"max_seconds": -1.0}], ids=str)
+def test_options_of_fit_are_checked(options):
+    with pytest.raises(InputError, match="or None"):
+        GP(RBF()).fit([0.0, 1.0], [0.0, 1.0], **options)
+
+
+def test_matrix_leaves_the_kernel_and_its_columns():
+    """Names are resolved against the columns of each call, and the gradient reaches the kernel's own parameters."""
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": [0.0, 1.0, 2.0], "b": [0.0, 3.0, 5.0]})
+    kernel = RBF(active_dims=["b"])
+    assert torch.equal(kernel.matrix(frame), kernel.matrix(frame[["b", "a"]]))
+    assert kernel.active_dims is None
+    kernel.matrix(frame).sum().backward()
+    assert kernel.raw_lengthscale.grad is not None
+
+
+def test_masked_arrays_and_large_values():
+    y = np.ma.masked_array([0.0, 1.0, 99.0], [False, False, True])
+    assert GP(RBF()).condition([0.0, 1.0, 2.0], y)._solved.data.observed.tolist() == [[True], [True], [False]]
+    with pytest.raises(InputError, match="rescale"):
+        GP(RBF()).fit([0.0, 1.0], [1e300, 0.0])
+
+
+def test_a_uniform_prior_bounds_the_fit():
+    kernel = RBF().set(lengthscale=dict(prior=gpytorch.priors.UniformPrior(0.1, 0.2)))
+    gp = GP(kernel).fit([0.0, 1.0, 2.0, 3.0], [0.1, 0.9, 1.0, 0.2])
+    assert 0.1 <= float(gp.kernel_.lengthscale.detach()) <= 0.2
