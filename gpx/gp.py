@@ -109,7 +109,13 @@ class GP:
         Cost: Exact: O(N^2 M) for M new points, by extending its factor.
         """
         problem = self._fitted()
+        if (known := getattr(problem.likelihood, "known_noise", None)) is not None:
+            raise InputError(
+                f"The noise variances are known for the {len(known)} points of the fit only; use condition(X, y) on all points,"
+                " with a likelihood that has all variances."
+            )
         new = as_data(X, y, columns=problem.data.columns)
+        new = replace(new, x=new.x.to(problem.data.x), y=new.y.to(problem.data.x))
         if new.y.shape[1] != problem.data.y.shape[1]:
             raise InputError(f"y has {new.y.shape[1]} column(s), the model {problem.data.y.shape[1]}; they must agree.")
         with torch.no_grad():

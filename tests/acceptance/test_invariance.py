@@ -36,42 +36,36 @@ SIZES = (1e-6, 1.0, 1e6)
 OFFSETS = ((0.0, 0.0), (1e3, -1e3), (-1e3, 1e3))
 
 
-def check(build, data, a, c, shift_x, shift_y, tolerance=1e-4, **options):
+def check(build, data, units, tolerance=1e-4, **options):
+    """units: (a, c, shift of X in ranges, shift of y in standard deviations), for one fit each."""
     X, y, new = data
-    b = shift_x * a * float((X.amax(0) - X.amin(0)).max())
-    d = shift_y * c * float(y.std())
     plain = GP(build(), **options).fit(X, y).predict(new)
-    mapped = GP(build(), **options).fit(a * X + b, c * y + d).predict(a * new + b)
-    close((mapped.mean - d) / c, plain.mean, f"mean for {a=:g}, {c=:g}, {b=:g}, {d=:g}", tolerance)
-    close(mapped.std / c, plain.std, f"std for {a=:g}, {c=:g}, {b=:g}, {d=:g}", tolerance)
+    for a, c, shift_x, shift_y in units:
+        b = shift_x * a * float((X.amax(0) - X.amin(0)).max())
+        d = shift_y * c * float(y.std())
+        mapped = GP(build(), **options).fit(a * X + b, c * y + d).predict(a * new + b)
+        close((mapped.mean - d) / c, plain.mean, f"mean for {a=:g}, {c=:g}, {b=:g}, {d=:g}", tolerance)
+        close(mapped.std / c, plain.std, f"std for {a=:g}, {c=:g}, {b=:g}, {d=:g}", tolerance)
 
 
-@pytest.mark.parametrize(("shift_x", "shift_y"), OFFSETS)
 @pytest.mark.parametrize("name", KERNELS)
-def test_extreme_units(name, shift_x, shift_y):
-    """Both scales at their ends, one up and one down."""
-    build, data = KERNELS[name]
-    check(build, data, 1e-6, 1e6, shift_x, shift_y)
-    check(build, data, 1e6, 1e-6, shift_x, shift_y)
+def test_extreme_units(name):
+    """Both scales at their ends, one up and one down; every offset."""
+    check(*KERNELS[name], [(1e-6, 1e6, *OFFSETS[0]), (1e6, 1e-6, *OFFSETS[1]), (1e-6, 1e6, *OFFSETS[2])])
 
 
 @pytest.mark.slow
 @pytest.mark.ci
-@pytest.mark.parametrize("a", SIZES)
-@pytest.mark.parametrize("c", SIZES)
 @pytest.mark.parametrize("name", KERNELS)
-def test_all_units(name, a, c):
-    build, data = KERNELS[name]
-    for shift_x, shift_y in OFFSETS:
-        check(build, data, a, c, shift_x, shift_y)
+def test_all_units(name):
+    check(*KERNELS[name], [(a, c, *shifts) for a in SIZES for c in SIZES for shifts in OFFSETS])
 
 
 @pytest.mark.slow
 @pytest.mark.ci
 def test_the_kernel_auto():
     """To 1 %: five parts share what 60 points tell, so that the objective is flat along some direction."""
-    check(lambda: "auto", SEASONAL, 1e-6, 1e6, 1e3, -1e3, tolerance=1e-2)
-    check(lambda: "auto", SEASONAL, 1e6, 1e-6, -1e3, 1e3, tolerance=1e-2)
+    check(lambda: "auto", SEASONAL, [(1e-6, 1e6, 1e3, -1e3), (1e6, 1e-6, -1e3, 1e3)], tolerance=1e-2)
 
 
 @pytest.mark.parametrize("options", [
@@ -80,8 +74,7 @@ def test_the_kernel_auto():
 def test_other_means_and_objectives(options):
     """A zero mean knows where zero is: no offset of the target."""
     shift_y = 0.0 if options.get("mean") == "zero" else 1e3
-    check(lambda: Matern(ard=True), SMOOTH, 1e6, 1e-6, -1e3, shift_y, **options)
-    check(lambda: Matern(ard=True), SMOOTH, 1e-6, 1e6, 1e3, -shift_y, **options)
+    check(lambda: Matern(ard=True), SMOOTH, [(1e6, 1e-6, -1e3, shift_y), (1e-6, 1e6, 1e3, -shift_y)], **options)
 
 
 def test_columns_of_different_units():

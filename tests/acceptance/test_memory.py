@@ -67,7 +67,7 @@ def test_evidence_and_gradient(n):
     assert 1 < matrices <= 5
 
 
-@pytest.mark.parametrize("call", ["predict(X_new)", "predict(X_new, of='f')", "paths(2)(X_new)"])
+@pytest.mark.parametrize("call", ["predict(X_new)", "paths(2)(X_new)"])
 def test_predictions_in_chunks(call):
     """20,000 points from 500: N* x N* would be 3,200 MB, N* x N 80 MB; chunks are 64 MB each."""
     assert extra_bytes(PREDICTION, n=500, points=20_000, call=call) < 500e6

@@ -63,7 +63,7 @@ def test_scikit_learn_gradient():
     peer = GaussianProcessRegressor(theirs, alpha=0.0, optimizer=None).fit(X.numpy(), y.numpy())
     _, expected = peer.log_marginal_likelihood(peer.kernel_.theta, eval_gradient=True)
     gp = GP(RBF(lengthscale=[0.7, 1.1, 0.9], outputscale=1.4, ard=True), Gaussian(NOISE), mean="zero").condition(X, y)
-    kernel, likelihood = gp.kernel_, gp.likelihood_
+    kernel, likelihood = gp._solved.prior.kernels[0], gp._solved.likelihood
     problem = gp._solved
     value = problem.engine.condition(problem.prior, problem.plan, {}, likelihood.exact_sites(problem.data)).log_density
     grads = torch.autograd.grad(value, [kernel.raw_outputscale, kernel.raw_lengthscale, likelihood.raw_noise])

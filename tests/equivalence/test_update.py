@@ -54,6 +54,19 @@ def test_update_keeps_the_fitted_values_and_the_mean():
     close(got.variance, expected.variance, "variance", 1e-9)
 
 
+def test_update_keeps_the_dtype():
+    """float64 arrays for a float32 model."""
+    X, y = points(N), targets(points(N))
+    gp = (
+        GP(KERNELS["Matern32"](), Gaussian(0.1))
+        .condition(X[:9].float(), y[:9].float())
+        .update(X[9:].numpy(), y[9:].numpy())
+    )
+    whole = GP(KERNELS["Matern32"](), Gaussian(0.1)).condition(X.float(), y.float())
+    assert gp.predict(X).mean.dtype == torch.float32
+    close(gp.predict(X).mean, whole.predict(X).mean, "mean", 1e-5)
+
+
 def test_update_after_no_observed_target():
     X, y = points(6), targets(points(6))
     empty = GP(KERNELS["RBF"](), Gaussian(0.1), mean="zero").condition(X[:2], torch.full((2,), torch.nan))

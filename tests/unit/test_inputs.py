@@ -57,11 +57,10 @@ INTEGERS = {
     "tensor": torch.tensor([0, 1, 2, 4]),
     "range": [*range(3), 4],
     "Int64": pd.Series([0, 1, 2, 4], dtype="Int64"),
-    "bool": None,
 }
 
 
-@pytest.mark.parametrize("kind", [k for k in INTEGERS if k != "bool"])
+@pytest.mark.parametrize("kind", INTEGERS)
 def test_integers_become_float64(kind):
     assert torch.equal(as_points(INTEGERS[kind]).x[:, 0], torch.tensor([0.0, 1.0, 2.0, 4.0], dtype=torch.float64))
 

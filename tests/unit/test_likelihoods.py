@@ -130,11 +130,12 @@ def test_noise_of_predictions():
         two.predict(X[:3], noise=[0.1, 0.2])
 
 
-def test_update_with_known_noise():
-    """The variances given are those of the first data: new data need their own, and the error says so."""
+@pytest.mark.parametrize("rows", [3, 20])
+def test_update_with_known_noise(rows):
+    """The variances given are those of the first data, even if there are as many new ones: the error says what to do."""
     gp = GP(RBF(), Gaussian([0.1] * 20)).condition(X, Y)
-    with pytest.raises(InputError, match="variance"):
-        gp.update(X[:3], Y[:3])
+    with pytest.raises(InputError, match=r"known for the 20 points.*condition\(X, y\) on all points"):
+        gp.update(X[:rows], Y[:rows])
 
 
 def test_the_floor_of_learned_noise():
