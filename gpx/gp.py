@@ -21,18 +21,21 @@ from gpx.engines.auto import ENGINES, choose_engine
 from gpx.errors import FitWarning, InputError, StructureError
 from gpx.inference.coordinates import Coordinates, trainable_modules
 from gpx.inference.fit import FitOptions, FitResult, diagnose, fit
-from gpx.inference.objectives import Evidence, Objective, leave_one_out_density
+from gpx.inference.auto import choose_objective, choose_rule
+from gpx.inference.infer import Inferred
+from gpx.inference.objectives import Objective, leave_one_out_density
 from gpx.inference.problem import Problem, Solved
-from gpx.inference.rules import Variational
+from gpx.inference.rules import cavities, split
 from gpx.inference.table import ParameterTable, parameter_table, standard_errors
 from gpx.inputs import Data, Points, as_data, as_points
 from gpx.kernels.auto import auto_kernel
 from gpx.kernels.base import Kernel
 from gpx.kernels.expressions import parse, parse_call
-from gpx.likelihoods import Gaussian, Likelihood
+from gpx.likelihoods import FromGPyTorch, Gaussian, Likelihood
 from gpx.parameters import Parameterised
 from gpx.posterior import LeaveOneOutPrediction, Paths, Prediction, Shifted, draw_count, make_generator
 from gpx.prior import Prior, as_mean
+from gpx.sites import Sites
 
 
 class GP:
@@ -41,7 +44,7 @@ class GP:
     Arguments:
         kernel: a gpx or gpytorch kernel, an expression such as ``"Matern(nu=1.5) + Linear"``, ``"auto"``, or a list with
             one kernel per latent function of the likelihood.
-        likelihood: None means `likelihoods.Gaussian()`.
+        likelihood: of `gpx.likelihoods`, or a one-dimensional one of gpytorch; None means `likelihoods.Gaussian()`.
         mean: "constant" (learned), "zero", "linear", or a gpytorch mean.
         engine, rule, objective: "auto", or an object of `gpx.engines`, `gpx.rules`, `gpx.objectives`.
     The arguments are stored untouched; what `fit` makes of them ends in an underscore: ``kernel_``, ``likelihood_``,
@@ -89,12 +92,12 @@ class GP:
                 f"y has no observed target among {data.y.numel()}; fit needs at least one, see condition()."
             )
         problem, objective, reason = self._problem_for(data)
-        for _, module in trainable_modules(problem.prior.mean, problem.prior.kernels, problem.likelihood):
-            _start(module, data, priors)
+        _start(problem, priors)
         coordinates = _coordinates(problem)
         start = None if resume is None else _resumed(resume, coordinates)
         options = FitOptions(max_iter, restarts, seed, max_seconds, verbose)
-        self._finish(problem, objective, reason, fit(problem, objective, coordinates, options, start))
+        result, problem = fit(problem, objective, coordinates, options, start)
+        self._finish(problem, objective, reason, result)
         assert self.result_ is not None
         _report(self.result_)
         return self
@@ -103,28 +106,33 @@ class GP:
         """Condition on data with the hyperparameters as given; nothing is learned. Returns self."""
         return self._finish(*self._problem_for(as_data(X, y)), None)
 
-    def update(self, X: Any, y: Any) -> GP:
+    def update(self, X: Any, y: Any, *, noise: Any = None) -> GP:
         """Condition on more data, the fitted hyperparameters kept. Returns self.
 
-        Cost: Exact: O(N^2 M) for M new points, by extending its factor.
+        Arguments: noise: variances of the new points, where those of the fit are known per point.
+        Cost: Exact: O(N^2 M) for M new points, by extending its factor; a few factorisations for a likelihood that is not
+        Gaussian, whose sites are found anew from those of the fit.
         """
         problem = self._fitted()
-        if (known := getattr(problem.likelihood, "known_noise", None)) is not None:
-            raise InputError(
-                f"The noise variances are known for the {len(known)} points of the fit only; use condition(X, y) on all points,"
-                " with a likelihood that has all variances."
-            )
         new = as_data(X, y, columns=problem.data.columns)
         new = replace(new, x=new.x.to(problem.data.x), y=new.y.to(problem.data.x))
         if new.y.shape[1] != problem.data.y.shape[1]:
             raise InputError(f"y has {new.y.shape[1]} column(s), the model {problem.data.y.shape[1]}; they must agree.")
-        with torch.no_grad():
-            sites = problem.likelihood.exact_sites(new)
-            posterior = self.posterior_.update(new.x, sites)
+        new_likelihood, likelihood = problem.likelihood.extended(new, noise)
+        new_likelihood.check(new)
         data = problem.data.join(new)
+        with torch.no_grad():
+            sites = new_likelihood.exact_sites(new)
+            if sites is not None:
+                solution = Inferred(self.posterior_.update(new.x, sites))
+            else:
+                empty = torch.zeros(len(new.x), problem.columns).to(new.x)
+                start = self.posterior_.sites.join(Sites(empty, empty))
+                joined = Problem.planned(problem.prior, data, likelihood, problem.engine, problem.rule, start)
+                solution = joined.inferred
         plan = problem.engine.plan(problem.prior, data)
-        self._solved = Solved(problem.prior, data, problem.likelihood, problem.engine, problem.rule, plan, posterior)
-        self.posterior_ = posterior
+        whole = Problem(problem.prior, data, likelihood, problem.engine, problem.rule, plan)
+        self._solved, self.posterior_ = Solved.of(whole, solution), solution.posterior
         return self
 
     def log_evidence(self) -> float:
@@ -149,7 +157,7 @@ class GP:
             if of == "f":
                 distribution = Normal(self._flat(mean), self._flat(variance).sqrt(), validate_args=False)
             else:
-                distribution = self._fitted().likelihood.predict(self._flat(mean), self._flat(variance), noise)
+                distribution = self._fitted().likelihood.predict(*self._latents(mean, variance), noise)
         return Prediction(distribution, of)
 
     def sample(self, X: Any, n: int, seed: int | None = 0) -> Tensor:
@@ -168,13 +176,21 @@ class GP:
     def loo(self) -> LeaveOneOutPrediction:
         """Leave-one-out predictions of y with the hyperparameters kept: a Prediction with ``log_density`` [N].
 
+        Exact for Gaussian likelihoods; for others from the cavities: the posterior with one site taken out.
         Cost: Exact: N^3, once; no refitting. Source: Rasmussen & Williams (2006), eqs. 5.10-5.12.
         """
-        problem = self._fitted()
+        problem, posterior = self._fitted(), self.posterior_
+        data, likelihood = problem.data, problem.likelihood
         with torch.no_grad():
-            mean, variance = self.posterior_.leave_one_out()
-            density = self._flat(leave_one_out_density(problem.data.y, mean, variance))
-        distribution = Normal(self._flat(mean), self._flat(variance).sqrt(), validate_args=False)
+            if likelihood.exact_sites(data) is not None:
+                mean, variance = posterior.leave_one_out()
+                density = self._flat(leave_one_out_density(data.y, mean, variance))
+                distribution = Normal(self._flat(mean), self._flat(variance).sqrt(), validate_args=False)
+            else:
+                cavity = self._latents(*cavities(posterior.site_marginals, posterior.sites))
+                distribution = likelihood.predict(*cavity)
+                density = distribution.log_prob(self._flat(data.filled))
+                density = torch.where(self._flat(data.observed), density, torch.nan)
         return LeaveOneOutPrediction(distribution, log_density=density)
 
     def check(self) -> checking.Calibration:
@@ -191,7 +207,7 @@ class GP:
         errors = None
         if self.result_ is not None:
             # On a copy: the differences move the parameters, and other threads may be predicting.
-            moving = copy.deepcopy(Problem(*(getattr(problem, f) for f in Problem.__dataclass_fields__)))
+            moving = copy.deepcopy(problem.anew())
             errors = standard_errors(moving, self.objective_, _coordinates(moving))
         modules = trainable_modules(problem.prior.mean, problem.prior.kernels, problem.likelihood)
         return parameter_table(modules, self.result_.starts if self.result_ else {}, errors)
@@ -224,8 +240,9 @@ class GP:
         """Copies of the parts, bound to the data; the objective; why the engine was chosen."""
         if not len(data.x):
             raise InputError("X has no rows.")
-        likelihood = copy.deepcopy(self.likelihood) if self.likelihood is not None else Gaussian()
-        kernels = _kernels(self.kernel, likelihood.num_latents, data)
+        likelihood = _likelihood(self.likelihood)
+        likelihood.check(data)
+        kernels = _kernels(self.kernel, likelihood.latent_data(data))
         mean = copy.deepcopy(as_mean(self.mean))
         columns = data.y.shape[1] * likelihood.num_latents
         for kernel in kernels:
@@ -237,17 +254,16 @@ class GP:
             module.to(dtype=data.x.dtype, device=data.x.device)
         prior = Prior(mean, tuple(kernels))
         engine, reason = choose_engine(self.engine, prior, data)
-        objective = Evidence() if self.objective == "auto" else _checked(self.objective, "objective")
-        rule = Variational() if self.rule == "auto" else _checked(self.rule, "rule")
+        rule = choose_rule(self.rule, likelihood)
+        objective = choose_objective(self.objective, likelihood, rule)
         return Problem.planned(prior, data, likelihood, engine, rule), objective, reason
 
     def _finish(self, problem: Problem, objective: Objective, reason: str, result: FitResult | None) -> GP:
         with torch.no_grad():
-            posterior = _posterior(problem)
-        if result is not None:
-            result = replace(result, jitter=posterior.jitter)
-        fields = (getattr(problem, f) for f in Problem.__dataclass_fields__)
-        self._solved = Solved(*fields, posterior)
+            solution = _solution(problem)
+        if result is not None and not isinstance(problem, Solved):
+            result = result.inferred(solution)
+        self._solved, posterior = Solved.of(problem, solution), solution.posterior
         # Copies for the user: moving one of their parameters must not part the posterior from its factors.
         kernels, self.likelihood_, self.mean_ = copy.deepcopy(
             (problem.prior.kernels, problem.likelihood, problem.prior.mean)
@@ -258,9 +274,9 @@ class GP:
         return self
 
     def _revive(
-        self, x: Tensor, y: Tensor, columns: tuple[str, ...], result: FitResult | None, reason: str
+        self, x: Tensor, y: Tensor, columns: tuple[str, ...], result: FitResult | None, reason: str, sites: Sites | None
     ) -> GP:  # fmt: skip
-        """The fitted state of a model file: condition on its data, with its own hyperparameters."""
+        """The fitted state of a model file: condition on its data, with its own hyperparameters and sites."""
         data = replace(as_data(x, y), columns=columns)
         kernels = self.kernel if isinstance(self.kernel, list) else [self.kernel]
         for kernel in kernels:
@@ -271,6 +287,9 @@ class GP:
             module.to(dtype=x.dtype)
         prior = Prior(self.mean, tuple(kernels))
         problem = Problem.planned(prior, data, self.likelihood, self.engine, self.rule)
+        if sites is not None:
+            with torch.no_grad():
+                problem = Solved.of(problem, Inferred(problem.condition(sites)))
         return self._finish(problem, self.objective, reason, result)
 
     def _fitted(self) -> Solved:
@@ -282,6 +301,12 @@ class GP:
         data = self._fitted().data
         return as_points(X, columns=data.columns, like=data.x)
 
+    def _latents(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """[N, C] as the likelihood takes it, without the axis of outputs if the targets were [N]."""
+        problem = self._fitted()
+        parts = (split(problem.likelihood, v) for v in values)
+        return tuple(p.squeeze(1) if problem.data.flat else p for p in parts)
+
     def _flat(self, values: Tensor) -> Tensor:
         """[..., N, C] as the user's targets were: [..., N] if they were [N]."""
         return values.squeeze(-1) if self._fitted().data.flat and values.shape[-1] == 1 else values
@@ -289,8 +314,10 @@ class GP:
 
 def _check_parts(kernel: Any, likelihood: Any, engine: Any) -> None:
     """Fail early on what can be seen without data."""
-    if likelihood is not None and not isinstance(likelihood, Likelihood):
+    if isinstance(likelihood, type) or not (likelihood is None or isinstance(likelihood, gpytorch.Module)):
         raise InputError(f"likelihood must be a gpx likelihood such as likelihoods.Gaussian(), got {likelihood!r}.")
+    if likelihood is not None and not isinstance(likelihood, Likelihood):
+        FromGPyTorch(likelihood)
     for part in kernel if isinstance(kernel, (list, tuple)) else [kernel]:
         if isinstance(part, str) and part != "auto":
             parse(part)
@@ -309,29 +336,39 @@ def _check_options(max_iter: Any, restarts: Any, seed: Any, max_seconds: Any) ->
         raise InputError(f"max_seconds must be a number >= 0, or None for no limit, got {max_seconds!r}.")
 
 
-def _checked(part: Any, what: str) -> Any:
-    if isinstance(part, (str, type)) or not (callable(part) or hasattr(part, "update")):
-        raise InputError(f"{what} must be 'auto' or an object such as {what}s.{_EXAMPLES[what]}(), got {part!r}.")
-    return part
+def _likelihood(likelihood: Any) -> Likelihood:
+    """A copy of the user's likelihood, as one of ours."""
+    if likelihood is None:
+        return Gaussian()
+    likelihood = copy.deepcopy(likelihood)
+    return likelihood if isinstance(likelihood, Likelihood) else FromGPyTorch(likelihood)
 
 
-_EXAMPLES = {"objective": "Evidence", "rule": "Variational"}
+def _kernels(kernel: Any, latents: Sequence[Data]) -> list[gpytorch.kernels.Kernel]:
+    """One own copy per latent function, each of which sees the data its own way."""
+    parts: Sequence[Any] = kernel if isinstance(kernel, (list, tuple)) else [kernel] * len(latents)
+    if len(parts) != len(latents):
+        raise InputError(
+            f"The likelihood has {len(latents)} latent function(s), but {len(parts)} kernels were given; give one kernel for"
+            " all of them, or a list with one each."
+        )
+    return [
+        auto_kernel(data) if k == "auto" else parse(k) if isinstance(k, str) else copy.deepcopy(k)
+        for k, data in zip(parts, latents, strict=True)
+    ]
 
 
-def _kernels(kernel: Any, latents: int, data: Data) -> list[gpytorch.kernels.Kernel]:
-    """One own copy per latent function."""
-    parts: Sequence[Any] = kernel if isinstance(kernel, (list, tuple)) else [kernel] * latents
-    if len(parts) != latents:
-        raise InputError(f"The likelihood has {latents} latent function(s), but {len(parts)} kernels were given.")
-    return [auto_kernel(data) if k == "auto" else parse(k) if isinstance(k, str) else copy.deepcopy(k) for k in parts]
-
-
-def _start(module: Any, data: Data, priors: str | None) -> None:
-    if hasattr(module, "init_from"):
-        module.init_from(data)
-    if priors is None:
+def _start(problem: Problem, priors: str | None) -> None:
+    """Start what the user left open from the data."""
+    prior, likelihood, data = problem.prior, problem.likelihood, problem.data
+    latents = likelihood.latent_data(data)
+    stacked = torch.stack([part.y for part in latents], -1).flatten(1)
+    seen = [(prior.mean, latents[0].with_targets(stacked, latents[0].variance)), (likelihood, data)]
+    for module, view in [*zip(prior.kernels, latents, strict=True), *seen]:
+        if hasattr(module, "init_from"):
+            module.init_from(view)
         for part in module.modules():
-            if isinstance(part, Parameterised):
+            if priors is None and isinstance(part, Parameterised):
                 part.drop_weak_priors()
 
 
@@ -357,6 +394,11 @@ def _report(result: FitResult) -> None:
         notes.append(
             f"it did not converge ({result.reason}): raise the limit, or go on from here with fit(..., resume=gp)"
         )
+    if not result.sites_converged:
+        notes.append(
+            "the sites of the likelihood did not converge at the optimum: predictions are approximate; try another rule, or"
+            " bounds on the outputscale"
+        )
     if result.jitter > 0:
         notes.append(
             f"the noise variance was raised by a share of {result.jitter:.1e} to factorise the covariance matrix"
@@ -365,9 +407,13 @@ def _report(result: FitResult) -> None:
         warnings.warn("The fit needs attention: " + "; ".join(notes) + ".", FitWarning, stacklevel=3)
 
 
-def _posterior(problem: Problem) -> Shifted:
+def _solution(problem: Problem) -> Inferred:
+    """What was inferred, conditioned on anew: without the arrays that only the search for the sites needs."""
     try:
-        return problem.posterior()
+        inferred = problem.inferred
+        if inferred.steps == 1:
+            return inferred
+        return replace(inferred, posterior=problem.condition(inferred.posterior.sites))
     except StructureError:
         raise
     except RuntimeError as error:

@@ -49,6 +49,12 @@ class Data:
         """[N, P] bool: False where the target is missing."""
         return ~torch.isnan(self.y)
 
+    @property
+    def filled(self) -> Tensor:
+        """Targets [N, P] with an observed one in place of the missing: in the domain of every likelihood."""
+        seen = self.y[self.observed]
+        return torch.where(self.observed, self.y, seen[0] if len(seen) else torch.ones_like(self.y[:0].sum()))
+
     def select(self, dims: Tensor | None) -> Data:
         """The same data with some input columns only."""
         if dims is None:
@@ -59,6 +65,10 @@ class Data:
     def component(self, variance: float, resolution: float = 1.0) -> Data:
         """The same data, of which a kernel is to explain only `variance`, at `resolution` times the present one."""
         return replace(self, variance=variance, resolution=self.resolution * resolution)
+
+    def with_targets(self, y: Tensor, variance: float) -> Data:
+        """Other targets [N, P] of stated variance at the same inputs."""
+        return replace(self, y=y, variance=variance)
 
     def rows(self, index: Tensor) -> Data:
         """A subset of the rows, at the scales of the whole."""

@@ -33,6 +33,7 @@ from gpx.inference.coordinates import trainable_modules
 from gpx.inference.fit import FitResult
 from gpx.parameters import Choice, LogInterval, Parameterised
 from gpx.prior import ConstantMean, LinearMean
+from gpx.sites import Sites
 
 if TYPE_CHECKING:
     from gpx.gp import GP
@@ -89,6 +90,8 @@ def save(gp: GP, path: str | os.PathLike[str]) -> None:
     """
     problem = gp._fitted()
     tensors: dict[str, Tensor] = {"data.x": problem.data.x, "data.y": problem.data.y}
+    if problem.likelihood.exact_sites(problem.data) is None:
+        tensors.update({"sites.nu": gp.posterior_.sites.nu, "sites.tau": gp.posterior_.sites.tau})
     modules = _modules(problem.prior.mean, problem.prior.kernels, problem.likelihood)
     header = {
         "format": FORMAT,
@@ -131,7 +134,8 @@ def load(path: str | os.PathLike[str]) -> GP:
     if result is not None:
         lists = {k: tuple(v) for k, v in result.items() if isinstance(v, list)}
         result = FitResult(**{**result, **lists})
-    return gp._revive(tensors["data.x"], y, tuple(header["data"]["columns"]), result, header["engine_reason"])
+    sites = Sites(tensors["sites.nu"], tensors["sites.tau"]) if "sites.nu" in tensors else None
+    return gp._revive(tensors["data.x"], y, tuple(header["data"]["columns"]), result, header["engine_reason"], sites)
 
 
 def _modules(mean: nn.Module, own: Any, likelihood: nn.Module) -> dict[str, nn.Module]:

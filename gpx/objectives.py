@@ -1,5 +1,5 @@
 """Objectives: what is maximised over the hyperparameters."""
 
-from gpx.inference.objectives import Evidence, LeaveOneOut, Objective
+from gpx.inference.objectives import ELBO, DataEmphasisedELBO, EPEvidence, Evidence, LeaveOneOut, Objective
 
-__all__ = ["Evidence", "LeaveOneOut", "Objective"]
+__all__ = ["ELBO", "DataEmphasisedELBO", "EPEvidence", "Evidence", "LeaveOneOut", "Objective"]

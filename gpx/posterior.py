@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -44,7 +45,23 @@ class Posterior(ABC):
     @property
     @abstractmethod
     def site_marginals(self) -> SiteMarginals:
-        """Posterior marginals of the site variables."""
+        """Posterior marginals of the site variables: numbers; `slope` has their gradients."""
+
+    @abstractmethod
+    def with_sites(self, sites: Sites) -> Posterior:
+        """The posterior of the same prior at the same inputs with other sites; what does not depend on them is kept."""
+
+    @abstractmethod
+    def response(self, direction: Sites) -> tuple[Tensor, Tensor]:
+        """The changes [N, C] of mean and variance in `site_marginals` along a direction of the sites; numbers."""
+
+    @abstractmethod
+    def slope(self, direction: Sites) -> Tensor:
+        """The derivative of `log_partition` along a direction of the sites: ``sum dnu m - dtau (v + m^2) / 2``.
+
+        Differentiable in the hyperparameters, the direction being constant: with it every function of the site marginals
+        has a gradient.
+        """
 
     @abstractmethod
     def marginals(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,10 +129,10 @@ class Shifted(Posterior):
     def jitter(self) -> float:
         return self.centred.jitter
 
-    @property
+    @cached_property
     def site_marginals(self) -> SiteMarginals:
         inner = self.centred.site_marginals
-        return SiteMarginals(inner.mean + self.at_sites, inner.variance, inner.extra)
+        return SiteMarginals(inner.mean + self.at_sites.detach(), lambda: inner.variance, inner.extra)
 
     def marginals(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, variance = self.centred.marginals(x)
@@ -129,11 +146,21 @@ class Shifted(Posterior):
         inner = self.centred.paths(n, generator)
         return lambda x: inner(x) + self.mean(x)
 
+    def with_sites(self, sites: Sites) -> Shifted:
+        return replace(self, centred=self.centred.with_sites(sites.centred(self.at_sites)), sites=sites)
+
+    def response(self, direction: Sites) -> tuple[Tensor, Tensor]:
+        return self.centred.response(direction.centred(self.at_sites.detach()))
+
+    def slope(self, direction: Sites) -> Tensor:
+        mu = self.at_sites
+        inner = self.centred.slope(direction.centred(mu))
+        return inner + (direction.nu * mu - 0.5 * direction.tau * mu.square()).sum()
+
     def update(self, x: Tensor, sites: Sites) -> Shifted:
         at_new = self.mean(x)
-        joined = Sites(torch.cat([self.sites.nu, sites.nu]), torch.cat([self.sites.tau, sites.tau]))
         inner = self.centred.update(x, sites.centred(at_new))
-        return Shifted(inner, joined, torch.cat([self.at_sites, at_new]), self.mean)
+        return Shifted(inner, self.sites.join(sites), torch.cat([self.at_sites, at_new]), self.mean)
 
     def leave_one_out(self) -> tuple[Tensor, Tensor]:
         mean, variance = self.centred.leave_one_out()

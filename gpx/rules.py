@@ -1,5 +1,5 @@
 """Rules: how a likelihood becomes Gaussian sites."""
 
-from gpx.inference.rules import Rule, Variational
+from gpx.inference.rules import ExpectationPropagation, Laplace, Rule, Variational
 
-__all__ = ["Rule", "Variational"]
+__all__ = ["ExpectationPropagation", "Laplace", "Rule", "Variational"]

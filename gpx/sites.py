@@ -2,27 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Sites:
-    """``t_n(f) = exp(nu_n f - tau_n f^2 / 2)``; nu, tau: [N, C], C = outputs x latents; tau >= 0, and 0 where missing."""
+    """``t_n(f) = exp(nu_n f - tau_n f^2 / 2)``; nu, tau: [N, C], C = outputs x latents; tau >= 0; both 0 where missing."""
 
     nu: Tensor
     tau: Tensor
+
+    @property
+    def present(self) -> Tensor:
+        """[N, C] bool: where there is a site."""
+        return (self.tau.detach() > 0) | (self.nu.detach() != 0)
 
     def centred(self, mean: Tensor) -> Sites:
         """The sites as functions of ``f - mean``."""
         return Sites(self.nu - self.tau * mean, self.tau)
 
+    def towards(self, other: Sites, step: float) -> Sites:
+        """The sites a share `step` of the way to others."""
+        return Sites(torch.lerp(self.nu, other.nu, step), torch.lerp(self.tau, other.tau, step))
 
-@dataclass(frozen=True)
+    def join(self, other: Sites) -> Sites:
+        """Those of other data added below."""
+        return Sites(torch.cat([self.nu, other.nu]), torch.cat([self.tau, other.tau]))
+
+    def columns(self, index: Sequence[int]) -> Sites:
+        """Some of the columns."""
+        return Sites(self.nu[:, list(index)], self.tau[:, list(index)])
+
+
 class SiteMarginals:
-    """Posterior mean and variance [N, C] of the site variable g, and the extra variance with ``f = g + N(0, extra)``."""
+    """Posterior mean and variance [N, C] of the site variable g, and the extra variance with ``f = g + N(0, extra)``.
 
-    mean: Tensor
-    variance: Tensor
-    extra: Tensor
+    Arguments: mean; variance: a tensor, or a function that computes it on first use (it costs more than the mean); extra:
+    None means 0.
+    """
+
+    def __init__(self, mean: Tensor, variance: Tensor | Callable[[], Tensor], extra: Tensor | None = None):
+        self.mean, self._variance = mean, variance
+        self.extra = torch.zeros_like(mean) if extra is None else extra
+
+    @cached_property
+    def variance(self) -> Tensor:
+        """[N, C]."""
+        return self._variance() if callable(self._variance) else self._variance

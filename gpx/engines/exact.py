@@ -16,6 +16,7 @@ import gpytorch
 import torch
 from torch import Tensor
 
+from gpx.engines.dense_gradients import Evidence, LogPartition, Precision, Slope, row_blocks, trainable
 from gpx.errors import NumericalError
 from gpx.inputs import Data
 from gpx.kernels.dense import dense, diagonal
@@ -25,9 +26,9 @@ from gpx.prior import Prior
 from gpx.sites import SiteMarginals, Sites
 from gpx.structure.feature_map import feature_map
 
-BLOCK = 1 << 18  # entries of a kernel block: its temporaries stay near the cache
 CHUNK = 1 << 23  # entries of a prediction block: 64 MB of float64
 PATH_FEATURES = 2048
+TINY = 1e-100  # a precision below this, in units of the prior precision, is not divided by
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Exact:
     """Exact Gaussian-process inference, for any kernel.
 
     Cost: N^3 / 3 for the evidence, N^3 for its gradient, O(N^2) per predicted point for variances; memory: one N x N array,
-    two with gradients. Source: Rasmussen & Williams (2006), algorithm 2.1 and section 5.4.
+    two with gradients; four where a likelihood that is not Gaussian has its sites found. Source: Rasmussen & Williams (2006),
+    algorithm 2.1 and section 5.4.
 
     >>> Exact()
     Exact()
@@ -62,50 +64,32 @@ class Exact:
 
     def condition(self, prior: Prior, plan: ExactPlan, params: dict[str, Tensor], sites: Sites) -> ExactPosterior:
         """One factorisation per distinct pattern of precisions."""
-        solved = []
-        for kernel_index, columns in _groups(prior, sites.tau):
-            seen = sites.tau[:, columns[0]].detach() > 0
-            nu, tau = sites.nu[seen][:, columns], sites.tau[seen][:, columns[0]]
-            solved.append(_solve(prior.kernels[kernel_index], plan.x[seen], nu, tau, tuple(columns)))
-        return ExactPosterior(prior, plan.x, sites, tuple(solved))
+        return _conditioned(prior, plan.x, sites, {})
 
 
-@dataclass(frozen=True)
-class _Solution:
-    """The columns that share kernel and precisions tau [n]: targets [n, c], alpha = C^-1 targets, where C = K + 1 / tau and
-    factor is that of B = root C root, root = sqrt(tau).
-    """
-
-    kernel: gpytorch.kernels.Kernel
-    columns: tuple[int, ...]
-    x: Tensor
-    targets: Tensor
-    tau: Tensor
-    factor: Cholesky
-    log_density: Tensor
-    alpha: Tensor
-
-    @property
-    def root(self) -> Tensor:
-        return self.tau.detach().sqrt()
-
-    def half_solve(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """k(x, X) [m, n] and L^-1 root k(X, x) [n, m]."""
-        cross = dense(self.kernel, x, self.x)
-        return cross, self.factor.half_solve((cross * self.root).mT)
-
-    def precision(self) -> Tensor:
-        """The diagonal [n] of C^-1."""
-        return _Precision.apply(self.kernel, self.factor, self.x, self.tau, *_trainable(self.kernel))
+def _conditioned(prior: Prior, x: Tensor, sites: Sites, covariances: dict[int, Tensor]) -> ExactPosterior:
+    """covariances: by kernel, the prior covariance [N, N] where it is known."""
+    solved = []
+    for kernel_index, columns in _groups(prior, sites):
+        seen = sites.present[:, columns[0]]
+        nu, tau = sites.nu[:, columns], sites.tau[:, columns[0]]
+        known, whole = covariances.get(kernel_index), bool(seen.all())
+        if known is not None and not whole:
+            known = known[seen][:, seen]
+        x_seen, nu, tau = (x, nu, tau) if whole else (x[seen], nu[seen], tau[seen])
+        solved.append(_solve(prior.kernels[kernel_index], x_seen, nu, tau, tuple(columns), known))
+    return ExactPosterior(prior, x, sites, tuple(solved), covariances)
 
 
-def _groups(prior: Prior, tau: Tensor) -> Iterator[tuple[int, list[int]]]:
+def _groups(prior: Prior, sites: Sites) -> Iterator[tuple[int, list[int]]]:
     """Kernel index and columns of the sites that can share a factor."""
     latents = len(prior.kernels)
+    tau, present = sites.tau, sites.present
     groups: list[tuple[int, list[int]]] = []
     for column in range(tau.shape[1]):
         for kernel_index, members in groups:
-            if kernel_index == column % latents and torch.equal(tau[:, members[0]], tau[:, column]):
+            same = torch.equal(tau[:, members[0]], tau[:, column])
+            if kernel_index == column % latents and same and torch.equal(present[:, members[0]], present[:, column]):
                 members.append(column)
                 break
         else:
@@ -113,17 +97,23 @@ def _groups(prior: Prior, tau: Tensor) -> Iterator[tuple[int, list[int]]]:
     return iter(groups)
 
 
-def _solve(kernel: gpytorch.kernels.Kernel, x: Tensor, nu: Tensor, tau: Tensor, columns: tuple[int, ...]) -> _Solution:
+def _solve(
+    kernel: gpytorch.kernels.Kernel, x: Tensor, nu: Tensor, tau: Tensor, columns: tuple[int, ...], known: Tensor | None
+) -> Solution:  # fmt: skip
     root = tau.detach().sqrt()
-    factor = factorise(lambda: _scaled_matrix(kernel, x.detach(), root))
-    return _finish(kernel, x, nu / tau[:, None], tau, factor, columns)
+    if known is None:
+        factor = factorise(lambda: _scaled_matrix(kernel, x.detach(), root))
+    else:
+        factor = factorise(lambda: _scaled(known, root))
+    return Solution(kernel, columns, x, nu, tau, factor, known)
 
 
-def _finish(
-    kernel: gpytorch.kernels.Kernel, x: Tensor, targets: Tensor, tau: Tensor, factor: Cholesky, columns: tuple[int, ...]
-) -> _Solution:
-    log_density, alpha = _Evidence.apply(kernel, factor, x, targets, tau, *_trainable(kernel))
-    return _Solution(kernel, columns, x, targets, tau, factor, log_density, alpha)
+def _scaled(covariance: Tensor, root: Tensor) -> Tensor:
+    """``B = I + root K root``."""
+    matrix = covariance * root
+    matrix.mul_(root[:, None])
+    matrix.diagonal().add_(1)
+    return matrix
 
 
 @torch.no_grad()
@@ -131,7 +121,7 @@ def _scaled_matrix(kernel: gpytorch.kernels.Kernel, x: Tensor, root: Tensor) -> 
     """``B = I + root K root``, lower triangle only, in row blocks."""
     n = len(x)
     matrix = x.new_empty(n, n)
-    for rows in _row_blocks(n):
+    for rows in row_blocks(n):
         left = slice(0, rows.stop)
         scale = root[rows, None] * root[left]
         torch.mul(dense(kernel, x[rows], x[left]), scale, out=matrix[rows, left])
@@ -139,126 +129,121 @@ def _scaled_matrix(kernel: gpytorch.kernels.Kernel, x: Tensor, root: Tensor) -> 
     return matrix
 
 
-def _row_blocks(n: int) -> Iterator[slice]:
-    step = max(16, BLOCK // max(n, 1))
-    return (slice(start, min(start + step, n)) for start in range(0, n, step))
-
-
-def _trainable(kernel: gpytorch.kernels.Kernel) -> list[Tensor]:
-    return [p for p in kernel.parameters() if p.requires_grad]
-
-
-def _contract(
-    kernel: gpytorch.kernels.Kernel, x: Tensor, weights: Callable[[slice, slice], Tensor], inputs: Sequence[Tensor]
-) -> list[Tensor | None]:
-    """The gradient of ``sum_ij W_ij k(x_i, x_j)`` in `inputs`, for a symmetric W, from lower-triangular row blocks."""
-    totals: list[Tensor | None] = [None] * len(inputs)
-    for rows in _row_blocks(len(x)):
+@torch.no_grad()
+def _covariance(kernel: gpytorch.kernels.Kernel, x: Tensor) -> Tensor:
+    """K [N, N], in row blocks."""
+    matrix = x.new_empty(len(x), len(x))
+    for rows in row_blocks(len(x)):
         left = slice(0, rows.stop)
-        block_weights = weights(rows, left)
-        block_weights[:, : rows.start].mul_(2)
-        corner = block_weights[:, rows]
-        corner.copy_(2 * corner.tril(-1) + corner.diagonal().diag())
-        with torch.enable_grad():
-            block = dense(kernel, x[rows], x[left])
-        if not block.requires_grad:
-            return totals
-        grads = torch.autograd.grad(block, inputs, block_weights, allow_unused=True)
-        totals = [t if g is None else g if t is None else t + g for t, g in zip(totals, grads, strict=True)]
-    return totals
+        block = dense(kernel, x[rows], x[left])
+        matrix[rows, left] = block
+        matrix[: rows.start, rows] = block[:, : rows.start].mT
+    return matrix
 
 
-def _differentiable(ctx: Any, x: Tensor) -> Tensor:
-    """The inputs as a leaf of their own graph, if their gradient is wanted."""
-    return x.detach().requires_grad_(ctx.needs_input_grad[2])
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """The columns that share kernel and precisions: nu [n, c], tau [n]; factor: that of ``B = I + root K root``,
+    ``root = sqrt(tau)``; known: K [n, n], where it is at hand.
 
-
-def _kernel_gradients(
-    ctx: Any, x: Tensor, weights: Callable[[slice, slice], Tensor], params: Any
-) -> list[Tensor | None]:
-    """Gradients in x and the kernel's parameters."""
-    leaf = _differentiable(ctx, x)
-    inputs = ([leaf] if leaf.requires_grad else []) + list(params)
-    grads = _contract(ctx.kernel, leaf, weights, inputs) if inputs else []
-    return grads if leaf.requires_grad else [None, *grads]
-
-
-class _Evidence(torch.autograd.Function):
-    """``log N(targets; 0, C)`` summed over columns and ``alpha = C^-1 targets``, ``C = K + 1 / tau``.
-
-    The backward pass hands ``W = g (alpha alpha^T - c C^-1) / 2 - sym(C^-1 a alpha^T)`` (g, a: the incoming gradients of
-    the two outputs; c columns) to the kernel, block by block.
+    Numbers only, computed on first use; the autograd functions of `dense_gradients` read them.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any, kernel: Any, factor: Cholesky, x: Tensor, targets: Tensor, tau: Tensor, *params: Tensor
-    ) -> Any:
-        root = tau.sqrt()[:, None]
-        scaled = root * targets
-        alpha = root * factor.solve(scaled)
-        count = targets.shape[1]
-        constant = 0.5 * (tau.log().sum() - len(x) * math.log(2 * math.pi)) - 0.5 * factor.logdet()
-        log_density = count * constant - 0.5 * (targets * alpha).sum()
-        ctx.kernel, ctx.factor = kernel, factor
-        ctx.save_for_backward(x, targets, tau, alpha, *params)
-        ctx.set_materialize_grads(False)
-        return log_density, alpha
+    kernel: gpytorch.kernels.Kernel
+    columns: tuple[int, ...]
+    x: Tensor
+    nu: Tensor
+    tau: Tensor
+    factor: Cholesky
+    known: Tensor | None = None
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, grad_alpha: Tensor | None) -> Any:
-        x, targets, tau, alpha, *params = ctx.saved_tensors
-        root = tau.sqrt()
-        count, grad = targets.shape[1], torch.zeros_like(tau[:0].sum()) if grad is None else grad
-        inverse = ctx.factor.inverse()
-        grad_targets, half = -grad * alpha, None
-        if grad_alpha is not None:
-            half = root[:, None] * ctx.factor.solve(root[:, None] * grad_alpha)
-            grad_targets = grad_targets + half
+    @cached_property
+    def root(self) -> Tensor:
+        """Square roots of the precisions."""
+        return self.tau.detach().sqrt()
 
-        def weights(rows: slice, left: slice) -> Tensor:
-            w = torch.mul(inverse[rows, left], (-0.5 * count * grad * root[rows])[:, None])
-            w.mul_(root[left]).addmm_(0.5 * grad * alpha[rows], alpha[left].mT)
-            if half is not None:
-                w.sub_(0.5 * (half[rows] @ alpha[left].mT + alpha[rows] @ half[left].mT))
-            return w
+    @cached_property
+    def alpha(self) -> Tensor:
+        """``nu - T m = C^-1 T^-1 nu`` [n, c], by the B-form: no precision is divided by, only its square root, and that
+        only where it is not zero.
+        """
+        nu, root = self.nu.detach(), self.root[:, None]
+        divide = self.root > TINY**0.5
+        scaled = torch.where(divide[:, None], nu / torch.where(divide, self.root, 1.0)[:, None], 0.0)
+        if bool(divide.all()):
+            return root * self.factor.solve(scaled)
+        rest = torch.where(divide[:, None], 0.0, nu)
+        return root * self.factor.solve(scaled - root * (self.covariance @ rest)) + rest
 
-        grad_variance = 0.5 * grad * (alpha.square().sum(1) - count * tau * inverse.diagonal())
-        if half is not None:
-            grad_variance = grad_variance - (half * alpha).sum(1)
-        grads = _kernel_gradients(ctx, x, weights, params)
-        return None, None, grads[0], grad_targets, -grad_variance / tau.square(), *grads[1:]
+    @cached_property
+    def covariance(self) -> Tensor:
+        """K [n, n]."""
+        return _covariance(self.kernel, self.x.detach()) if self.known is None else self.known
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """Posterior means [n, c] at the sites."""
+        return self.covariance @ self.alpha
+
+    @cached_property
+    def _half(self) -> Tensor:
+        """``L^-1 root K`` [n, n]."""
+        return self.factor.half_solve(self.root[:, None] * self.covariance)
+
+    @cached_property
+    def variance(self) -> Tensor:
+        """Posterior variances [n] at the sites; below the rounding error of the subtraction a variance is zero."""
+        return (self.covariance.diagonal() - torch.linalg.vector_norm(self._half, dim=0).square()).clamp_min(0)
+
+    @cached_property
+    def posterior_covariance(self) -> Tensor:
+        """``K - K root B^-1 root K`` [n, n]."""
+        return torch.addmm(self.covariance, self._half.mT, self._half, alpha=-1)
+
+    def response(self, dnu: Tensor, dtau: Tensor) -> tuple[Tensor, Tensor]:
+        """Changes [n, c] of mean and variance with the sites: ``S (dnu - m dtau)`` and ``-(S o S) dtau``.
+
+        Only columns with a factor of their own may change their precisions.
+        """
+        covariance = self.posterior_covariance
+        return covariance @ (dnu - self.mean * dtau), -(covariance.square() @ dtau)
+
+    def density(self) -> tuple[Tensor, Tensor]:
+        """The log density of the targets ``nu / tau`` and alpha [n, c], differentiable."""
+        targets = self.nu / self.tau[:, None]
+        return Evidence.apply(self.kernel, self.factor, self.x, targets, self.tau, *trainable(self.kernel))
+
+    def half_solve(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """k(x, X) [m, n] and L^-1 root k(X, x) [n, m]."""
+        cross = dense(self.kernel, x, self.x)
+        return cross, self.factor.half_solve((cross * self.root).mT)
+
+    def precision(self) -> Tensor:
+        """The diagonal [n] of C^-1, differentiable."""
+        return Precision.apply(self.kernel, self.factor, self.x, self.tau, *trainable(self.kernel))
+
+    def rows(self, sites: Sites) -> Tensor:
+        """The indices [n] of its data."""
+        return sites.present[:, self.columns[0]].nonzero().flatten()
+
+    def cells(self, sites: Sites) -> tuple[Tensor, Tensor]:
+        """The indices of its entries [n, c] among all sites."""
+        rows = self.rows(sites)
+        return rows[:, None], torch.tensor(self.columns, device=rows.device)
 
 
-class _Precision(torch.autograd.Function):
-    """The diagonal of C^-1; backward: ``W = -C^-1 diag(g) C^-1``."""
-
-    @staticmethod
-    def forward(ctx: Any, kernel: Any, factor: Cholesky, x: Tensor, tau: Tensor, *params: Tensor) -> Tensor:
-        inverse = factor.inverse()
-        ctx.kernel = kernel
-        ctx.save_for_backward(x, tau, inverse, *params)
-        return tau * inverse.diagonal()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        x, tau, lower, *params = ctx.saved_tensors
-        root = tau.sqrt()
-        inverse = lower.tril() + lower.tril(-1).mT
-        inverse.mul_(root[:, None]).mul_(root)
-        full = -(inverse * grad) @ inverse
-        grads = _kernel_gradients(ctx, x, lambda rows, left: full[rows, left].clone(), params)
-        return None, None, grads[0], -full.diagonal() / tau.square(), *grads[1:]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExactPosterior(Posterior):
-    """The posterior of `Exact`: one solution per group of columns, together covering all of them."""
+    """The posterior of `Exact`: one solution per group of columns, together covering all of them.
+
+    covariances: by kernel, the prior covariance [N, N] where it is known.
+    """
 
     prior: Prior
     x: Tensor
     sites: Sites
-    solutions: tuple[_Solution, ...]
+    solutions: tuple[Solution, ...]
+    covariances: dict[int, Tensor]
 
     @property
     def jitter(self) -> float:
@@ -267,20 +252,60 @@ class ExactPosterior(Posterior):
 
     @property
     def log_density(self) -> Tensor:
-        return torch.stack([s.log_density for s in self.solutions]).sum()
+        return torch.stack([s.density()[0] for s in self.solutions]).sum()
 
-    @cached_property
+    @property
     def log_partition(self) -> Tensor:
-        tau = self.sites.tau
-        present = tau > 0
-        safe = torch.where(present, tau, torch.ones_like(tau))
-        heights = 0.5 * (self.sites.nu.square() / safe - (safe / (2 * math.pi)).log())
-        return self.log_density + torch.where(present, heights, torch.zeros_like(heights)).sum()
+        total = self.sites.nu.new_zeros(())
+        for s in self.solutions:
+            total = total + LogPartition.apply(s, s.x, s.nu, s.tau, *trainable(s.kernel))
+        return total
 
     @cached_property
     def site_marginals(self) -> SiteMarginals:
-        mean, variance = self.marginals(self.x)
-        return SiteMarginals(mean, variance, torch.zeros_like(variance))
+        rows, means = ~self.sites.present.all(1), [s.mean for s in self.solutions]
+        absent = self.marginals(self.x[rows]) if bool(rows.any()) else None
+        mean = self._gather(means, rows, None if absent is None else absent[0])
+
+        def variance() -> Tensor:
+            parts = [s.variance[:, None].expand(-1, len(s.columns)) for s in self.solutions]
+            return self._gather(parts, rows, None if absent is None else absent[1])
+
+        return SiteMarginals(mean, variance)
+
+    def _gather(self, parts: Sequence[Tensor], rows: Tensor, absent: Tensor | None) -> Tensor:
+        """[N, C] from what the solutions have [n, c], and from `absent` in the rows where a site is missing."""
+        result = torch.zeros_like(self.sites.nu.detach())
+        if absent is not None:
+            result[rows] = absent.detach()
+        for s, part in zip(self.solutions, parts, strict=True):
+            result[s.cells(self.sites)] = part
+        return result
+
+    def with_sites(self, sites: Sites) -> ExactPosterior:
+        known = dict(self.covariances)
+        for index, kernel in enumerate(self.prior.kernels):
+            if index not in known:
+                same = (s for s in self.solutions if s.kernel is kernel and len(s.x) == len(self.x))
+                known[index] = next((s.covariance for s in same), None)
+                if known[index] is None:
+                    known[index] = _covariance(kernel, self.x)
+        return _conditioned(self.prior, self.x, sites, known)
+
+    def response(self, direction: Sites) -> tuple[Tensor, Tensor]:
+        dm, dv = torch.zeros_like(self.sites.nu), torch.zeros_like(self.sites.nu)
+        for s in self.solutions:
+            cells = s.cells(self.sites)
+            dm[cells], dv[cells] = s.response(direction.nu[cells], direction.tau[cells])
+        return dm, dv
+
+    def slope(self, direction: Sites) -> Tensor:
+        total = self.sites.nu.new_zeros(())
+        for s in self.solutions:
+            cells = s.cells(self.sites)
+            parts = self.sites.nu[cells], direction.nu[cells], direction.tau[cells]
+            total = total + Slope.apply(s, s.x, *parts, *trainable(s.kernel))
+        return total
 
     def marginals(self, x: Tensor) -> tuple[Tensor, Tensor]:
         step = max(1, CHUNK // max(1, len(self.x)))
@@ -311,22 +336,21 @@ class ExactPosterior(Posterior):
     def leave_one_out(self) -> tuple[Tensor, Tensor]:
         mean, variance = torch.full_like(self.sites.nu, math.nan), torch.full_like(self.sites.nu, math.nan)
         for s in self.solutions:
-            precision = s.precision()[:, None]
+            precision, alpha = s.precision()[:, None], s.density()[1]
+            targets, rows = s.nu / s.tau[:, None], s.rows(self.sites)
             for i, column in enumerate(s.columns):
-                rows = (self.sites.tau[:, column].detach() > 0).nonzero().flatten()
                 index = (rows, torch.full_like(rows, column))
-                mean = mean.index_put(index, (s.targets - s.alpha / precision)[:, i])
+                mean = mean.index_put(index, (targets - alpha / precision)[:, i])
                 variance = variance.index_put(index, 1 / precision[:, 0])
         return mean, variance
 
     def update(self, x: Tensor, sites: Sites) -> ExactPosterior:
         """Extend the factors by a block: O(N^2 M + M^3) for M new points."""
-        joined = Sites(torch.cat([self.sites.nu, sites.nu]), torch.cat([self.sites.tau, sites.tau]))
         solved = []
         for s in self.solutions:
-            for _, members in _groups(Prior(self.prior.mean, (s.kernel,)), sites.tau[:, list(s.columns)]):
+            for _, members in _groups(Prior(self.prior.mean, (s.kernel,)), sites.columns(s.columns)):
                 solved.append(_extend(s, members, x, sites))
-        return ExactPosterior(self.prior, torch.cat([self.x, x]), joined, tuple(solved))
+        return ExactPosterior(self.prior, torch.cat([self.x, x]), self.sites.join(sites), tuple(solved), {})
 
     def paths(self, n: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
         """Matheron's rule: a prior path plus the kernel-weighted correction of its misfit at the data.
@@ -342,33 +366,30 @@ class ExactPosterior(Posterior):
         return lambda x: torch.stack([draws[c](x) for c in range(len(draws))], -1)
 
 
-def _extend(s: _Solution, members: list[int], x: Tensor, sites: Sites) -> _Solution:
+def _extend(s: Solution, members: list[int], x: Tensor, sites: Sites) -> Solution:
     """The solution of some columns of s with more sites."""
     columns = tuple(s.columns[m] for m in members)
-    new_tau = sites.tau[:, columns[0]]
-    seen = new_tau > 0
-    x_new, tau_new, nu_new = x[seen], new_tau[seen], sites.nu[seen][:, list(columns)]
+    seen = sites.present[:, columns[0]]
+    x_new, tau_new, nu_new = x[seen], sites.tau[seen, columns[0]], sites.nu[seen][:, list(columns)]
     root = tau_new.sqrt()
-    targets = torch.cat([s.targets[:, members], nu_new / tau_new[:, None]])
-    x_all, tau = torch.cat([s.x, x_new]), torch.cat([s.tau, tau_new])
+    nu, tau, x_all = torch.cat([s.nu[:, members], nu_new]), torch.cat([s.tau, tau_new]), torch.cat([s.x, x_new])
     try:
         with torch.no_grad():
             cross = dense(s.kernel, x_new, s.x) * root[:, None] * s.root
             factor = s.factor.extend(cross, lambda: _scaled_matrix(s.kernel, x_new, root))
     except NumericalError:
         # The new points need more jitter than the old factor has.
-        return _solve(s.kernel, x_all, targets * tau[:, None], tau, columns)
-    return _finish(s.kernel, x_all, targets, tau, factor, columns)
+        return _solve(s.kernel, x_all, nu, tau, columns, None)
+    return Solution(s.kernel, columns, x_all, nu, tau, factor)
 
 
-def _path(s: _Solution, column: int, features: Any, n: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+def _path(s: Solution, column: int, features: Any, n: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
     options: Any = {"generator": generator, "dtype": s.x.dtype, "device": s.x.device}
     weights = torch.randn(features.size, n, **options)
-    noise = torch.randn(len(s.x), n, **options) / s.root[:, None]
     with torch.no_grad():
-        misfit = s.targets[:, column : column + 1] - features(s.x) @ weights - noise
-        root = s.root[:, None]
-        correction = root * s.factor.solve(root * misfit)
+        # Pseudo-targets nu / tau with noise of variance 1 / tau, both times root: no precision is divided by.
+        root, noise = s.root[:, None], torch.randn(len(s.x), n, **options)
+        correction = s.alpha[:, column : column + 1] - root * s.factor.solve(root * (features(s.x) @ weights) + noise)
 
     def draw(x: Tensor) -> Tensor:
         rows = max(1, CHUNK // max(len(s.x), features.size))

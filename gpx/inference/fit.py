@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,14 @@ import torch
 from scipy.optimize import minimize
 
 from gpx.errors import NumericalError
+from gpx.inference.alternate import alternate
 from gpx.inference.coordinates import Coordinate, Coordinates
+from gpx.inference.infer import Inferred
 from gpx.inference.objectives import Objective
 from gpx.inference.problem import Problem
 from gpx.posterior import make_generator
 from gpx.progress import progress_bar
+from gpx.sites import Sites
 
 FTOL = 1e-8  # relative to the gain over a constant with white noise
 GTOL = 1e-5  # nats per unit of a coordinate, times the square root of N
@@ -44,7 +47,9 @@ class FitResult:
     objective: value at the optimum, nats, without priors; log_prior: log density of the priors in the coordinates;
     gradient_norm: largest entry of the gradient in log coordinates, nats; at_bounds: names of values at their bounds;
     objectives: the final value of every start; jitter: by what share the noise variances were raised so that the final
-    factorisation succeeded; rejected: trial points at which the objective was not finite.
+    factorisation succeeded; rejected: trial points at which the objective was not finite; sites_converged, site_steps,
+    site_residual: how the search for the sites of the likelihood ended at the optimum; zero_precisions: observed targets
+    whose precision was cut at zero there; unconverged: evaluations during the fit whose sites did not converge.
     """
 
     converged: bool
@@ -61,6 +66,22 @@ class FitResult:
     at_bounds: tuple[str, ...] = ()
     objectives: tuple[float, ...] = ()
     starts: dict[str, float] = field(default_factory=dict)
+    sites_converged: bool = True
+    site_steps: int = 0
+    site_residual: float = 0.0
+    zero_precisions: int = 0
+    unconverged: int = 0
+
+    def inferred(self, solution: Inferred) -> FitResult:
+        """With what is known of the posterior at the optimum."""
+        return replace(
+            self,
+            jitter=solution.posterior.jitter,
+            sites_converged=solution.converged,
+            site_steps=solution.steps,
+            site_residual=solution.residual,
+            zero_precisions=solution.zero_precisions,
+        )
 
     def __str__(self) -> str:
         state = "converged" if self.converged else "NOT converged"
@@ -68,6 +89,10 @@ class FitResult:
             f"{state}: {self.reason}; objective {self.objective:.4f} nats after {self.iterations} iterations"
             f" ({self.evaluations} evaluations, {self.seconds:.1f} s)"
         )
+        if not self.sites_converged:
+            text += f"; the sites of the likelihood did NOT converge (residual {self.site_residual:.1e})"
+        if self.zero_precisions:
+            text += f"; {self.zero_precisions} site precision(s) cut at zero"
         return text + (f"; at bounds: {', '.join(self.at_bounds)}" if self.at_bounds else "")
 
 
@@ -87,25 +112,37 @@ class _Search:
     best: float = math.inf
     best_z: np.ndarray | None = None
     best_gradient: np.ndarray | None = None
+    best_sites: Sites | None = None
     evaluations: int = 0
     rejected: int = 0
+    unconverged: int = 0
 
     def __call__(self, z: np.ndarray) -> tuple[float, np.ndarray]:
         if time.monotonic() > self.deadline and self.best_z is not None:
             raise _Timeout
         self.evaluations += 1
-        loss, gradient = self._evaluate(z)
+        problem = self.problem.anew(self.best_sites)
+        loss, gradient = self.evaluate(problem, z)
         if not (math.isfinite(loss) and np.isfinite(gradient).all()):
             return self._wall(z)
-        if loss < self.best:
-            self.best, self.best_z, self.best_gradient = loss, z.copy(), gradient
+        found = problem.found
+        self.unconverged += found is not None and not found.converged
+        self.record(loss, z, gradient, None if found is None else found.posterior.sites)
         return loss, gradient
 
-    def _evaluate(self, z: np.ndarray) -> tuple[float, np.ndarray]:
+    def record(self, loss: float, z: np.ndarray, gradient: np.ndarray, sites: Sites | None) -> bool:
+        """Keep a point that is better than the best; whether it is."""
+        better = loss < self.best
+        if better:
+            self.best, self.best_z, self.best_gradient, self.best_sites = loss, z.copy(), gradient, sites
+        return better
+
+    def evaluate(self, problem: Problem, z: np.ndarray) -> tuple[float, np.ndarray]:
+        """Loss and gradient at z of a problem that nothing was asked of yet."""
         self.coordinates.assign(z)
         try:
             with torch.enable_grad():
-                value = self.objective(self.problem)
+                value = self.objective(problem)
                 total = value.double().cpu() + self.coordinates.log_prior()
                 grads = torch.autograd.grad(total, self.coordinates.raws, allow_unused=True)
         except NumericalError:
@@ -129,8 +166,10 @@ def fit(
     coordinates: Coordinates,
     options: FitOptions,
     start: np.ndarray | None = None,
-) -> FitResult:
+) -> tuple[FitResult, Problem]:
     """Maximise objective + log prior over the coordinates; the modules are left at the optimum.
+
+    Returns: how it ended, and the problem to be solved there.
 
     Starts: `start` if given; else the data-driven values, with the lengthscales and the noise that the data decide
     multiplied by the best of a few factors (judged on at most 500 rows); then `restarts` random ones. The best end is
@@ -143,19 +182,20 @@ def fit(
     bounds = coordinates.bounds()
     first = coordinates.read()
     if not len(first):
-        value = float(objective(problem).detach())
-        return FitResult(True, "nothing to learn", value, 0.0, 0, 1, 0, 0.0, time.monotonic() - began, options.seed)
+        value, seconds = float(objective(problem).detach()), time.monotonic() - began
+        return FitResult(True, "nothing to learn", value, 0.0, 0, 1, 0, 0.0, seconds, options.seed), problem.anew()
     first = np.clip(first if start is None else start, bounds[:, 0], bounds[:, 1])
     if start is None:
         first = _choose_start(problem, objective, coordinates, first, deadline)
     coordinates.assign(first)
     start_values = coordinates.values()
     starts = [first, *_random_starts(first, bounds, options)]
+    minimise = alternate if getattr(objective, "alternates", False) else _minimise
     runs: list[tuple[_Search, Any]] = []
     with progress_bar(options.max_iter * len(starts), "fit", options.verbose) as bar:
         for start in starts:
             search = _Search(problem, objective, coordinates, baseline, deadline)
-            runs.append((search, _minimise(search, start, bounds, options, bar)))
+            runs.append((search, minimise(search, start, bounds, options, bar)))
             bar.refresh()
             if time.monotonic() > deadline:
                 break
@@ -168,7 +208,7 @@ def fit(
     log_prior = float(coordinates.log_prior().detach())
     labels = coordinates.labels()
     inside = _projected(search.best_z, search.best_gradient, bounds)
-    return FitResult(
+    result = FitResult(
         converged=converged,
         reason=reason,
         objective=baseline - search.best - log_prior,
@@ -182,7 +222,9 @@ def fit(
         at_bounds=tuple(n for n, z, (a, b) in zip(labels, search.best_z, bounds, strict=True) if z <= a or z >= b),
         objectives=tuple(baseline - run[0].best for run in runs),
         starts=dict(zip(labels, start_values, strict=True)),
+        unconverged=sum(run[0].unconverged for run in runs),
     )
+    return result, problem.anew(search.best_sites)
 
 
 def _minimise(

@@ -1,15 +1,26 @@
-"""Objectives: what is maximised over the hyperparameters. Sums over the data, in nats, without log priors."""
+"""Objectives: what is maximised over the hyperparameters. Sums over the data, in nats, without log priors.
+
+All but two are one formula: the log partition of the sites plus a sum over the data of a function of site marginals and sites.
+`profile` gives such a function its value and gradient at the fixed point of the rule. Theory: docs/theory/sites.md.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from gpx.errors import InputError, NumericalError, StructureError
 from gpx.inference.problem import Problem
+from gpx.inference.rules import ExpectationPropagation, Laplace, Variational, cavities, elbo_terms, expected_log_prob
+from gpx.inference.sitemap import SiteMap, direction
+from gpx.sites import SiteMarginals, Sites
+
+GRADIENTS = ("implicit", "fixed-sites")
 
 
 class Objective(Protocol):
@@ -22,9 +33,10 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Evidence:
-    """The log marginal likelihood ``log p(y)``, summed over outputs.
+    """The log marginal likelihood ``log p(y)``, summed over outputs; with `rules.Laplace`, its Laplace approximation.
 
-    Source: Rasmussen & Williams (2006), eq. 2.30.
+    Raises: StructureError for a likelihood that is not Gaussian with another rule. Source: Rasmussen & Williams (2006),
+    eqs. 2.30 and 3.32.
 
     >>> Evidence()
     Evidence()
@@ -32,14 +44,129 @@ class Evidence:
 
     def __call__(self, problem: Problem) -> Tensor:
         """``log p(y)``, in nats."""
-        return problem.posterior().log_density
+        if problem.likelihood.exact_sites(problem.data) is not None:
+            return problem.posterior().log_density
+        if not isinstance(problem.rule, Laplace):
+            raise StructureError(
+                f"The evidence of {type(problem.likelihood).__name__} has no closed form under"
+                f" rules.{type(problem.rule).__name__}: use objectives.EPEvidence() or ELBO(), or rules.Laplace() with Evidence()."
+            )
+
+        def local(marginals: SiteMarginals, sites: Sites) -> Tensor:
+            m = marginals.mean
+            log_prob = torch.where(problem.data.observed, problem.likelihood.log_prob(problem.data.filled, m), 0.0)
+            return log_prob.sum() - (sites.nu * m - 0.5 * sites.tau * m.square()).sum()
+
+        return profile(problem, local)
+
+
+@dataclass(frozen=True)
+class ELBO:
+    """The evidence lower bound ``E_q log p(y | f) - KL(q || p)`` at the sites of the rule.
+
+    At the sites of `rules.Variational` it is stationary in them. Source: Khan & Lin (2017); Opper & Archambeau (2009).
+
+    >>> ELBO()
+    ELBO()
+    """
+
+    def __call__(self, problem: Problem) -> Tensor:
+        """The bound, in nats."""
+        return profile(
+            problem,
+            lambda marginals, sites: elbo_terms(problem.likelihood, problem.data, marginals, sites),
+            stationary=isinstance(problem.rule, Variational),
+        )
+
+
+@dataclass(frozen=True)
+class EPEvidence:
+    """The evidence of (power) expectation propagation at the sites of the rule, as a function of the hyperparameters alone.
+
+    ``log Z + sum_n [log Zhat_n - log int cavity_n t_n^power] / power``; power: that of the rule if it has one, else 1.
+
+    Arguments: gradient: "implicit": the gradient of this function, by the implicit function theorem; "fixed-sites": the
+    published alternation, which holds the sites while the hyperparameters move and stops when the evidence falls (its gradient
+    is not that of any function; for comparison). At the sites of `rules.ExpectationPropagation` both agree.
+    Raises: InputError for another gradient; StructureError for several latent functions per datum.
+    Source: Li, John & Solin (2023), "Improving hyperparameter learning under approximate inference in Gaussian process
+    models", eqs. 11-13; Rasmussen & Williams (2006), eq. 3.65.
+
+    >>> EPEvidence()
+    EPEvidence(gradient='implicit')
+    """
+
+    gradient: str = "implicit"
+
+    def __post_init__(self) -> None:
+        if self.gradient not in GRADIENTS:
+            raise InputError(f"EPEvidence needs gradient='implicit' or gradient='fixed-sites', got {self.gradient!r}.")
+
+    @property
+    def alternates(self) -> bool:
+        """Whether sites and hyperparameters are moved in turn."""
+        return self.gradient == "fixed-sites"
+
+    def __call__(self, problem: Problem) -> Tensor:
+        """The approximate evidence, in nats."""
+        likelihood, data, power = problem.likelihood, problem.data, getattr(problem.rule, "power", 1.0)
+        if likelihood.num_latents > 1:
+            raise StructureError(
+                f"EPEvidence needs one latent function per datum, {type(likelihood).__name__} has"
+                f" {likelihood.num_latents}; use objectives.ELBO()."
+            )
+
+        def local(marginals: SiteMarginals, sites: Sites) -> Tensor:
+            mean, variance = cavities(marginals, sites, power)
+            log_z = likelihood.tilted(data.filled, mean, variance + marginals.extra, power)
+            nu, tau = power * sites.nu, power * sites.tau
+            spread = 1 + tau * variance
+            site = (nu * mean - 0.5 * tau * mean.square() + 0.5 * nu.square() * variance) / spread - 0.5 * spread.log()
+            return torch.where(data.observed, log_z - site, torch.zeros_like(site)).sum() / power
+
+        return profile(
+            problem,
+            local,
+            stationary=isinstance(problem.rule, ExpectationPropagation),
+            sites_move=not self.alternates,
+        )
+
+
+@dataclass(frozen=True)
+class DataEmphasisedELBO:
+    """``kappa E_q log p(y | f) - KL(q || p)`` at the sites of the rule: no bound on the evidence unless kappa <= 1.
+
+    Arguments: kappa: positive; above 1 the hyperparameters follow the data more than the evidence would have them do. Only the
+    hyperparameters are learned by it: the posterior stays that of the rule.
+    Raises: InputError unless kappa is positive. Source: Harvey, Petrov & Hughes (2026), "Data-emphasized ELBo".
+
+    >>> DataEmphasisedELBO(kappa=2.0)
+    DataEmphasisedELBO(kappa=2.0)
+    """
+
+    kappa: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.kappa, (int, float)) or not 0 < self.kappa < math.inf:
+            raise InputError(f"DataEmphasisedELBO needs a number kappa > 0, got {self.kappa!r}.")
+
+    def __call__(self, problem: Problem) -> Tensor:
+        """The value, in nats."""
+
+        def local(marginals: SiteMarginals, sites: Sites) -> Tensor:
+            mean, variance = marginals.mean, marginals.variance + marginals.extra
+            expected = expected_log_prob(problem.likelihood, problem.data, mean, variance).sum()
+            return (self.kappa - 1) * expected + elbo_terms(problem.likelihood, problem.data, marginals, sites)
+
+        return profile(problem, local)
 
 
 @dataclass(frozen=True)
 class LeaveOneOut:
     """The log pseudo-likelihood ``sum_n log p(y_n | y_without_n)``: less sensitive to a wrong prior than the evidence.
 
-    Cost: the evidence and two more products of N x N matrices. Source: Rasmussen & Williams (2006), eqs. 5.10-5.13.
+    Exact for Gaussian likelihoods; from the cavities of the sites for others. Cost: the evidence and two more products of
+    N x N matrices. Source: Rasmussen & Williams (2006), eqs. 5.10-5.13.
 
     >>> LeaveOneOut()
     LeaveOneOut()
@@ -47,7 +174,74 @@ class LeaveOneOut:
 
     def __call__(self, problem: Problem) -> Tensor:
         """The sum of leave-one-out log densities, in nats."""
-        return torch.nansum(leave_one_out_density(problem.data.y, *problem.posterior().leave_one_out()))
+        likelihood, data = problem.likelihood, problem.data
+        if likelihood.exact_sites(data) is not None:
+            return torch.nansum(leave_one_out_density(data.y, *problem.posterior().leave_one_out()))
+        if likelihood.num_latents > 1:
+            raise StructureError(
+                f"LeaveOneOut needs one latent function per datum, {type(likelihood).__name__} has"
+                f" {likelihood.num_latents}; use objectives.ELBO()."
+            )
+
+        def local(marginals: SiteMarginals, sites: Sites) -> Tensor:
+            mean, variance = cavities(marginals, sites)
+            log_z = likelihood.tilted(data.filled, mean, variance + marginals.extra)
+            return torch.where(data.observed, log_z, torch.zeros_like(log_z)).sum()
+
+        return profile(problem, local, partition=0.0)
+
+
+def profile(
+    problem: Problem,
+    local: Callable[[SiteMarginals, Sites], Tensor],
+    *,
+    partition: float = 1.0,
+    stationary: bool = False,
+    sites_move: bool = True,
+) -> Tensor:
+    """``partition log Z(theta, sites) + local(marginals(theta, sites), sites)`` at ``sites = T(theta, sites)``, with the
+    gradient in the hyperparameters theta.
+
+    Arguments: local: differentiable in marginals, sites and likelihood. stationary: whether the value does not depend on the
+    sites and marginals to first order, by the rule's fixed point; sites_move: whether the gradient follows the sites.
+    Raises: StructureError where the gradient needs more than the engine or the rule offers. Cost: an adjoint solve (O(N^2) per
+    product for Exact) and 2 N^3, unless stationary.
+    """
+    posterior = problem.inferred.posterior
+    marginals, sites = posterior.site_marginals, posterior.sites
+    if not torch.is_grad_enabled():
+        return partition * posterior.log_partition + local(marginals, sites)
+    mu = problem.prior.mean_at(problem.data.x, problem.columns)
+    shift = mu - mu.detach()
+    if stationary:
+        own = partition * (sites.nu - sites.tau * marginals.mean)
+        return partition * posterior.log_partition + local(marginals, sites) + (own * shift).sum()
+
+    leaves = [v.detach().clone().requires_grad_() for v in (marginals.mean, marginals.variance, sites.nu, sites.tau)]
+    moving = SiteMarginals(*leaves[:2], marginals.extra), Sites(*leaves[2:])
+    value = local(*moving)
+    grads = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
+    mean, variance, nu, tau = (torch.zeros_like(v) if g is None else g for v, g in zip(leaves, grads, strict=True))
+    total = partition * posterior.log_partition + value
+    if sites_move:
+        site_map = SiteMap(problem, posterior)
+        through = site_map.in_sites(mean, variance)
+        second = marginals.variance + marginals.mean.square()
+        gradient = Sites(
+            partition * marginals.mean + nu + through.nu, -0.5 * partition * second + tau + through.tau
+        )  # fmt: skip
+        weights = site_map.adjoint(gradient)
+        if weights is None:
+            raise NumericalError("The implicit gradient was not found: the sites are not a stable fixed point here.")
+        update = problem.rule.update(problem.likelihood, problem.data, marginals, sites)
+        push = (weights.nu * update.nu + weights.tau * update.tau).sum()
+        total = total + (push - push.detach())
+        mean, variance = (a + b for a, b in zip((mean, variance), site_map.pull(weights), strict=True))
+    along = direction(marginals.mean, mean, variance)
+    slope = posterior.slope(along)
+    rest = along.nu - along.tau * marginals.mean
+    in_mean = partition * (sites.nu - sites.tau * marginals.mean) + rest - sites.tau * posterior.response(along)[0]
+    return total + (slope - slope.detach()) + (in_mean * shift).sum()
 
 
 def leave_one_out_density(y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

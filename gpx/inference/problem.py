@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
+import torch
+
 from gpx.engines.base import Engine
-from gpx.errors import StructureError
+from gpx.inference.infer import Inferred, infer
 from gpx.inference.rules import Rule
 from gpx.inputs import Data
 from gpx.likelihoods import Likelihood
@@ -18,7 +20,10 @@ from gpx.sites import Sites
 
 @dataclass(frozen=True)
 class Problem:
-    """Prior, data and likelihood, and how to solve for the posterior. plan: made by the engine for these data."""
+    """Prior, data and likelihood, and how to solve for the posterior.
+
+    plan: made by the engine for these data; start: sites from which the rule sets out, None: the rule's own.
+    """
 
     prior: Prior
     data: Data
@@ -26,47 +31,77 @@ class Problem:
     engine: Engine
     rule: Rule
     plan: Any
+    start: Sites | None = None
 
     @staticmethod
-    def planned(prior: Prior, data: Data, likelihood: Likelihood, engine: Engine, rule: Rule) -> Problem:
+    def planned(
+        prior: Prior, data: Data, likelihood: Likelihood, engine: Engine, rule: Rule, start: Sites | None = None
+    ) -> Problem:  # fmt: skip
         """The problem with the engine's plan for it."""
-        return Problem(prior, data, likelihood, engine, rule, engine.plan(prior, data))
+        return Problem(prior, data, likelihood, engine, rule, engine.plan(prior, data), start)
 
     @property
     def columns(self) -> int:
         """Outputs times latents."""
         return self.data.y.shape[1] * self.likelihood.num_latents
 
+    def condition(self, sites: Sites) -> Shifted:
+        """Prior x sites: the engine's zero-mean posterior with the prior mean put back."""
+        prior, columns = self.prior, self.columns
+        at_sites = prior.mean_at(self.data.x, columns)
+        params = self.engine.parameters(prior, self.plan)
+        centred = self.engine.condition(prior, self.plan, params, sites.centred(at_sites))
+        return Shifted(centred, sites, at_sites, partial(prior.mean_at, columns=columns))
+
     def posterior(self) -> Shifted:
-        """The posterior at the present hyperparameters, differentiable in them."""
-        return condition(self, infer(self))
+        """The posterior at the present hyperparameters: of a Gaussian likelihood, differentiable in all of them; of another
+        one, with the sites of `inferred`, as numbers.
+        """
+        sites = self.likelihood.exact_sites(self.data)
+        return self.inferred.posterior if sites is None else self.condition(sites)
+
+    @cached_property
+    def inferred(self) -> Inferred:
+        """The sites that the rule converges to at the hyperparameters of the first call, as numbers.
+
+        A problem is read at one value of the hyperparameters: `fit` makes a new one for every evaluation.
+        """
+        with torch.no_grad():
+            return infer(self)
+
+    @property
+    def found(self) -> Inferred | None:
+        """What was inferred, if that was asked for."""
+        return self.__dict__.get("inferred")
+
+    def anew(self, start: Sites | None = None) -> Problem:
+        """The same problem with nothing inferred, to be read at other hyperparameters."""
+        return replace(self, start=start)
 
 
 @dataclass(frozen=True)
 class Solved(Problem):
     """A problem with its posterior at hyperparameters that no longer change."""
 
-    solution: Shifted
+    solution: Inferred | None = None
+
+    @staticmethod
+    def of(problem: Problem, solution: Inferred) -> Solved:
+        """`problem`, solved."""
+        fields = {name: getattr(problem, name) for name in Problem.__dataclass_fields__}
+        return Solved(**{**fields, "start": solution.posterior.sites}, solution=solution)
 
     def posterior(self) -> Shifted:
         """The posterior that was computed once."""
+        return self.inferred.posterior
+
+    @property
+    def inferred(self) -> Inferred:  # type: ignore[override]
+        """The solution."""
+        assert self.solution is not None
         return self.solution
 
-
-def infer(problem: Problem) -> Sites:
-    """The sites of the likelihood: exact for a Gaussian one."""
-    sites = problem.likelihood.exact_sites(problem.data)
-    if sites is None:
-        raise StructureError(
-            f"{type(problem.likelihood).__name__} has no exact Gaussian sites; this version infers Gaussian likelihoods only."
-        )
-    return sites
-
-
-def condition(problem: Problem, sites: Sites) -> Shifted:
-    """Prior x sites: the engine's zero-mean posterior with the prior mean put back."""
-    prior, columns = problem.prior, problem.columns
-    at_sites = prior.mean_at(problem.data.x, columns)
-    params = problem.engine.parameters(prior, problem.plan)
-    centred = problem.engine.condition(prior, problem.plan, params, sites.centred(at_sites))
-    return Shifted(centred, sites, at_sites, partial(prior.mean_at, columns=columns))
+    def anew(self, start: Sites | None = None) -> Problem:
+        """A problem that is not solved, from the sites of this one."""
+        fields = {name: getattr(self, name) for name in Problem.__dataclass_fields__}
+        return Problem(**{**fields, "start": self.start if start is None else start})

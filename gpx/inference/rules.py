@@ -1,4 +1,7 @@
-"""Rules: how a likelihood becomes Gaussian sites. One pure step each; damping and convergence belong to `infer`."""
+"""Rules: how a likelihood becomes Gaussian sites. One pure step each; damping and convergence belong to `infer`.
+
+Theory: docs/theory/sites.md.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,32 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
+from gpx.errors import InputError
 from gpx.inputs import Data
 from gpx.likelihoods import Likelihood
+from gpx.posterior import Shifted
 from gpx.sites import SiteMarginals, Sites
+
+FLOOR = 1e-10  # of the share of its variance that a datum owes to the others
 
 
 class Rule(Protocol):
     """How new sites follow from the marginals under the present ones."""
 
+    several_latents: bool  # whether likelihoods with several latent functions can be used
+
     def update(self, likelihood: Likelihood, data: Data, marginals: SiteMarginals, sites: Sites) -> Sites:
-        """One undamped step."""
+        """One undamped step; where gradients are enabled, differentiable in marginals, sites and likelihood."""
+        ...
+
+    def merit(self, likelihood: Likelihood, data: Data, posterior: Shifted, target: Sites) -> Tensor:
+        """What must not fall from step to step; target: the update at this posterior."""
+        ...
+
+    def residual(self, marginals: SiteMarginals, sites: Sites, target: Sites) -> Tensor:
+        """[N, C]: how far the sites are from their update, without a unit."""
         ...
 
 
@@ -31,13 +49,152 @@ class Variational:
     Variational()
     """
 
+    several_latents = True
+
     def update(self, likelihood: Likelihood, data: Data, marginals: SiteMarginals, sites: Sites) -> Sites:
         """The sites whose natural parameters are the gradient of the expected log likelihood."""
-        mean = marginals.mean.detach().requires_grad_()
-        variance = marginals.variance.detach().requires_grad_()
+        keep, (mean, variance) = torch.is_grad_enabled(), _variables(marginals.mean, marginals.variance)
         with torch.enable_grad():
-            expected = likelihood.expected_log_prob(torch.nan_to_num(data.y), mean, variance)
-            expected = torch.where(data.observed, expected, torch.zeros_like(expected)).sum()
-        slope, curvature = torch.autograd.grad(expected, (mean, variance))
-        tau = (-2 * curvature).clamp_min(0)
-        return Sites(slope + tau * mean.detach(), tau)
+            expected = expected_log_prob(likelihood, data, mean, variance + marginals.extra).sum()
+            slope, curvature = torch.autograd.grad(expected, (mean, variance), create_graph=keep)
+            tau = (-2 * curvature).clamp_min(0)
+            return _where_observed(likelihood, data, slope + tau * mean, tau, keep)
+
+    def merit(self, likelihood: Likelihood, data: Data, posterior: Shifted, target: Sites) -> Tensor:
+        """The ELBO."""
+        return posterior.log_partition + elbo_terms(likelihood, data, posterior.site_marginals, posterior.sites)
+
+    def residual(self, marginals: SiteMarginals, sites: Sites, target: Sites) -> Tensor:
+        """Changes of the natural parameters in units of the posterior standard deviation."""
+        return _scaled_change(marginals, sites, target)
+
+
+@dataclass(frozen=True)
+class ExpectationPropagation:
+    """(Power) expectation propagation, all sites at once: the moments of ``cavity x p^power`` are matched.
+
+    Arguments: power: in (0, 1]; 1: EP; towards 0: the variational rule. Negative precisions are set to zero, and the mean is
+    still matched. Raises: InputError for another power. Cost: O(N) and the tilted moments of the likelihood.
+    Source: Minka (2001), "Expectation propagation for approximate Bayesian inference"; Minka (2004), "Power EP".
+
+    >>> ExpectationPropagation()
+    ExpectationPropagation(power=1.0)
+    """
+
+    power: float = 1.0
+    several_latents = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.power, (int, float)) or not 0 < self.power <= 1:
+            raise InputError(f"ExpectationPropagation needs 0 < power <= 1, got {self.power!r}.")
+
+    def update(self, likelihood: Likelihood, data: Data, marginals: SiteMarginals, sites: Sites) -> Sites:
+        """The sites that turn the cavities into Gaussians with the tilted moments."""
+        keep = torch.is_grad_enabled()
+        with torch.enable_grad():
+            mean, variance = _variables(*cavities(marginals, sites, self.power))
+            log_z = likelihood.tilted(data.filled, mean, variance + marginals.extra, self.power).sum()
+            (slope,) = torch.autograd.grad(log_z, mean, create_graph=True)
+            (curvature,) = torch.autograd.grad(slope.sum(), mean, create_graph=keep)
+            # The share of the cavity's variance that is left; curvature = (share - 1) / variance.
+            share = (1 + variance * curvature).clamp_min(FLOOR)
+            tau = (-curvature / share).clamp_min(0) / self.power
+            nu = slope / self.power + tau * (mean + variance * slope)
+            return _where_observed(likelihood, data, nu, tau, keep)
+
+    def merit(self, likelihood: Likelihood, data: Data, posterior: Shifted, target: Sites) -> Tensor:
+        """Minus the residual: EP climbs no function."""
+        return -self.residual(posterior.site_marginals, posterior.sites, target).square().sum().sqrt()
+
+    def residual(self, marginals: SiteMarginals, sites: Sites, target: Sites) -> Tensor:
+        """Changes of the natural parameters in units of the posterior standard deviation."""
+        return _scaled_change(marginals, sites, target)
+
+
+@dataclass(frozen=True)
+class Laplace:
+    """Laplace's approximation: sites are the second-order expansion of ``log p(y | f)`` at the posterior mode.
+
+    The iteration is Newton's method; precisions of a likelihood that is not log-concave are cut at zero. Cost: O(N).
+    Source: Rasmussen & Williams (2006), section 3.4.
+
+    >>> Laplace()
+    Laplace()
+    """
+
+    several_latents = False
+
+    def update(self, likelihood: Likelihood, data: Data, marginals: SiteMarginals, sites: Sites) -> Sites:
+        """The expansion at the mean."""
+        keep, (mean,) = torch.is_grad_enabled(), _variables(marginals.mean)
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(likelihood.log_prob(data.filled, mean).sum(), mean, create_graph=True)
+            curved = slope.requires_grad
+            curvature = torch.zeros_like(mean)
+            if curved:
+                (curvature,) = torch.autograd.grad(slope.sum(), mean, create_graph=keep)
+            tau = (-curvature).clamp_min(0)
+            return _where_observed(likelihood, data, slope + tau * mean, tau, keep)
+
+    def merit(self, likelihood: Likelihood, data: Data, posterior: Shifted, target: Sites) -> Tensor:
+        """The log joint density at the posterior mean, up to a constant."""
+        mean, sites = posterior.site_marginals.mean, posterior.sites
+        weights = sites.nu - sites.tau * mean  # K^-1 (mean - prior mean)
+        log_prob = torch.where(data.observed, likelihood.log_prob(data.filled, mean), 0.0)
+        return log_prob.sum() - 0.5 * ((mean - posterior.at_sites) * weights).sum()
+
+    def residual(self, marginals: SiteMarginals, sites: Sites, target: Sites) -> Tensor:
+        """The gradient of the log joint density, and the changes of precisions, in units of the precisions."""
+        change = target.tau - sites.tau
+        gradient = target.nu - sites.nu - change * marginals.mean
+        precision = target.tau.clamp_min(1e-6 * float(target.tau.max()) + torch.finfo(gradient.dtype).tiny)
+        return torch.maximum((gradient / precision.sqrt()).abs(), (change / precision).abs())
+
+
+def split(likelihood: Likelihood, values: Tensor) -> Tensor:
+    """[N, C] as the likelihood takes it: [N, P], or [N, P, L] with L > 1 latent functions."""
+    latents = likelihood.num_latents
+    return values if latents == 1 else values.unflatten(-1, (-1, latents))
+
+
+def expected_log_prob(likelihood: Likelihood, data: Data, mean: Tensor, variance: Tensor) -> Tensor:
+    """``E log p(y | f)`` [N, P] for marginals [N, C]; 0 where the target is missing."""
+    expected = likelihood.expected_log_prob(data.filled, split(likelihood, mean), split(likelihood, variance))
+    return torch.where(data.observed, expected, torch.zeros_like(expected))
+
+
+def elbo_terms(likelihood: Likelihood, data: Data, marginals: SiteMarginals, sites: Sites) -> Tensor:
+    """``sum_n E log p(y_n | f_n) - E log t_n(g_n)``: what the ELBO adds to the log partition."""
+    expected = expected_log_prob(likelihood, data, marginals.mean, marginals.variance + marginals.extra)
+    return expected.sum() - expected_log_sites(marginals, sites)
+
+
+def expected_log_sites(marginals: SiteMarginals, sites: Sites) -> Tensor:
+    """``sum_n E log t_n(g_n)``."""
+    mean, variance = marginals.mean, marginals.variance
+    return (sites.nu * mean - 0.5 * sites.tau * (mean.square() + variance)).sum()
+
+
+def cavities(marginals: SiteMarginals, sites: Sites, power: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Mean and variance [N, C] of the site variables with `power` of their own site taken out."""
+    share = (1 - power * sites.tau * marginals.variance).clamp_min(FLOOR)
+    variance = marginals.variance / share
+    return (marginals.mean - power * sites.nu * marginals.variance) / share, variance
+
+
+def _variables(*values: Tensor) -> tuple[Tensor, ...]:
+    """What is differentiated in: the tensors themselves if they are part of a graph, else new leaves."""
+    graph = torch.is_grad_enabled()
+    return tuple(v if graph and v.requires_grad else v.detach().requires_grad_() for v in values)
+
+
+def _where_observed(likelihood: Likelihood, data: Data, nu: Tensor, tau: Tensor, keep: bool) -> Sites:
+    seen = data.observed.repeat_interleave(likelihood.num_latents, 1)
+    nu, tau = (torch.where(seen, part, torch.zeros_like(part)) for part in (nu, tau))
+    return Sites(nu, tau) if keep else Sites(nu.detach(), tau.detach())
+
+
+def _scaled_change(marginals: SiteMarginals, sites: Sites, target: Sites) -> Tensor:
+    first = (target.nu - sites.nu) * marginals.variance.sqrt()
+    second = (target.tau - sites.tau) * marginals.variance
+    return torch.maximum(first.abs(), second.abs())

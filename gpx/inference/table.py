@@ -80,7 +80,7 @@ def standard_errors(problem: Problem, objective: Objective, coordinates: Coordin
     free = np.flatnonzero((z - STEP > bounds[:, 0]) & (z + STEP < bounds[:, 1]))
     result = np.full(len(z), math.nan)
     try:
-        curvature = _hessian(lambda: objective(problem).double().cpu(), coordinates, z, free)
+        curvature = _hessian(lambda: objective(problem.anew(problem.start)).double().cpu(), coordinates, z, free)
     except NumericalError:
         return result
     result[free] = np.sqrt(_marginal_variances(curvature, _hessian(coordinates.log_prior, coordinates, z, free)))

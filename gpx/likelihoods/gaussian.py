@@ -62,8 +62,10 @@ class Gaussian(Likelihood):
         noise = self.variances(y)
         return _normal_log_density(y - mean, noise) - 0.5 * variance / noise
 
-    def tilted(self, y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        return _normal_log_density(y - mean, variance + self.variances(y))
+    def tilted(self, y: Tensor, mean: Tensor, variance: Tensor, power: float = 1.0) -> Tensor:
+        noise = self.variances(y)
+        height = 0.5 * (1 - power) * (2 * math.pi * noise).log() - 0.5 * math.log(power)
+        return _normal_log_density(y - mean, variance + noise / power) + height
 
     def predict(self, mean: Tensor, variance: Tensor, noise: Any = None) -> Normal:
         """``N(mean, variance + noise)``; noise: variances at the new points, needed where they are known per point."""
@@ -89,6 +91,18 @@ class Gaussian(Likelihood):
         if choice.given and not choice.bounded:
             floor = min(NOISE_FLOOR * data.variance, float(self.noise.detach()))
             self.register_constraint("raw_noise", LogInterval(floor, math.inf))
+
+    def extended(self, new: Data, noise: Any) -> tuple[Gaussian, Gaussian]:
+        if self.known_noise is None:
+            return super().extended(new, noise)
+        if noise is None:
+            raise InputError(
+                f"The noise variances are known for the {len(self.known_noise)} points of the fit only: pass"
+                " update(X, y, noise=variances) for the new ones."
+            )
+        added = _per_row(as_like(noise, new.y, "noise"), new.y)
+        known = _per_row(self.known_noise.to(new.y), new.y.new_empty(len(self.known_noise), new.y.shape[1]))
+        return Gaussian(added), Gaussian(torch.cat([known, added]))
 
     def __repr__(self) -> str:
         noise = f"{len(self.known_noise)} known variances" if self.known_noise is not None else format_value(self.noise)

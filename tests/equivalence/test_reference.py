@@ -159,7 +159,7 @@ def test_gradients_do_not_depend_on_the_block_size(objective, monkeypatch):
     p = problem(KERNELS["sum"](), y)
     results = []
     for block in (1, 200, 1 << 18):
-        monkeypatch.setattr("gpx.engines.exact.BLOCK", block)
+        monkeypatch.setattr("gpx.engines.dense_gradients.BLOCK", block)
         grads = torch.autograd.grad(objective(p), leaves(p))
         results.append(torch.cat([g.reshape(-1) for g in grads]))
     close(results[0], results[2], "blocks of 16 rows", 1e-10)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from gpx.engines import Exact
-from gpx.inference.problem import Problem, condition
+from gpx.inference.problem import Problem
 from gpx.inference.rules import Variational
 from gpx.inputs import as_data
 from gpx.kernels import Matern, Periodic
@@ -137,7 +137,7 @@ def test_log_partition_with_a_prior_mean():
     mean.assign("constant", 0.8)
     data = as_data(x, sites.nu / sites.tau)
     problem = Problem.planned(Prior(mean, (kernel,)), data, Gaussian(), Exact(), Variational())
-    posterior = condition(problem, sites)
+    posterior = problem.condition(sites)
     axis = np.linspace(-9, 9, 601)
     f = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1)
     g = f - 0.8

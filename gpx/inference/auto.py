@@ -1,0 +1,41 @@
+"""``rule="auto"`` and ``objective="auto"``: what goes with a likelihood, and what does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpx.errors import InputError, StructureError
+from gpx.inference.objectives import ELBO, EPEvidence, Evidence, Objective
+from gpx.inference.rules import Laplace, Rule, Variational
+from gpx.likelihoods import Gaussian, Likelihood
+
+
+def choose_rule(rule: Any, likelihood: Likelihood) -> Rule:
+    """The rule: the variational one unless another was asked for.
+
+    Raises: InputError for what is no rule; StructureError for one that a likelihood of several latent functions cannot use.
+    """
+    if isinstance(rule, str) and rule == "auto":
+        return Variational()
+    if isinstance(rule, (str, type)) or not hasattr(rule, "update"):
+        raise InputError(f"rule must be 'auto' or an object such as rules.Variational(), got {rule!r}.")
+    if likelihood.num_latents > 1 and not getattr(rule, "several_latents", False):
+        raise StructureError(
+            f"rules.{type(rule).__name__} needs one latent function per datum, {type(likelihood).__name__} has"
+            f" {likelihood.num_latents}; use rules.Variational()."
+        )
+    return rule
+
+
+def choose_objective(objective: Any, likelihood: Likelihood, rule: Rule) -> Objective:
+    """The objective: the evidence where it has a closed form, else its EP approximation; the ELBO for several latents.
+
+    Raises: InputError for what is no objective.
+    """
+    if not (isinstance(objective, str) and objective == "auto"):
+        if isinstance(objective, (str, type)) or not callable(objective):
+            raise InputError(f"objective must be 'auto' or an object such as objectives.Evidence(), got {objective!r}.")
+        return objective
+    if isinstance(likelihood, Gaussian) or isinstance(rule, Laplace):
+        return Evidence()
+    return EPEvidence() if likelihood.num_latents == 1 else ELBO()

@@ -1,0 +1,138 @@
+"""From a likelihood to its sites: the fixed point of a rule, by damped steps and Newton's method.
+
+Theory: docs/theory/sites.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+
+from gpx.errors import NumericalError
+from gpx.inference.sitemap import SiteMap
+from gpx.posterior import Shifted
+from gpx.sites import SiteMarginals, Sites
+
+if TYPE_CHECKING:
+    from gpx.inference.problem import Problem
+
+MAX_STEPS = 200
+TOLERANCE = 1e-8  # of the residual, which has no unit
+FIRST_STEP, GROWTH = 0.5, 1.3
+SMALLEST_STEP = 1e-4
+ROUNDING = 1e-12  # a merit may fall by this share of its size
+START_VARIANCE = 1.0  # the rule's first marginals are no wider
+NEWTON_BELOW = 1.0  # residual below which Newton's method is tried
+
+
+@dataclass(frozen=True, eq=False)
+class Inferred:
+    """A posterior whose sites are the fixed point of a rule.
+
+    converged: whether the residual fell below 1e-8; steps: factorisations; residual: largest change that another step of the
+    rule would make, without a unit; zero_precisions: observed targets whose precision was cut at zero.
+    """
+
+    posterior: Shifted
+    converged: bool = True
+    steps: int = 1
+    residual: float = 0.0
+    zero_precisions: int = 0
+
+
+def infer(problem: Problem) -> Inferred:
+    """The sites of the likelihood: exact for a Gaussian one, else the fixed point of the problem's rule.
+
+    A damped step is taken if the rule's merit does not fall (the step grows by 1.3, to at most 1), else it is halved. Newton's
+    method on the fixed-point equation is tried first wherever the engine has it, and kept if the merit does not fall and the
+    residual halves.
+    Raises: NumericalError if there is no finite start. Cost: a factorisation per step; 200 at most.
+    """
+    exact = problem.likelihood.exact_sites(problem.data)
+    if exact is not None:
+        return Inferred(problem.condition(exact))
+    state = _State(problem, problem.condition(problem.start or first_sites(problem)))
+    if not state.finite and problem.start is not None:
+        state = _State(problem, problem.condition(first_sites(problem)))
+    if not state.finite:
+        raise NumericalError("The sites of the likelihood have no finite start; lower the outputscale of the kernel.")
+    step, steps = FIRST_STEP, 1
+    while state.residual > TOLERANCE and steps < MAX_STEPS and step > SMALLEST_STEP:
+        trial = state.newton()
+        if trial is not None:
+            steps += 1
+            if trial.finite and trial.residual <= 0.5 * state.residual and trial.no_worse_than(state):
+                state = trial
+                continue
+        trial, steps = state.damped(step), steps + 1
+        if trial.finite and trial.no_worse_than(state):
+            state, step = trial, min(1.0, GROWTH * step)
+        else:
+            step *= 0.5
+    return state.result(steps)
+
+
+def first_sites(problem: Problem) -> Sites:
+    """The sites that the rule makes of the prior mean, with variances of at most one."""
+    mean = problem.prior.mean_at(problem.data.x, problem.columns)
+    none = Sites(torch.zeros_like(mean), torch.zeros_like(mean))
+    prior = problem.condition(none).site_marginals.variance
+    start = SiteMarginals(mean, prior.clamp_max(START_VARIANCE))
+    return problem.rule.update(problem.likelihood, problem.data, start, none)
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """A posterior on the way, and what is known of it."""
+
+    problem: Problem
+    posterior: Shifted
+
+    @cached_property
+    def target(self) -> Sites:
+        """The rule's undamped step."""
+        p = self.problem
+        return p.rule.update(p.likelihood, p.data, self.posterior.site_marginals, self.posterior.sites)
+
+    @cached_property
+    def merit(self) -> float:
+        p = self.problem
+        return float(p.rule.merit(p.likelihood, p.data, self.posterior, self.target))
+
+    @cached_property
+    def residual(self) -> float:
+        change = self.problem.rule.residual(self.posterior.site_marginals, self.posterior.sites, self.target)
+        return float(change.abs().max()) if change.numel() else 0.0
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.residual) and math.isfinite(self.merit)
+
+    def no_worse_than(self, other: _State) -> bool:
+        return self.merit >= other.merit - ROUNDING * abs(other.merit)
+
+    def damped(self, step: float) -> _State:
+        return self._at(self.posterior.sites.towards(self.target, step))
+
+    def newton(self) -> _State | None:
+        """Newton's step for ``target(sites) = sites``; None where it is not worth trying."""
+        if self.residual > NEWTON_BELOW or not self.site_map.has_newton:
+            return None
+        sites = self.site_map.newton(self.target)
+        return None if sites is None else self._at(sites)
+
+    @cached_property
+    def site_map(self) -> SiteMap:
+        return SiteMap(self.problem, self.posterior)
+
+    def _at(self, sites: Sites) -> _State:
+        return _State(self.problem, self.posterior.with_sites(sites))
+
+    def result(self, steps: int) -> Inferred:
+        observed = self.problem.data.observed.repeat_interleave(self.problem.likelihood.num_latents, 1)
+        cut = int((observed & (self.posterior.sites.tau == 0)).sum())
+        return Inferred(self.posterior, self.residual <= TOLERANCE, steps, self.residual, cut)

@@ -1,0 +1,194 @@
+"""Likelihoods of noise with heavy tails, and of noise that changes with the input."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Laplace as TorchLaplace, Normal, StudentT as TorchStudentT, constraints
+
+from gpx.inputs import Data
+from gpx.likelihoods.base import Likelihood, exp
+from gpx.likelihoods.predictive import Mixture
+from gpx.likelihoods.special import student_cdf
+from gpx.linalg.quadrature import expectation, log_expectation, normal_log_density
+from gpx.parameters import Value
+
+log_ndtr = torch.special.log_ndtr
+
+
+class StudentT(Likelihood):
+    """Noise with heavy tails, ``y = f + scale t``, t of Student's distribution with df degrees of freedom.
+
+    Arguments: df: positive (the variance is finite above 2, where `fit` keeps it unless it is given bounds); scale: positive,
+    in target units; both learned. Not log-concave in f: precisions of outliers are cut at zero.
+    Cost: O(N), 160 nodes per datum. Source: Jylanki, Vanhatalo & Vehtari (2011), "Robust Gaussian process regression with a
+    Student-t likelihood", eq. 2.
+
+    >>> StudentT(df=4.0)
+    StudentT(df=4, scale=1)
+    """
+
+    df = Value(4.0)
+    scale = Value(1.0)
+
+    def __init__(self, df: Any = None, scale: Any = None):
+        super().__init__()
+        self.declare("df", df, ())
+        self.declare("scale", scale, ())
+
+    def log_prob(self, y: Tensor, f: Tensor) -> Tensor:
+        df, scale = self.df.to(f), self.scale.to(f)
+        norm = torch.lgamma(0.5 * (df + 1)) - torch.lgamma(0.5 * df) - 0.5 * (math.pi * df).log() - scale.log()
+        return norm - 0.5 * (df + 1) * torch.log1p(((y - f) / scale).square() / df)
+
+    def landmark(self, y: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        width = (self.df.detach().sqrt() * self.scale.detach()).to(mean)
+        return y.expand(mean.shape), width.expand(mean.shape)
+
+    def tilted(self, y: Tensor, mean: Tensor, variance: Tensor, power: float = 1.0) -> Tensor:
+        # The tails are flat beside the Gaussian: the bulk of the product is where the Gaussian is.
+        landmark = self.landmark(y, mean, variance)
+        return log_expectation(lambda f: power * self.log_prob(y.unsqueeze(-1), f), mean, variance, *landmark)
+
+    def conditional(self, f: Tensor) -> Distribution:
+        return _StudentT(self.df.detach().to(f), f, self.scale.detach().to(f), validate_args=False)
+
+    def init_from(self, data: Data) -> None:
+        self.start("df", 4.0, box=(0.51, 25.0))
+        self.start("scale", math.sqrt(0.1 * data.variance))
+
+    def predict(self, mean: Tensor, variance: Tensor, noise: Any = None) -> AroundMean:
+        self._refuse(noise)
+        return AroundMean(self, mean, variance)
+
+
+class Laplace(Likelihood):
+    """Noise with exponential tails, ``p(y | f) = e^(-|y - f| / scale) / (2 scale)``: medians instead of means.
+
+    Arguments: scale: positive, in target units; learned. All integrals are in closed form. Cost: O(N).
+    Source: Kuss (2006), "Gaussian process models for robust regression, classification, and reinforcement learning", 5.2.
+
+    >>> Laplace(scale=0.5)
+    Laplace(scale=0.5)
+    """
+
+    scale = Value(1.0)
+
+    def __init__(self, scale: Any = None):
+        super().__init__()
+        self.declare("scale", scale, ())
+
+    def log_prob(self, y: Tensor, f: Tensor) -> Tensor:
+        scale = self.scale.to(f)
+        return -(y - f).abs() / scale - (2 * scale).log()
+
+    def expected_log_prob(self, y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        scale, (gap, s) = self.scale.to(mean), _gap(y, mean, variance)
+        z = gap / s
+        distance = gap * torch.erf(z / math.sqrt(2)) + s * math.sqrt(2 / math.pi) * torch.exp(-0.5 * z.square())
+        return -distance / scale - (2 * scale).log()
+
+    def tilted(self, y: Tensor, mean: Tensor, variance: Tensor, power: float = 1.0) -> Tensor:
+        scale, (gap, s) = self.scale.to(mean), _gap(y, mean, variance)
+        rate = power / scale
+        z, reach = gap / s, rate * s
+        sides = torch.logaddexp(log_ndtr(z - reach) - rate * gap, log_ndtr(-z - reach) + rate * gap)
+        return 0.5 * reach.square() + sides - power * (2 * scale).log()
+
+    def conditional(self, f: Tensor) -> Distribution:
+        return TorchLaplace(f, self.scale.detach().to(f), validate_args=False)
+
+    def init_from(self, data: Data) -> None:
+        self.start("scale", math.sqrt(0.05 * data.variance))
+
+    def predict(self, mean: Tensor, variance: Tensor, noise: Any = None) -> AroundMean:
+        self._refuse(noise)
+        return AroundMean(self, mean, variance)
+
+
+class Heteroscedastic(Likelihood):
+    """Gaussian noise whose variance is a second latent function, ``y ~ N(f_1, e^(f_2))``.
+
+    f_1: the mean, in target units; f_2: the logarithm of the noise variance. The integrals that inference needs are in closed
+    form. Cost: O(N). Source: Lazaro-Gredilla & Titsias (2011), "Variational heteroscedastic Gaussian process regression".
+
+    >>> Heteroscedastic().num_latents
+    2
+    """
+
+    num_latents = 2
+
+    def log_prob(self, y: Tensor, f: Tensor) -> Tensor:
+        return normal_log_density(y, f[..., 0], exp(f[..., 1]))
+
+    def expected_log_prob(self, y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        square = (y - mean[..., 0]).square() + variance[..., 0]
+        precision = exp(0.5 * variance[..., 1] - mean[..., 1])
+        return -0.5 * (square * precision + mean[..., 1] + math.log(2 * math.pi))
+
+    def tilted(self, y: Tensor, mean: Tensor, variance: Tensor, power: float = 1.0) -> Tensor:
+        if power != 1:
+            return super().tilted(y, mean, variance, power)
+        m, v = mean[..., 0].unsqueeze(-1), variance[..., 0].unsqueeze(-1)
+        given = lambda g: normal_log_density(y.unsqueeze(-1), m, v + exp(g))  # noqa: E731
+        landmark = mean[..., 1], variance[..., 1].sqrt().clamp_min(1e-3)
+        return log_expectation(given, mean[..., 1], variance[..., 1], *landmark)
+
+    def predict(self, mean: Tensor, variance: Tensor, noise: Any = None) -> HeteroscedasticMixture:
+        self._refuse(noise)
+        return HeteroscedasticMixture(self, mean, variance)
+
+    def latent_data(self, data: Data) -> tuple[Data, ...]:
+        residual = (data.y - torch.nanmean(data.y, 0)).square().clamp_min(1e-6 * data.variance)
+        level = math.log(0.1 * data.variance) + 0.0 * residual
+        return data, replace(data, y=level, variance=1.0)
+
+
+class AroundMean(Mixture):
+    """A mixture of noise that is symmetric about f: the mean is that of f."""
+
+    @property
+    def mean(self) -> Tensor:
+        return self.latent_mean
+
+    @property
+    def variance(self) -> Tensor:
+        return self.latent_variance + self.conditional(self.latent_mean).variance
+
+
+class HeteroscedasticMixture(Mixture):
+    """``N(f_1, e^(f_2))`` for Gaussian f_1 and f_2."""
+
+    support = constraints.real  # type: ignore[assignment]
+    is_discrete = False  # type: ignore[assignment]
+
+    @property
+    def mean(self) -> Tensor:
+        return self.latent_mean[..., 0]
+
+    @property
+    def variance(self) -> Tensor:
+        return self.latent_variance[..., 0] + exp(self.latent_mean[..., 1] + 0.5 * self.latent_variance[..., 1])
+
+    def cdf(self, value: Tensor) -> Tensor:
+        value = value.expand(torch.broadcast_shapes(value.shape, self.batch_shape)).unsqueeze(-1)
+        (m, g), (v, w) = ((p[..., 0], p[..., 1]) for p in (self.latent_mean, self.latent_variance))
+
+        def below(f: Tensor) -> Tensor:
+            return Normal(m.unsqueeze(-1), (v.unsqueeze(-1) + exp(f)).sqrt(), validate_args=False).cdf(value)
+
+        return expectation(below, g, w, g, w.sqrt().clamp_min(1e-3)).clamp(0, 1)
+
+
+def _gap(y: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance of the mean from the target, and a standard deviation that is never zero."""
+    return mean - y, (variance + torch.finfo(variance.dtype).tiny).sqrt()
+
+
+class _StudentT(TorchStudentT):
+    def cdf(self, value: Tensor) -> Tensor:
+        return student_cdf(self.df, (value - self.loc) / self.scale)
