@@ -27,8 +27,9 @@ from gpx.inference.rules import Variational
 from gpx.inference.table import ParameterTable, parameter_table, standard_errors
 from gpx.inputs import Data, Points, as_data, as_points
 from gpx.kernels.auto import auto_kernel
-from gpx.kernels.base import Kernel
+from gpx.kernels.base import bind
 from gpx.kernels.expressions import parse, parse_call
+from gpx.kernels.walk import init_from, resolve
 from gpx.likelihoods import Gaussian, Likelihood
 from gpx.parameters import Parameterised
 from gpx.posterior import LeaveOneOutPrediction, Paths, Prediction, Shifted, draw_count, make_generator
@@ -229,8 +230,7 @@ class GP:
         mean = copy.deepcopy(as_mean(self.mean))
         columns = data.y.shape[1] * likelihood.num_latents
         for kernel in kernels:
-            if isinstance(kernel, Kernel):
-                kernel.bind(data.columns)
+            bind(kernel, data.columns)
         if hasattr(mean, "bind"):
             mean.bind(data.columns, columns)
         for module in (mean, likelihood, *kernels):
@@ -264,8 +264,7 @@ class GP:
         data = replace(as_data(x, y), columns=columns)
         kernels = self.kernel if isinstance(self.kernel, list) else [self.kernel]
         for kernel in kernels:
-            if isinstance(kernel, Kernel):
-                kernel.resolve(columns)
+            resolve(kernel, columns)
         assert self.likelihood is not None  # a file names all parts
         for module in (self.mean, self.likelihood, *kernels):
             module.to(dtype=x.dtype)
@@ -327,8 +326,7 @@ def _kernels(kernel: Any, latents: int, data: Data) -> list[gpytorch.kernels.Ker
 
 
 def _start(module: Any, data: Data, priors: str | None) -> None:
-    if hasattr(module, "init_from"):
-        module.init_from(data)
+    init_from(module, data)
     if priors is None:
         for part in module.modules():
             if isinstance(part, Parameterised):
