@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gpx.errors import InputError, StructureError
-from gpx.inputs import Data, as_points
+from gpx.inputs import Data, Points, as_points
 from gpx.kernels.dense import dense, diagonal
 from gpx.kernels.walk import resolve
 from gpx.parameters import Parameterised, Value, as_value, format_value
@@ -137,8 +137,7 @@ def matrix(kernel: gpytorch.kernels.Kernel, X: Any, X2: Any = None) -> Tensor:
     torch.Size([2, 2])
     """
     bound, x1 = _bound(kernel, X)
-    x2 = x1 if X2 is None else _bound(kernel, X2)[1]
-    return dense(bound, x1, x2)
+    return dense(bound, x1, x1 if X2 is None else _beside(X2, X))
 
 
 def _bound(kernel: gpytorch.kernels.Kernel, X: Any) -> tuple[gpytorch.kernels.Kernel, Tensor]:
@@ -148,9 +147,23 @@ def _bound(kernel: gpytorch.kernels.Kernel, X: Any) -> tuple[gpytorch.kernels.Ke
     # A copy that shares the parameters: the names are those of X, and the kernel stays as it is.
     kernel = copy.deepcopy(kernel, {id(p): p for p in kernel.parameters()})
     resolve(kernel, points.columns)
+    return kernel, _differentiable(X, points)
+
+
+def _beside(X2: Any, X: Any) -> Tensor:
+    """X2 with the columns of X: as many, and in the same order where both have names."""
+    first, second = as_points(X), as_points(X2)
+    if second.x.shape[1] != first.x.shape[1]:
+        raise InputError(
+            f"X has {first.x.shape[1]} column(s) and X2 has {second.x.shape[1]}; they must have the same ones."
+        )
+    return _differentiable(X2, as_points(X2, columns=first.columns))
+
+
+def _differentiable(X: Any, points: Points) -> Tensor:
     # A tensor that is fit for use as it stands keeps its autograd graph.
     ready = isinstance(X, Tensor) and X.dim() == 2 and X.dtype == points.x.dtype
-    return kernel, X if ready else points.x
+    return X if ready else points.x
 
 
 def _plain(dim: Any) -> int | str:
