@@ -101,7 +101,7 @@ def msll(log_prob: torch.Tensor, y: torch.Tensor, y_train: torch.Tensor) -> floa
 
     Raises
     ------
-    InputError : shapes differ, or no target is observed in y or in a column of y_train.
+    InputError : shapes differ, or no target is observed in y, or in y_train for a column that has some in y.
 
     Source: Rasmussen and Williams (2006), eq. 2.34 and the text after it.
 
@@ -116,7 +116,8 @@ def msll(log_prob: torch.Tensor, y: torch.Tensor, y_train: torch.Tensor) -> floa
     """
     y, observed = _observed(log_prob, y)
     y_train = torch.as_tensor(y_train, dtype=y.dtype, device=y.device)
-    if y_train.shape[1:] != y.shape[1:] or bool((~y_train.isnan()).sum(0).eq(0).any()):
+    # An output without any target in y has no score, and needs none in y_train.
+    if y_train.shape[1:] != y.shape[1:] or bool((y_train.isnan().all(0) & observed.any(0)).any()):
         raise InputError(
             f"y_train has shape {tuple(y_train.shape)} and y {tuple(y.shape)}; expected training targets "
             "with as many columns as y and an observed value in each. Pass the y given to fit."
@@ -319,7 +320,12 @@ class Calibration:
         lines = [f"  {name:<{widths[0]}}  {value:>{widths[1]}}  {note}" for name, value, note in rows]
         counts = " ".join(map(str, self.pit_counts))
         histogram = f"  PIT histogram  {counts}  (calibrated: {self.n / len(self.pit_counts):.1f} each)"
-        return "\n".join([f"Calibration on {self.n} targets", *lines, histogram])
+        return "\n".join([f"Calibration on {self.n} targets{self._left_out()}", *lines, histogram])
+
+    def _left_out(self) -> str:
+        """The outputs that have no target at all, if there are any."""
+        empty = torch.atleast_1d(self.residuals.isnan().all(0)).nonzero().flatten().tolist()
+        return f"; output(s) {', '.join(map(str, empty))} have none and are left out" if empty else ""
 
 
 def calibration(prediction: Predictive, y: torch.Tensor, y_train: torch.Tensor | None = None) -> Calibration:

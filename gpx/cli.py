@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,9 +24,10 @@ from gpx.posterior import Prediction
 from gpx.progress import progress_bar
 
 ROWS = 10_000  # rows of a file in memory at a time
+FILES = ("model.gpx", "forecast.csv", "forecast.png")
 CORRECT, BROKEN = 2, 1  # exit codes: something for the user to correct; a computation that broke down
 LIKELIHOODS = {
-    name: cls for name, cls in vars(likelihoods).items() if inspect.isclass(cls) and cls is not likelihoods.Likelihood
+    name: getattr(likelihoods, name) for name in likelihoods.__all__ if name not in ("Likelihood", "FromGPyTorch")
 }
 
 app = typer.Typer(
@@ -75,7 +75,12 @@ def fit(
         Path | None, typer.Option(help="The folder of the results; default: named after the data.")
     ] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="A column to leave out; may be repeated.")] = None,
-    test_share: Annotated[float, typer.Option(help="The share of the rows held out for the test; 0: none.")] = 0.2,
+    test_share: Annotated[
+        float | None,
+        typer.Option(
+            help=f"The share of the rows held out for the test; 0: none; default: {tables.SHARE}, none of few rows."
+        ),
+    ] = None,
     max_iter: Annotated[int, typer.Option(help="Iterations of the optimiser per start.")] = 200,
     restarts: Annotated[int, typer.Option(help="Further random starts.")] = 0,
     max_seconds: Annotated[float | None, typer.Option(help="A limit on the time of the fit.")] = None,
@@ -89,6 +94,7 @@ def fit(
     model = GP(kernel, parse_call(likelihood, LIKELIHOODS, "likelihood"), mean=mean, engine=engine)
     folder = Path(tables.stem(data)) if output is None else output
     tables.require_folder(folder)
+    tables.require_new([folder / name for name in FILES], {"data": Path(data)})
     job = _prepare(tables.read(data), target, tuple(ignore or ()), test_share, seed)
     typer.echo(_describe(job))
     train = ~job.held_out
@@ -99,9 +105,10 @@ def fit(
     results = _predictions(model, job)
     model.encoding = job.encoding
     with tables.staged(folder) as place:
-        model.save(place / "model.gpx")
-        _write_forecast(place / "forecast.csv", job, results)
-        drawn = _draw(place / "forecast.png", job, results, scores)
+        paths = [place / name for name in FILES]
+        model.save(paths[0])
+        _write_forecast(paths[1], job, results)
+        drawn = _draw(paths[2], job, results, scores)
     typer.echo(_written(folder, job, drawn))
 
 
@@ -117,6 +124,7 @@ def predict(
     """Predict every row of a table of any length: its columns, then mean, std, and the 95 % interval (lower, upper)."""
     gp = gpx.load(model)
     path = Path(f"{tables.stem(data)}-predictions.csv") if output is None else output
+    tables.require_new([path], {"data": data, "model": model})
     with tables.staged(path.parent) as place, progress_bar(None, "predict", unit=" rows") as bar:
         rows = 0
         with open(place / path.name, "w", newline="", encoding="utf-8") as file:
@@ -196,8 +204,8 @@ class Scores:
     constant_rmse: float
 
 
-def _prepare(table: tables.Table, target: str, ignore: tuple[str, ...], share: float, seed: int) -> Job:
-    if not 0 <= share < 1:
+def _prepare(table: tables.Table, target: str, ignore: tuple[str, ...], share: float | None, seed: int) -> Job:
+    if share is not None and not 0 <= share < 1:
         raise InputError(f"--test-share must be at least 0 and below 1, got {share}.")
     if not (target or table.target):
         raise InputError(
@@ -205,7 +213,15 @@ def _prepare(table: tables.Table, target: str, ignore: tuple[str, ...], share: f
         )
     encoding = Encoding.fit(table.columns, target or table.target, ignore)
     x, y = encoding.transform(table.columns), encoding.targets(table.columns)
-    held = tables.held_out(x, y, share, encoding.is_series, seed)
+    held = tables.held_out(x, y, tables.SHARE if share is None else share, encoding.is_series, seed)
+    if share and not held.any():
+        rows = int((~np.isnan(y)).sum())
+        count = round(share * rows)
+        together = ", and rows of the same input stay together" if encoding.is_series else ""
+        raise InputError(
+            f"--test-share {share} holds out {count:,} of {rows:,} rows with a target and leaves {rows - count:,}; both need at"
+            f" least 2{together}. Choose another share, or 0 for no test."
+        )
     future = tables.beyond(x) if encoding.is_series else np.empty((0, x.shape[1]))
     return Job(table, encoding, x, y, held, future)
 

@@ -16,6 +16,8 @@ import numpy as np
 from gpx.errors import InputError
 
 MAX_CATEGORIES = 100
+STRAY = 0.1  # up to this share of the cells of a column of numbers or dates, text is taken for a mistake
+COUNTED = "Rows are counted from 1, below the header."
 _BOOLEANS = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
 _EPOCH = datetime.datetime(1970, 1, 1)
 _DAY = datetime.timedelta(days=1)
@@ -93,18 +95,31 @@ class Encoding:
         values = [_values(frame[column.name]) for column in self.columns]
         _require_complete(self.columns, values, first)
         parts = [_ENCODERS[c.kind](c, v, first) for c, v in zip(self.columns, values, strict=True)]
-        return np.concatenate(parts, 1)
+        numbers = np.concatenate(parts, 1)
+        wrong = ~np.isfinite(numbers)
+        if wrong.any():
+            names = [name for name, bad in zip(self.names, wrong.any(0), strict=True) if bad]
+            raise InputError(
+                f"Inputs are infinite in row(s) {_rows(wrong.any(1), first)}, column(s) {_shown(names)}; correct or drop these"
+                f" rows. {COUNTED}"
+            )
+        return numbers
 
     def targets(self, frame: Mapping[str, Any] | Any) -> np.ndarray:
         """The target [N] of a table; NaN where it is missing. Raises: InputError if it does not hold numbers."""
         values = _values(frame[self.target])
         column = _describe(self.target, values)
+        seen = ~_missing(values)
         if column.kind not in ("number", "boolean"):
-            shown = next(v for v in values if not _is_missing(v))
+            shown = next((v for v in values[seen] if _number(v) is None), values[seen][0])
             raise InputError(f"The target {self.target!r} holds {shown!r}; it must be a column of numbers.")
         result = np.full(len(values), np.nan)
-        seen = ~_missing(values)
         result[seen] = _ENCODERS[column.kind](column, values[seen], 1)[:, 0]
+        if np.isinf(result).any():
+            raise InputError(
+                f"The target {self.target!r} is infinite in row(s) {_rows(np.isinf(result), 1)}; leave these cells empty, or"
+                f" drop these rows. {COUNTED}"
+            )
         return result
 
     def to_dict(self) -> dict[str, Any]:
@@ -172,7 +187,32 @@ def _describe(name: str, values: np.ndarray) -> Column:
         return Column(name, "number")
     if all(_date(v) is not None for v in seen):
         return Column(name, "date")
+    _require_no_stray(name, values)
     return _category(name, seen)
+
+
+def _require_no_stray(name: str, values: np.ndarray) -> None:
+    """Raise InputError for a few cells of text among numbers or dates, which would make every number a category."""
+    seen = ~_missing(values)
+    many = len(set(map(str, values[seen]))) > MAX_CATEGORIES
+    for kind, convert in (("numbers", _number), ("dates", _date)):
+        stray = seen & np.array([convert(v) is None for v in values], dtype=bool)
+        count, others = int(stray.sum()), int(seen.sum() - stray.sum())
+        few = count <= max(1, STRAY * seen.sum()) or many and count < others
+        if count and few and others >= 4:
+            raise InputError(
+                f"Column {name!r} holds {kind}, except for {_stray_cells(values, stray)}. Correct these cells or drop these"
+                f" rows (in a target they may be empty); or leave the column out (--ignore {name}); or, if these are"
+                f" categories, give all of them names that are no {kind}. {COUNTED}"
+            )
+
+
+def _stray_cells(values: np.ndarray, stray: np.ndarray, limit: int = 3) -> str:
+    texts = list(dict.fromkeys(str(v) for v in values[stray]))
+    same = np.array([str(v) for v in values])
+    cells = [f"{text!r} (row(s) {_rows(stray & (same == text), 1)})" for text in texts[:limit]]
+    more = f" and {len(texts) - limit:,} other texts" if len(texts) > limit else ""
+    return ", ".join(cells) + more
 
 
 def _category(name: str, seen: np.ndarray) -> Column:
@@ -276,7 +316,7 @@ def _require_complete(columns: Sequence[Column], values: Sequence[np.ndarray], f
         names = [name for name, gap in gaps.items() if gap.any()]
         raise InputError(
             f"Inputs are missing in row(s) {_rows(rows, first)}, column(s) {_shown(names)}; drop or fill them"
-            " (only the target may be missing). Rows are counted from 1, below the header."
+            f" (only the target may be missing). {COUNTED}"
         )
 
 

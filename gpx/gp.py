@@ -5,36 +5,30 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
-import gpytorch
 import torch
 from torch import Tensor
 from torch.distributions import Normal
 
 from gpx import checking, io, plot
+from gpx.assemble import assemble, check_parts, start_from_data
 from gpx.encoding import Encoding
-from gpx.engines.auto import ENGINES, choose_engine
 from gpx.errors import FitWarning, InputError, StructureError
 from gpx.inference.coordinates import Coordinates, trainable_modules
 from gpx.inference.fit import FitOptions, FitResult, diagnose, fit
-from gpx.inference.auto import choose_objective, choose_rule
 from gpx.inference.infer import Inferred
 from gpx.inference.objectives import Objective, leave_one_out_density
 from gpx.inference.problem import Problem, Solved
 from gpx.inference.rules import cavities, split
 from gpx.inference.table import ParameterTable, parameter_table, standard_errors
-from gpx.inputs import Data, Points, as_data, as_points
-from gpx.kernels.auto import auto_kernel
-from gpx.kernels.base import Kernel
-from gpx.kernels.expressions import parse, parse_call
-from gpx.likelihoods import FromGPyTorch, Gaussian, Likelihood
-from gpx.parameters import Parameterised
-from gpx.posterior import LeaveOneOutPrediction, Paths, Prediction, Shifted, draw_count, make_generator
-from gpx.prior import Prior, as_mean
+from gpx.inputs import Points, as_data, as_points
+from gpx.kernels.walk import resolve
+from gpx.likelihoods import Likelihood
+from gpx.posterior import LeaveOneOutPrediction, Paths, Prediction, draw_count, make_generator
+from gpx.prior import Prior
 from gpx.sites import Sites
 
 
@@ -65,8 +59,7 @@ class GP:
     ):  # fmt: skip
         self.kernel, self.likelihood, self.mean = kernel, likelihood, mean
         self.engine, self.rule, self.objective = engine, rule, objective
-        as_mean(mean)
-        _check_parts(kernel, likelihood, engine)
+        check_parts(self)
 
     def fit(
         self, X: Any, y: Any, *, max_iter: int = 200, restarts: int = 0, seed: int | None = 0, priors: str | None = "weak",
@@ -91,8 +84,8 @@ class GP:
             raise InputError(
                 f"y has no observed target among {data.y.numel()}; fit needs at least one, see condition()."
             )
-        problem, objective, reason = self._problem_for(data)
-        _start(problem, priors)
+        problem, objective, reason = assemble(self, data)
+        start_from_data(problem, priors)
         coordinates = _coordinates(problem)
         start = None if resume is None else _resumed(resume, coordinates)
         options = FitOptions(max_iter, restarts, seed, max_seconds, verbose)
@@ -104,7 +97,7 @@ class GP:
 
     def condition(self, X: Any, y: Any) -> GP:
         """Condition on data with the hyperparameters as given; nothing is learned. Returns self."""
-        return self._finish(*self._problem_for(as_data(X, y)), None)
+        return self._finish(*assemble(self, as_data(X, y)), None)
 
     def update(self, X: Any, y: Any, *, noise: Any = None) -> GP:
         """Condition on more data, the fitted hyperparameters kept. Returns self.
@@ -236,28 +229,6 @@ class GP:
             return f"GP({self.kernel!r})"
         return f"GP({self.kernel_!r}, {self.likelihood_!r}, mean={self.mean_!r}, engine={self.engine_!r})"
 
-    def _problem_for(self, data: Data) -> tuple[Problem, Objective, str]:
-        """Copies of the parts, bound to the data; the objective; why the engine was chosen."""
-        if not len(data.x):
-            raise InputError("X has no rows.")
-        likelihood = _likelihood(self.likelihood)
-        likelihood.check(data)
-        kernels = _kernels(self.kernel, likelihood.latent_data(data))
-        mean = copy.deepcopy(as_mean(self.mean))
-        columns = data.y.shape[1] * likelihood.num_latents
-        for kernel in kernels:
-            if isinstance(kernel, Kernel):
-                kernel.bind(data.columns)
-        if hasattr(mean, "bind"):
-            mean.bind(data.columns, columns)
-        for module in (mean, likelihood, *kernels):
-            module.to(dtype=data.x.dtype, device=data.x.device)
-        prior = Prior(mean, tuple(kernels))
-        engine, reason = choose_engine(self.engine, prior, data)
-        rule = choose_rule(self.rule, likelihood)
-        objective = choose_objective(self.objective, likelihood, rule)
-        return Problem.planned(prior, data, likelihood, engine, rule), objective, reason
-
     def _finish(self, problem: Problem, objective: Objective, reason: str, result: FitResult | None) -> GP:
         with torch.no_grad():
             solution = _solution(problem)
@@ -280,8 +251,7 @@ class GP:
         data = replace(as_data(x, y), columns=columns)
         kernels = self.kernel if isinstance(self.kernel, list) else [self.kernel]
         for kernel in kernels:
-            if isinstance(kernel, Kernel):
-                kernel.resolve(columns)
+            resolve(kernel, columns)
         assert self.likelihood is not None  # a file names all parts
         for module in (self.mean, self.likelihood, *kernels):
             module.to(dtype=x.dtype)
@@ -312,21 +282,6 @@ class GP:
         return values.squeeze(-1) if self._fitted().data.flat and values.shape[-1] == 1 else values
 
 
-def _check_parts(kernel: Any, likelihood: Any, engine: Any) -> None:
-    """Fail early on what can be seen without data."""
-    if isinstance(likelihood, type) or not (likelihood is None or isinstance(likelihood, gpytorch.Module)):
-        raise InputError(f"likelihood must be a gpx likelihood such as likelihoods.Gaussian(), got {likelihood!r}.")
-    if likelihood is not None and not isinstance(likelihood, Likelihood):
-        FromGPyTorch(likelihood)
-    for part in kernel if isinstance(kernel, (list, tuple)) else [kernel]:
-        if isinstance(part, str) and part != "auto":
-            parse(part)
-        elif not isinstance(part, (str, gpytorch.kernels.Kernel)):
-            raise InputError(f"kernel must be a kernel such as kernels.Matern(), or its name, got {part!r}.")
-    if isinstance(engine, str) and engine != "auto":
-        parse_call(engine, ENGINES, "engine")
-
-
 def _check_options(max_iter: Any, restarts: Any, seed: Any, max_seconds: Any) -> None:
     if not isinstance(max_iter, Integral) or max_iter < 1 or not isinstance(restarts, Integral) or restarts < 0:
         raise InputError(f"max_iter must be a positive integer and restarts one >= 0, got {max_iter!r}, {restarts!r}.")
@@ -334,42 +289,6 @@ def _check_options(max_iter: Any, restarts: Any, seed: Any, max_seconds: Any) ->
         raise InputError(f"seed must be an integer >= 0, or None for a fresh one, got {seed!r}.")
     if max_seconds is not None and not (isinstance(max_seconds, Real) and max_seconds >= 0):
         raise InputError(f"max_seconds must be a number >= 0, or None for no limit, got {max_seconds!r}.")
-
-
-def _likelihood(likelihood: Any) -> Likelihood:
-    """A copy of the user's likelihood, as one of ours."""
-    if likelihood is None:
-        return Gaussian()
-    likelihood = copy.deepcopy(likelihood)
-    return likelihood if isinstance(likelihood, Likelihood) else FromGPyTorch(likelihood)
-
-
-def _kernels(kernel: Any, latents: Sequence[Data]) -> list[gpytorch.kernels.Kernel]:
-    """One own copy per latent function, each of which sees the data its own way."""
-    parts: Sequence[Any] = kernel if isinstance(kernel, (list, tuple)) else [kernel] * len(latents)
-    if len(parts) != len(latents):
-        raise InputError(
-            f"The likelihood has {len(latents)} latent function(s), but {len(parts)} kernels were given; give one kernel for"
-            " all of them, or a list with one each."
-        )
-    return [
-        auto_kernel(data) if k == "auto" else parse(k) if isinstance(k, str) else copy.deepcopy(k)
-        for k, data in zip(parts, latents, strict=True)
-    ]
-
-
-def _start(problem: Problem, priors: str | None) -> None:
-    """Start what the user left open from the data."""
-    prior, likelihood, data = problem.prior, problem.likelihood, problem.data
-    latents = likelihood.latent_data(data)
-    stacked = torch.stack([part.y for part in latents], -1).flatten(1)
-    seen = [(prior.mean, latents[0].with_targets(stacked, latents[0].variance)), (likelihood, data)]
-    for module, view in [*zip(prior.kernels, latents, strict=True), *seen]:
-        if hasattr(module, "init_from"):
-            module.init_from(view)
-        for part in module.modules():
-            if priors is None and isinstance(part, Parameterised):
-                part.drop_weak_priors()
 
 
 def _coordinates(problem: Problem) -> Coordinates:

@@ -99,6 +99,8 @@ def as_points(X: Any, *, columns: tuple[str, ...] | None = None, like: Tensor | 
         x = x.unsqueeze(1)
     if x.dim() != 2:
         raise InputError(f"X must be [N] or [N, D], got shape {list(x.shape)}; flatten the leading dimensions.")
+    if not x.shape[1]:
+        raise InputError(f"X has no columns, only {len(x)} row(s); give at least one input column.")
     if columns is not None and x.shape[1] != len(columns):
         known = f" ({', '.join(columns)})" if any(columns) else ""
         raise InputError(
@@ -115,6 +117,8 @@ def as_targets(y: Any, x: Tensor) -> Tensor:
     values, _ = _frame(y, None) if _is_frame(y) else _array(y, "y")
     if values.dim() == 0 or values.dim() > 2:
         raise InputError(f"y must be [N] or [N, P], got shape {list(values.shape)}.")
+    if values.shape[1:] == (0,):
+        raise InputError(f"y has no columns, only {len(values)} row(s); give at least one output.")
     if values.shape[0] != x.shape[0]:
         raise InputError(f"X has {x.shape[0]} rows and y has {values.shape[0]}; they must be of the same length.")
     if bool(torch.isinf(values).any()):
@@ -173,6 +177,7 @@ def _series_array(series: Any) -> np.ndarray:
 
 def _array(value: Any, what: str) -> tuple[Tensor, tuple[str, ...]]:
     """Anything that is not a DataFrame, as a float tensor, and the name of a Series."""
+    _require_dense(value, what)
     if isinstance(value, np.ma.MaskedArray):
         value = value.astype(float).filled(np.nan)
     names = (str(value.name),) if getattr(value, "name", None) is not None and hasattr(value, "index") else ()
@@ -192,6 +197,14 @@ def _array(value: Any, what: str) -> tuple[Tensor, tuple[str, ...]]:
             f"{what} holds {_describe(value)}; gpx needs numbers: encode text and categories as numbers first."
         )
     return torch.from_numpy(np.array(array, dtype=np.float64)), names
+
+
+def _require_dense(value: Any, what: str) -> None:
+    """Kernel matrices of sparse inputs are dense: nothing would be gained, and most functions do not take them."""
+    if isinstance(value, Tensor) and value.layout != torch.strided:
+        raise InputError(f"{what} is a sparse tensor ({value.layout}); pass {what}.to_dense().")
+    if hasattr(value, "toarray"):  # scipy.sparse
+        raise InputError(f"{what} is a sparse {type(value).__name__}; pass {what}.toarray().")
 
 
 def _numeric(array: np.ndarray) -> np.ndarray | None:

@@ -31,7 +31,7 @@ from gpx.errors import InputError, StructureError
 from gpx.inference import objectives, rules
 from gpx.inference.coordinates import trainable_modules
 from gpx.inference.fit import FitResult
-from gpx.parameters import Choice, LogInterval, Parameterised
+from gpx.parameters import Choice, LogInterval, Parameterised, prior_arguments
 from gpx.prior import ConstantMean, LinearMean
 from gpx.sites import Sites
 
@@ -47,13 +47,17 @@ def register(cls: Class) -> Class:
     """Allow objects of a class in model files; usable as a decorator.
 
     The class must be rebuilt by its constructor from attributes of the same names as its arguments (a gpx kernel: from those
-    listed in ``structure``). Returns the class.
+    listed in ``structure``). Returns the class. Raises: InputError for anything but a class.
 
     >>> import gpx
     >>> @gpx.register
     ... class Cubic(gpx.kernels.Matern):
     ...     pass
     """
+    if not inspect.isclass(cls):
+        raise InputError(
+            f"register takes a class, got {cls!r}; write gpx.register(MyKernel), or @gpx.register above it."
+        )
     _REGISTRY[_name(cls)] = cls
     return cls
 
@@ -88,7 +92,7 @@ def save(gp: GP, path: str | os.PathLike[str]) -> None:
     Raises: InputError if the model has seen no data or the file cannot be written; StructureError for an object of a class
     that is not registered.
     """
-    problem = gp._fitted()
+    problem, target = gp._fitted(), _as_path(path)
     tensors: dict[str, Tensor] = {"data.x": problem.data.x, "data.y": problem.data.y}
     if problem.likelihood.exact_sites(problem.data) is None:
         tensors.update({"sites.nu": gp.posterior_.sites.nu, "sites.tau": gp.posterior_.sites.tau})
@@ -112,7 +116,7 @@ def save(gp: GP, path: str | os.PathLike[str]) -> None:
     }
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     text = json.dumps(header)
-    _write(Path(path), to_bytes(tensors, metadata={"gpx": text, "digest": _digest(text, tensors)}))
+    _write(target, to_bytes(tensors, metadata={"gpx": text, "digest": _digest(text, tensors)}))
 
 
 def load(path: str | os.PathLike[str]) -> GP:
@@ -121,7 +125,7 @@ def load(path: str | os.PathLike[str]) -> GP:
     Raises: InputError if the file is missing, truncated, edited or not a model of gpx; StructureError for a class that is not
     registered (see `register`).
     """
-    header, tensors = _read(Path(path))
+    header, tensors = _read(_as_path(path))
     parts = {name: _decode(value) for name, value in header["constructor"].items()}
     mean, likelihood, own = parts["mean"], parts["likelihood"], parts["kernel"]
     for name, module in _modules(mean, own, likelihood).items():
@@ -140,6 +144,18 @@ def load(path: str | os.PathLike[str]) -> GP:
 
 def _modules(mean: nn.Module, own: Any, likelihood: nn.Module) -> dict[str, nn.Module]:
     return dict(trainable_modules(mean, own, likelihood))  # type: ignore[arg-type]
+
+
+def _as_path(path: Any) -> Path:
+    try:
+        found = Path(path)
+    except TypeError:
+        found = Path()
+    if not found.name:
+        raise InputError(
+            f"Expected the path of a model file, such as 'model.gpx' (or, for fit(..., resume=), a fitted GP), got {path!r}."
+        )
+    return found
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -215,10 +231,12 @@ def _arguments(value: Any) -> tuple[list[Any], dict[str, Any]]:
         return [], {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, (gpytorch.kernels.AdditiveKernel, gpytorch.kernels.ProductKernel)):
         return list(value.kernels), {}
-    if isinstance(value, gpytorch.priors.UniformPrior):
-        return [], {"a": value.low, "b": value.high}
     if isinstance(value, ParameterPrior):
-        return [], {name: getattr(value, name) for name in value.arg_constraints}
+        if getattr(value, "_transform", None) is not None:
+            raise StructureError(
+                f"{value} has a transform of its own, which cannot be part of a model file; leave it out."
+            )
+        return [], prior_arguments(value)
     names = list(inspect.signature(type(value)).parameters)
     if isinstance(value, Interval):
         keywords = {name: getattr(value, name) for name in names if name.endswith("_bound")}

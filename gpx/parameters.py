@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from gpytorch.constraints import Interval
-from gpytorch.priors import LogNormalPrior, Prior
+from gpytorch.priors import LogNormalPrior, MultivariateNormalPrior, Prior, UniformPrior
 from torch import Tensor
 
 from gpx.errors import InputError
@@ -235,6 +235,21 @@ class Parameterised:
             if not choice.has_prior and f"{name}_prior" in self._priors:
                 del self._priors[f"{name}_prior"]
                 delattr(self, f"{name}_prior")
+
+
+def prior_arguments(prior: Prior) -> dict[str, Any]:
+    """The arguments that build an equal prior.
+
+    >>> from gpytorch.priors import UniformPrior
+    >>> list(prior_arguments(UniformPrior(0.0, 2.0)))
+    ['a', 'b']
+    """
+    if isinstance(prior, UniformPrior):
+        return {"a": prior.low, "b": prior.high}
+    if isinstance(prior, MultivariateNormalPrior):
+        # torch computes its other matrices on first use, and gpytorch recurses without end on that.
+        return {"loc": prior.loc, "scale_tril": prior._unbroadcasted_scale_tril}
+    return {name: getattr(prior, name) for name in prior.arg_constraints}
 
 
 def as_value(owner: str, name: str, value: Any) -> Tensor:

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from gpx import datasets
 from gpx.encoding import Encoding, as_dates
 from gpx.errors import InputError
 
+SHARE = 0.2  # of the rows, for the test
 PARQUET = (".parquet", ".pq")
 
 
@@ -160,6 +161,14 @@ def require_folder(folder: Path) -> None:
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise InputError(f"{str(path)!r} is a file; choose another folder for the output.")
+
+
+def require_new(outputs: Sequence[Path], sources: Mapping[str, Path]) -> None:
+    """Raise InputError if an output would overwrite a source, by whatever path. sources: files by what they are."""
+    for output in outputs:
+        for what, source in sources.items():
+            if output.exists() and source.exists() and output.samefile(source):
+                raise InputError(f"{str(output)!r} is the {what} file, which would be lost; choose another --output.")
 
 
 @contextmanager

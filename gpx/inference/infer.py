@@ -120,7 +120,7 @@ class _State:
 
     def newton(self) -> _State | None:
         """Newton's step for ``target(sites) = sites``; None where it is not worth trying."""
-        if self.residual > NEWTON_BELOW or not self.site_map.has_newton:
+        if self.residual > NEWTON_BELOW:
             return None
         sites = self.site_map.newton(self.target)
         return None if sites is None else self._at(sites)

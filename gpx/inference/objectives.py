@@ -49,7 +49,8 @@ class Evidence:
         if not isinstance(problem.rule, Laplace):
             raise StructureError(
                 f"The evidence of {type(problem.likelihood).__name__} has no closed form under"
-                f" rules.{type(problem.rule).__name__}: use objectives.EPEvidence() or ELBO(), or rules.Laplace() with Evidence()."
+                f" rules.{type(problem.rule).__name__}: use objectives.EPEvidence() or ELBO(), or rules.Laplace() with"
+                " Evidence()."
             )
 
         def local(marginals: SiteMarginals, sites: Sites) -> Tensor:

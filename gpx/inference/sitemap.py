@@ -1,8 +1,8 @@
 """The map from sites to their update, linearised: Newton's method for its fixed point, and implicit gradients.
 
 With marginals ``(m, v)(sites)`` from the engine and ``T(m, v, sites)`` from the rule, the fixed point solves
-``sites = T((m, v)(sites), sites)``. The engine's part is `Posterior.response`, the rule's part is diagonal. Theory:
-docs/theory/sites.md.
+``sites = T((m, v)(sites), sites)``. The engine's part is `Posterior.response`; the rule's part acts on each datum alone.
+Theory: docs/theory/sites.md.
 """
 
 from __future__ import annotations
@@ -35,32 +35,34 @@ class SiteMap:
     problem: Problem
     posterior: Shifted
 
-    @property
-    def has_newton(self) -> bool:
-        """Whether the rule's part is diagonal: not with several latent functions per datum."""
-        return self.problem.likelihood.num_latents == 1
-
     @cached_property
-    def _local(self) -> list[list[Tensor]]:
-        """Derivatives [N, C] of the update's (nu, tau) in (m, v, nu, tau)."""
+    def _local(self) -> list[list[list[Tensor]]]:
+        """Derivatives [N, P, L] of the update's nu and tau (first index), of every latent function (second), in
+        (m, v, nu, tau) (third) of all L latent functions of the datum.
+        """
         p, marginals, sites = self.problem, self.posterior.site_marginals, self.posterior.sites
         with torch.enable_grad():
             values = (marginals.mean, marginals.variance, sites.nu, sites.tau)
             inputs = [value.detach().clone().requires_grad_() for value in values]
-            update = p.rule.update(
-                p.likelihood, p.data, SiteMarginals(*inputs[:2], marginals.extra), Sites(*inputs[2:])
-            )
-            rows = []
-            for part in (update.nu, update.tau):
-                if not part.requires_grad:
-                    rows.append([torch.zeros_like(v) for v in inputs])
-                    continue
-                grads = torch.autograd.grad(part.sum(), inputs, retain_graph=True, allow_unused=True)
-                rows.append([
-                    torch.zeros_like(v) if g is None else torch.nan_to_num(g)
-                    for g, v in zip(grads, inputs, strict=True)
-                ])  # fmt: skip
-        return rows
+            moving = SiteMarginals(*inputs[:2], marginals.extra)
+            update = p.rule.update(p.likelihood, p.data, moving, Sites(*inputs[2:]))
+            return [
+                [self._gradients(latent, inputs) for latent in self._split(part).unbind(-1)]
+                for part in (update.nu, update.tau)
+            ]
+
+    def _gradients(self, value: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+        if not value.requires_grad:
+            return [torch.zeros_like(self._split(v)) for v in inputs]
+        grads = torch.autograd.grad(value.sum(), inputs, retain_graph=True, allow_unused=True)
+        return [
+            self._split(torch.zeros_like(v) if g is None else torch.nan_to_num(g))
+            for g, v in zip(grads, inputs, strict=True)
+        ]
+
+    def _split(self, values: Tensor) -> Tensor:
+        """[N, C] as [N, P, L]."""
+        return values.unflatten(-1, (-1, self.problem.likelihood.num_latents))
 
     def newton(self, target: Sites) -> Sites | None:
         """The sites that solve the linearised fixed-point equation; None if that fails."""
@@ -77,8 +79,16 @@ class SiteMap:
 
     def pull(self, weights: Sites) -> tuple[Tensor, Tensor]:
         """The gradient in (m, v) of ``weights . T``."""
-        (a, b, *_), (c, d, *_) = self._local
-        return a * weights.nu + c * weights.tau, b * weights.nu + d * weights.tau
+        mean, variance, _, _ = self._weighted(weights)
+        return mean, variance
+
+    def _weighted(self, weights: Sites) -> list[Tensor]:
+        """The gradient in (m, v, nu, tau) of ``weights . T``, at fixed marginals."""
+        totals = [torch.zeros_like(self._split(weights.nu)) for _ in range(4)]
+        for part, rows in zip((weights.nu, weights.tau), self._local, strict=True):
+            for latent, row in zip(self._split(part).unbind(-1), rows, strict=True):
+                totals = [t + latent.unsqueeze(-1) * d for t, d in zip(totals, row, strict=True)]
+        return [t.flatten(1) for t in totals]
 
     def in_sites(self, mean: Tensor, variance: Tensor) -> Sites:
         """The gradient in the sites, through the engine, of ``mean . m + variance . v``: `response` is symmetric in the
@@ -89,17 +99,16 @@ class SiteMap:
         return Sites(dm, -0.5 * dv - m * dm)
 
     def _forward(self, change: Sites) -> Sites:
-        dm, dv = self.posterior.response(change)
-        rows = [
-            row[0] * dm + row[1] * dv + row[2] * change.nu + row[3] * change.tau
-            for row in self._local
-        ]  # fmt: skip
-        return Sites(change.nu - rows[0], change.tau - rows[1])
+        moves = [self._split(v) for v in (*self.posterior.response(change), change.nu, change.tau)]
+        nu, tau = (
+            torch.stack([sum((d * v).sum(-1) for d, v in zip(row, moves, strict=True)) for row in rows], -1).flatten(1)
+            for rows in self._local
+        )
+        return Sites(change.nu - nu, change.tau - tau)
 
     def _backward(self, weights: Sites) -> Sites:
-        through, (own, other) = self.in_sites(*self.pull(weights)), self._local
-        nu = own[2] * weights.nu + other[2] * weights.tau
-        tau = own[3] * weights.nu + other[3] * weights.tau
+        mean, variance, nu, tau = self._weighted(weights)
+        through = self.in_sites(mean, variance)
         return Sites(weights.nu - through.nu - nu, weights.tau - through.tau - tau)
 
     def _solve(

@@ -15,7 +15,7 @@ from gpx.errors import NumericalError
 from gpx.inference.coordinates import Coordinates
 from gpx.inference.objectives import Objective
 from gpx.inference.problem import Problem
-from gpx.parameters import Parameterised
+from gpx.parameters import Parameterised, prior_arguments
 
 STEP = 1e-3
 FLAT = 1e-6  # of the unit diagonal: below the error of the differences
@@ -178,6 +178,5 @@ def _fixed_rows(modules: Sequence[tuple[str, nn.Module]]) -> list[ParameterRow]:
 def _describe_prior(prior: gpytorch.priors.Prior | None) -> str:
     if prior is None:
         return ""
-    names = [n for n in getattr(prior, "arg_constraints", {}) if isinstance(getattr(prior, n, None), torch.Tensor)]
-    numbers = [f"{float(getattr(prior, n).reshape(-1)[0]):.3g}" for n in names]
+    numbers = [f"{float(v.reshape(-1)[0]):.3g}" for v in prior_arguments(prior).values() if isinstance(v, Tensor)]
     return f"{type(prior).__name__.removesuffix('Prior')}({', '.join(numbers)})"

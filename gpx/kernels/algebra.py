@@ -16,6 +16,7 @@ from gpx.inputs import Data
 from gpx.kernels.base import Kernel
 from gpx.kernels.dense import dense, diagonal
 from gpx.kernels.simple import Constant
+from gpx.kernels.walk import init_from
 
 
 class _Composite(Kernel):
@@ -40,18 +41,8 @@ class _Composite(Kernel):
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
         return list(self.kernels), super().arguments()[1]
 
-    def resolve(self, columns: tuple[str, ...]) -> tuple[str, ...]:
-        columns = super().resolve(columns)
-        for kernel in self._ours():
-            kernel.resolve(columns)
-        return columns
-
-    def _bind_own(self, columns: tuple[str, ...]) -> None:
-        for kernel in self._ours():
-            kernel.bind(columns)
-
-    def _ours(self) -> list[Kernel]:
-        return [k for k in self.kernels if isinstance(k, Kernel)]
+    def init_from(self, data: Data) -> None:
+        init_from(self, data)
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         parts = (diagonal(k, x1) if diag else dense(k, x1, x2) for k in self.kernels)
@@ -81,16 +72,6 @@ class Sum(_Composite, gpytorch.kernels.AdditiveKernel):
     combine = staticmethod(torch.add)
     symbol = " + "
 
-    def _init_from(self, data: Data) -> None:
-        # Equal starts would have equal gradients, and the parts would never separate: each starts at a finer scale.
-        for position, kernel in enumerate(self._ours()):
-            kernel.init_from(data.component(data.variance / len(self.kernels), 0.3**position))
-
-    def fix_outputscale(self) -> None:
-        # As a later factor, a sum keeps the ratios of its parts: fixing one of them is enough.
-        for kernel in self._ours()[:1]:
-            kernel.fix_outputscale()
-
 
 class Product(_Composite, gpytorch.kernels.ProductKernel):
     """``k = k_1 k_2 ...``; of the outputscales only the first is learned, unless a later one is given.
@@ -102,17 +83,6 @@ class Product(_Composite, gpytorch.kernels.ProductKernel):
 
     combine = staticmethod(torch.mul)
     symbol = " * "
-
-    def _init_from(self, data: Data) -> None:
-        for position, kernel in enumerate(self.kernels):
-            if isinstance(kernel, Kernel):
-                kernel.init_from(data if position == 0 else data.component(1.0))
-                if position:
-                    kernel.fix_outputscale()
-
-    def fix_outputscale(self) -> None:
-        for kernel in self._ours()[:1]:
-            kernel.fix_outputscale()
 
 
 def add(left: Any, right: Any) -> Kernel:

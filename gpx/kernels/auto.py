@@ -13,6 +13,11 @@ from gpx.kernels.stationary import Matern
 from gpx.linalg.periodogram import dominant_periods
 
 MAX_PERIODS = 2
+RULES = {  # what `auto_kernel` builds, for explanations
+    "one input column, with a period": "Linear + Matern(nu=2.5) + Matern(nu=1.5) * Periodic + Matern(nu=1.5) + Matern(nu=1.5)",
+    "one input column, without": "Matern(nu=2.5)",
+    "several input columns": "Matern(nu=2.5, ard=True)",
+}
 
 
 def auto_kernel(data: Data) -> Kernel:

@@ -10,9 +10,10 @@ import gpytorch
 import torch
 from torch import Tensor
 
-from gpx.errors import InputError
-from gpx.inputs import Data, as_points
+from gpx.errors import InputError, StructureError
+from gpx.inputs import Data, Points, as_points
 from gpx.kernels.dense import dense, diagonal
+from gpx.kernels.walk import resolve
 from gpx.parameters import Parameterised, Value, as_value, format_value
 
 
@@ -47,26 +48,9 @@ class Kernel(Parameterised, gpytorch.kernels.Kernel):
         given = torch.zeros(()) if value is None else as_value(type(self).__name__, name, value)
         self.declare(name, value, (*self.batch_shape, 1, given.shape[-1] if given.dim() else 1))
 
-    def resolve(self, columns: tuple[str, ...]) -> tuple[str, ...]:
-        """Turn named active_dims into indices of `columns` and check their range. Returns the names acted on."""
-        if self.named_dims is not None:
-            missing = [n for n in self.named_dims if n not in columns]
-            if missing:
-                have = ", ".join(c for c in columns if c) or f"{len(columns)} unnamed column(s)"
-                raise InputError(f"active_dims names unknown column(s) {', '.join(missing)}; the inputs have {have}.")
-            self.active_dims = torch.tensor([columns.index(n) for n in self.named_dims], device=self.device)
-        if self.active_dims is None:
-            return columns
-        dims = self.active_dims.tolist()
-        outside = [d for d in dims if not 0 <= d < len(columns)]
-        if outside:
-            raise InputError(f"active_dims {outside} are out of range: the inputs have {len(columns)} column(s).")
-        return tuple(columns[d] for d in dims)
-
     def bind(self, columns: tuple[str, ...]) -> None:
-        """Fix the input columns: `resolve` them, and give ard values one entry per dimension."""
-        self.columns = self.resolve(columns)
-        self._bind_own(self.columns)
+        """Fix the input columns; see the function `bind`."""
+        bind(self, columns)
 
     def _bind_own(self, columns: tuple[str, ...]) -> None:
         for name in self.per_dimension:
@@ -86,11 +70,6 @@ class Kernel(Parameterised, gpytorch.kernels.Kernel):
     def _init_from(self, data: Data) -> None:
         if "outputscale" in self.choices:
             self.start("outputscale", data.variance)
-
-    def fix_outputscale(self) -> None:
-        """Make the scale of a later factor of a product a constant, unless the user gave it."""
-        if "outputscale" in self.choices and not self.choices["outputscale"].given:
-            self.fix("outputscale")
 
     def matrix(self, X: Any, X2: Any = None) -> Tensor:
         """The kernel matrix k(X, X2) [N, M]. Arguments: [N, D] arrays, tensors or DataFrames; X2 None means X.
@@ -140,6 +119,14 @@ class Kernel(Parameterised, gpytorch.kernels.Kernel):
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
+def bind(kernel: gpytorch.kernels.Kernel, columns: tuple[str, ...]) -> None:
+    """Fix the input columns of a kernel and its parts: `resolve` them, and give ard values one entry per dimension."""
+    for part, names in resolve(kernel, columns):
+        if isinstance(part, Kernel):
+            part.columns = names
+            part._bind_own(names)
+
+
 def matrix(kernel: gpytorch.kernels.Kernel, X: Any, X2: Any = None) -> Tensor:
     """The kernel matrix k(X, X2) [N, M] of any gpytorch kernel, as a dense tensor.
 
@@ -150,19 +137,33 @@ def matrix(kernel: gpytorch.kernels.Kernel, X: Any, X2: Any = None) -> Tensor:
     torch.Size([2, 2])
     """
     bound, x1 = _bound(kernel, X)
-    x2 = x1 if X2 is None else _bound(kernel, X2)[1]
-    return dense(bound, x1, x2)
+    return dense(bound, x1, x1 if X2 is None else _beside(X2, X))
 
 
 def _bound(kernel: gpytorch.kernels.Kernel, X: Any) -> tuple[gpytorch.kernels.Kernel, Tensor]:
     points = as_points(X)
-    if isinstance(kernel, Kernel):
-        # A copy that shares the parameters: the names are those of X, and the kernel stays as it is.
-        kernel = copy.deepcopy(kernel, {id(p): p for p in kernel.parameters()})
-        kernel.resolve(points.columns)
+    if not isinstance(kernel, gpytorch.kernels.Kernel):
+        raise StructureError(f"Expected a gpytorch kernel, got {type(kernel).__name__}.")
+    # A copy that shares the parameters: the names are those of X, and the kernel stays as it is.
+    kernel = copy.deepcopy(kernel, {id(p): p for p in kernel.parameters()})
+    resolve(kernel, points.columns)
+    return kernel, _differentiable(X, points)
+
+
+def _beside(X2: Any, X: Any) -> Tensor:
+    """X2 with the columns of X: as many, and in the same order where both have names."""
+    first, second = as_points(X), as_points(X2)
+    if second.x.shape[1] != first.x.shape[1]:
+        raise InputError(
+            f"X has {first.x.shape[1]} column(s) and X2 has {second.x.shape[1]}; they must have the same ones."
+        )
+    return _differentiable(X2, as_points(X2, columns=first.columns))
+
+
+def _differentiable(X: Any, points: Points) -> Tensor:
     # A tensor that is fit for use as it stands keeps its autograd graph.
     ready = isinstance(X, Tensor) and X.dim() == 2 and X.dtype == points.x.dtype
-    return kernel, X if ready else points.x
+    return X if ready else points.x
 
 
 def _plain(dim: Any) -> int | str:
@@ -183,4 +184,4 @@ def _split_dims(dims: Sequence[int | str] | None) -> tuple[tuple[str, ...] | Non
     return None, tuple(dims)
 
 
-__all__ = ["Kernel", "Value", "matrix"]
+__all__ = ["Kernel", "Value", "bind", "matrix"]

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Poisson as TorchPoisson, constraints
+from torch.distributions import Distribution, constraints
+from torch.distributions import Poisson as TorchPoisson
 
 from gpx.inputs import Data
 from gpx.likelihoods.base import Likelihood, exp
@@ -96,6 +97,10 @@ class LogLinkMixture(Mixture):
         super().__init__(likelihood, mean, variance)
         self.linear, self.square = linear, square
 
+    def bend(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        middle = value.clamp_min(0) + 0.5 * self.linear + 1e-300
+        return middle.log(), (self.linear / middle + self.square).sqrt()
+
     @property
     def mean(self) -> Tensor:
         return exp(self.latent_mean + 0.5 * self.latent_variance)
@@ -124,7 +129,7 @@ class _NegativeBinomial(Distribution):
     """Mean and dispersion; scipy has the distribution function."""
 
     arg_constraints: dict[str, Any] = {}
-    support = constraints.nonnegative_integer
+    support = constraints.nonnegative_integer  # type: ignore[assignment]
 
     def __init__(self, mean: Tensor, dispersion: Tensor):
         super().__init__(mean.shape, validate_args=False)

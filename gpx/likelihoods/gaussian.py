@@ -23,8 +23,9 @@ class Gaussian(Likelihood):
     """``y = f(x) + N(0, noise)``.
 
     Arguments: noise: a variance, in squared target units. None: learned (0.1 until then); a number: where learning starts
-    (fix it with ``set(noise=dict(fixed=True))``); an array [N]: known variances of the training points, not learned.
-    Raises: InputError unless positive and finite. Cost: O(N).
+    (fix it with ``set(noise=dict(fixed=True))``); an array [N]: known variances of the training points, not learned, NaN
+    where the target is missing.
+    Raises: InputError unless positive and finite, or NaN beside a target that is observed. Cost: O(N).
 
     >>> Gaussian(noise=0.01)
     Gaussian(noise=0.01)
@@ -41,9 +42,11 @@ class Gaussian(Likelihood):
         )
         if known is None:
             self.declare("noise", noise)
-        elif not bool((torch.isfinite(known) & (known > 0)).all()):
-            bad = (~(torch.isfinite(known) & (known > 0))).reshape(len(known), -1).any(1).nonzero().flatten().tolist()
-            raise InputError(f"Known noise variances must be positive and finite; look at row(s) {bad[:5]}.")
+        elif bool((wrong := (known <= 0) | torch.isinf(known)).any()):
+            raise InputError(
+                f"Known noise variances must be positive and finite (NaN only where the target is missing); look at row(s)"
+                f" {_rows(wrong)}."
+            )
         self.register_buffer("known_noise", known)
 
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
@@ -53,7 +56,20 @@ class Gaussian(Likelihood):
         """The noise variances [N, P] of training targets y [N, P]."""
         if self.known_noise is None:
             return self.noise.to(y).expand(y.shape)
-        return _per_row(self.known_noise.to(y), y)
+        noise = _per_row(self.known_noise.to(y), y)
+        return torch.where(
+            torch.isnan(noise), torch.ones_like(noise), noise
+        )  # beside missing targets only: see `check`
+
+    def check(self, data: Data) -> None:
+        if self.known_noise is None:
+            return
+        unknown = torch.isnan(_per_row(self.known_noise.to(data.y), data.y)) & data.observed
+        if bool(unknown.any()):
+            raise InputError(
+                f"The noise variance is NaN beside an observed target in row(s) {_rows(unknown)}; give it a value, or drop"
+                " the target (NaN) too."
+            )
 
     def log_prob(self, y: Tensor, f: Tensor) -> Tensor:
         return _normal_log_density(y - f, self.variances(y))
@@ -117,6 +133,12 @@ def _per_row(noise: Tensor, like: Tensor) -> Tensor:
             f"noise has shape {list(noise.shape)}, the targets {list(like.shape)}; give one variance per row."
         )
     return rows.expand(like.shape)
+
+
+def _rows(wrong: Tensor, limit: int = 5) -> str:
+    rows = wrong.reshape(len(wrong), -1).any(1).nonzero().flatten().tolist()
+    more = f" and {len(rows) - limit} more" if len(rows) > limit else ""
+    return ", ".join(map(str, rows[:limit])) + more
 
 
 def _is_number(value: Any) -> bool:

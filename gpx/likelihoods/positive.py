@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Beta as TorchBeta, Distribution, Gamma as TorchGamma
+from torch.distributions import Beta as TorchBeta
+from torch.distributions import Distribution
+from torch.distributions import Gamma as TorchGamma
 
 from gpx.inputs import Data
 from gpx.likelihoods.base import Likelihood, exp
@@ -135,4 +137,3 @@ class Beta(Likelihood):
 class _Beta(TorchBeta):
     def cdf(self, value: Tensor) -> Tensor:
         return betainc(self.concentration1, self.concentration0, value.clamp(0, 1))
-

@@ -59,7 +59,14 @@ class Mixture(Distribution):
 
     def cdf(self, value: Tensor) -> Tensor:
         value = value.expand(torch.broadcast_shapes(value.shape, self.batch_shape))
-        return self.over_f(lambda f: self.conditional(f).cdf(value.unsqueeze(-1))).clamp(0, 1)
+        mean, variance = (p.expand(value.shape) for p in (self.latent_mean, self.latent_variance))
+        below = lambda f: self.conditional(f).cdf(value.unsqueeze(-1))  # noqa: E731
+        return expectation(below, mean, variance, *self.bend(value)).clamp(0, 1)
+
+    def bend(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Where ``P(y <= value | f)`` falls from 1 to 0 as a function of f, and over what distance."""
+        mean, variance = (p.expand(value.shape) for p in (self.latent_mean, self.latent_variance))
+        return mean, variance.sqrt().clamp_min(1e-10)
 
     def icdf(self, value: Tensor) -> Tensor:
         """The quantile: the smallest y with ``cdf(y) >= value``, by bisection."""

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Laplace as TorchLaplace, Normal, StudentT as TorchStudentT, constraints
+from torch.distributions import Distribution, Normal, constraints
+from torch.distributions import Laplace as TorchLaplace
+from torch.distributions import StudentT as TorchStudentT
 
 from gpx.inputs import Data
 from gpx.likelihoods.base import Likelihood, exp
@@ -105,9 +107,9 @@ class Laplace(Likelihood):
     def init_from(self, data: Data) -> None:
         self.start("scale", math.sqrt(0.05 * data.variance))
 
-    def predict(self, mean: Tensor, variance: Tensor, noise: Any = None) -> AroundMean:
+    def predict(self, mean: Tensor, variance: Tensor, noise: Any = None) -> LaplaceMixture:
         self._refuse(noise)
-        return AroundMean(self, mean, variance)
+        return LaplaceMixture(self, mean, variance)
 
 
 class Heteroscedastic(Likelihood):
@@ -151,6 +153,10 @@ class Heteroscedastic(Likelihood):
 class AroundMean(Mixture):
     """A mixture of noise that is symmetric about f: the mean is that of f."""
 
+    def bend(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        spread = self.conditional(self.latent_mean).scale
+        return value, spread.expand(value.shape)
+
     @property
     def mean(self) -> Tensor:
         return self.latent_mean
@@ -158,6 +164,21 @@ class AroundMean(Mixture):
     @property
     def variance(self) -> Tensor:
         return self.latent_variance + self.conditional(self.latent_mean).variance
+
+
+class LaplaceMixture(AroundMean):
+    """Laplace noise around a Gaussian: the distribution function in closed form, since it has a kink as a function of f."""
+
+    def cdf(self, value: Tensor) -> Tensor:
+        scale, (gap, s) = (
+            self.conditional(self.latent_mean).scale,
+            _gap(value, self.latent_mean, self.latent_variance),
+        )
+        z, reach = gap / s, s / scale
+        above, below = (
+            torch.exp(0.5 * reach.square() - sign * gap / scale + log_ndtr(sign * z - reach)) for sign in (1.0, -1.0)
+        )
+        return (torch.special.ndtr(-z) + 0.5 * (above - below)).clamp(0, 1)
 
 
 class HeteroscedasticMixture(Mixture):

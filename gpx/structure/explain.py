@@ -11,6 +11,7 @@ import gpytorch
 import torch
 
 from gpx.errors import InputError, StructureError
+from gpx.kernels.auto import MAX_PERIODS, RULES
 from gpx.kernels.dense import dense
 from gpx.kernels.expressions import parse
 from gpx.structure.feature_map import feature_map
@@ -43,7 +44,8 @@ class Explanation:
 def explain(kernel: Any) -> Explanation:
     """Which structures and engines a kernel supports, and why not.
 
-    Arguments: kernel: a gpytorch kernel or an expression. Raises: InputError for anything else.
+    Arguments: kernel: a gpytorch kernel, an expression, or "auto": then also which kernel is chosen for which data.
+    Raises: InputError for anything else.
 
     >>> print(explain("Linear"))
     Linear(outputscale=1, center=0)
@@ -51,16 +53,29 @@ def explain(kernel: Any) -> Explanation:
       feature map   yes  exact: functions can be drawn (gp.paths)
       engine Exact  yes  uses the dense matrix
     """
+    if isinstance(kernel, str) and kernel == "auto":
+        return Explanation(_describe_auto(), _findings(parse(next(iter(RULES.values())))))
     kernel = parse(kernel) if isinstance(kernel, str) else kernel
     if not isinstance(kernel, gpytorch.kernels.Kernel):
         raise InputError(
             f"explain takes a kernel or an expression such as 'RBF + Linear', got {type(kernel).__name__}."
         )
+    return Explanation(repr(kernel).replace("\n", ""), _findings(kernel))
+
+
+def _describe_auto() -> str:
+    width = max(map(len, RULES))
+    choices = [f"  {data.ljust(width)}  {kernel}" for data, kernel in RULES.items()]
+    note = f"  (a part with Periodic for each of up to {MAX_PERIODS} periods that the data show at least 3 times)"
+    return "\n".join(["auto: chosen by the data", *choices, note, "each of which has:"])
+
+
+def _findings(kernel: gpytorch.kernels.Kernel) -> tuple[Finding, ...]:
     kernel = copy.deepcopy(kernel).double()
     matrix = _probe("dense matrix", lambda: dense(kernel, *(2 * [_points(kernel)])), lambda _: "any gpytorch kernel")
     features = _probe("feature map", lambda: _features(kernel), _describe_features)
     engine = Finding("engine Exact", matrix.supported, "uses the dense matrix" if matrix.supported else matrix.note)
-    return Explanation(repr(kernel).replace("\n", ""), (matrix, features, engine))
+    return matrix, features, engine
 
 
 def _points(kernel: gpytorch.kernels.Kernel) -> torch.Tensor:

@@ -5,12 +5,15 @@ All act on `DIMS` input columns. Add a kernel here, and every law is checked for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import gpytorch
 import torch
 from torch import Tensor
 
+from gpx import likelihoods
 from gpx.kernels import RBF, Constant, Cosine, Kernel, Linear, Matern, Periodic, Product, RationalQuadratic, Sum
 
 DIMS = 3
@@ -69,6 +72,37 @@ THEIRS: dict[str, Callable[[], gpytorch.kernels.Kernel]] = {
 }
 
 KERNELS: dict[str, Callable[[], gpytorch.kernels.Kernel]] = {**OWN, **THEIRS}
+
+
+@dataclass(frozen=True)
+class LikelihoodCase:
+    """A likelihood, targets that it allows, where its log density bends, and the accuracy of its integrals."""
+
+    build: Callable[[], likelihoods.Likelihood]
+    y: tuple[float, ...]
+    features: Callable[[float], list[tuple[float, float]]] = lambda y: [(0.0, 1.0)]
+    tolerance: float = 1e-8
+
+
+def _log(width: float) -> Callable[[float], list[tuple[float, float]]]:
+    return lambda y: [(math.log(y + 0.1), width / math.sqrt(y + 1)), (0.0, 1.0)]
+
+
+LIKELIHOODS: dict[str, LikelihoodCase] = {
+    "Bernoulli-probit": LikelihoodCase(lambda: likelihoods.Bernoulli(), (0, 1, 1)),
+    "Bernoulli-logit": LikelihoodCase(lambda: likelihoods.Bernoulli("logit"), (-1, 1, -1)),
+    "Poisson": LikelihoodCase(lambda: likelihoods.Poisson(), (0, 1, 7, 300), _log(1.0)),
+    "NegativeBinomial": LikelihoodCase(lambda: likelihoods.NegativeBinomial(0.3), (0, 2, 40), _log(1.0)),
+    "StudentT": LikelihoodCase(lambda: likelihoods.StudentT(4.0, 0.3), (-5.0, 0.3, 8.0), lambda y: [(y, 0.3)]),
+    "StudentT-heavy": LikelihoodCase(lambda: likelihoods.StudentT(2.1, 0.05), (-1.0, 0.3), lambda y: [(y, 0.05)]),
+    "Laplace": LikelihoodCase(lambda: likelihoods.Laplace(0.5), (-5.0, 0.3, 8.0), lambda y: [(y, 0.5)]),
+    "Ordinal": LikelihoodCase(lambda: likelihoods.Ordinal(4, -1.0, [0.5, 2.0]), (0, 1, 2, 3)),
+    "Beta": LikelihoodCase(lambda: likelihoods.Beta(8.0), (0.02, 0.4, 0.97), lambda y: [(math.log(y / (1 - y)), 0.5)]),
+    "Gamma": LikelihoodCase(lambda: likelihoods.Gamma(2.0), (0.05, 1.0, 50.0), lambda y: [(math.log(y), 0.5)]),
+    "Exponential": LikelihoodCase(lambda: likelihoods.Exponential(), (0.05, 1.0, 50.0), lambda y: [(math.log(y), 1.0)]),
+    "Heteroscedastic": LikelihoodCase(lambda: likelihoods.Heteroscedastic(), (-1.0, 0.3, 2.0), tolerance=1e-6),
+    "Categorical": LikelihoodCase(lambda: likelihoods.Categorical(3), (0, 1, 2), tolerance=1e-3),
+}
 
 
 def points(n: int, dims: int = DIMS, seed: int = 0) -> Tensor:

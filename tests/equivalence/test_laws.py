@@ -8,7 +8,7 @@ from gpx.engines import Exact
 from gpx.errors import StructureError
 from gpx.likelihoods import Gaussian
 from gpx.testing import check_engine, check_kernel, check_likelihood, check_structure
-from gpx.testing.cases import KERNELS, OWN, points
+from gpx.testing.cases import KERNELS, LIKELIHOODS, OWN, points
 
 # gpytorch kernels without a feature map: functions cannot be drawn from them, and the error says so.
 NO_FEATURES = {
@@ -58,3 +58,9 @@ def test_fixed_noise():
     likelihood = Gaussian(0.2)
     likelihood.set(noise=dict(fixed=True))
     check_likelihood(likelihood)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_likelihood(name):
+    case = LIKELIHOODS[name]
+    check_likelihood(case.build(), case.y, features=case.features, tolerance=case.tolerance)

@@ -180,7 +180,7 @@ def test_gradient_through_alpha_and_the_precision():
     a, g = (torch.randn(N, generator=generator, dtype=torch.float64) for _ in range(2))
     z_leaf, tau_leaf = (sites.nu / sites.tau).requires_grad_(), sites.tau.clone().requires_grad_()
     solution = solve(x, kernel, Sites(z_leaf * tau_leaf, tau_leaf)).solutions[0]
-    value = a @ solution.alpha[:, 0] + g @ solution.precision()
+    value = a @ solution.density()[1][:, 0] + g @ solution.precision()
     close(solution.precision(), np.diag(np.linalg.inv(C)), "diag C^-1", 1e-12)
     grads = torch.autograd.grad(value, [z_leaf, tau_leaf, kernel.kernels[1].raw_outputscale])
     inverse = np.linalg.inv(C)

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import gpx
+from gpx.cli import _structure
 from gpx.inputs import as_data
 from gpx.kernels import Linear, Matern, Periodic, Product, Sum
-from gpx.kernels.auto import auto_kernel
+from gpx.kernels.auto import RULES, auto_kernel
 
 T = np.linspace(0.0, 20.0, 241)
 NOISE = 0.1 * np.random.default_rng(0).standard_normal(len(T))
@@ -34,6 +35,16 @@ def test_a_season_is_found_beside_a_trend():
     assert isinstance(kernel, Sum) and isinstance(kernel.kernels[0], Linear)
     assert any(isinstance(k, Product) for k in kernel.kernels)
     assert _periods(kernel) == pytest.approx([1.0], rel=0.02)
+
+
+def test_the_explanation_says_what_is_built():
+    """`RULES`, part by part; the values in the kernel are those of the data."""
+    season = as_data(T, 3 * T + np.sin(2 * np.pi * T) + NOISE)
+    for data, rule in zip((season, as_data(T, NOISE), as_data(np.stack([T, T**2], 1), T)), RULES.values(), strict=True):
+        assert _structure(auto_kernel(data)) == rule
+    text = str(gpx.explain("auto"))
+    for part in (*RULES, *RULES.values(), "up to 2 periods", "engine Exact  yes"):
+        assert part in text
 
 
 def test_harmonics_are_left_to_the_shape_of_the_season():

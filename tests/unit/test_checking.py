@@ -12,6 +12,7 @@ import pytest
 import torch
 from scipy import integrate, stats
 
+import gpx
 from gpx import checking
 from gpx.errors import InputError
 
@@ -185,6 +186,21 @@ def test_several_outputs_are_scored_per_cell():
     assert flat.crps == pytest.approx(table.crps)
 
 
+def test_an_output_without_targets_is_left_out_and_named():
+    mean, std, y = draws(20)
+    y = torch.stack([torch.full_like(y, math.nan), y], 1)
+    both = normal(torch.stack([mean] * 2, 1), torch.stack([std] * 2, 1))
+    report, alone = checking.calibration(both, y, y), checking.calibration(normal(mean, std), y[:, 1], y[:, 1])
+    assert (report.n, report.coverage, report.pit_counts) == (alone.n, alone.coverage, alone.pit_counts)
+    assert (report.msll, report.crps) == (pytest.approx(alone.msll), pytest.approx(alone.crps))
+    assert "20 targets; output(s) 0 have none and are left out" in str(report)
+    assert "left out" not in str(alone)
+    with pytest.raises(InputError, match="y given to fit"):
+        checking.msll(torch.zeros_like(y), y, y.flip(1))
+    gp = gpx.GP(gpx.kernels.RBF()).condition(mean, y)
+    assert math.isfinite(gp.check().msll)
+
+
 def test_a_broken_density_at_an_observed_target_is_not_hidden():
     class Broken(Forecast):
         def log_prob(self, y):
@@ -230,3 +246,5 @@ def test_shapes_that_differ_and_absent_targets_are_refused():
         checking.msll(prediction.log_prob(y), y, torch.full((3,), math.nan))
     with pytest.raises(InputError, match="y given to fit"):
         checking.msll(prediction.log_prob(y), y, torch.zeros(3, 2))
+    with pytest.raises(InputError, match="y given to fit"):
+        checking.msll(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(4, 3))

@@ -165,6 +165,8 @@ def test_a_bad_row_far_down_leaves_no_file(wave, monkeypatch):
     before = _files(wave)
     message = fails("predict", "wave/model.gpx", "bad.csv")
     assert "'t' is a number in the model, but holds 'soon' (row(s) 26)" in message
+    (wave / "bad.csv").write_text("t\n" + "1.5\n" * 25 + "inf\n")
+    assert "infinite in row(s) 26, column(s) t" in fails("predict", "wave/model.gpx", "bad.csv")
     assert _files(wave) == before
 
 
@@ -224,13 +226,16 @@ def test_missing_targets_are_missing_values(wave):
         ("t,y\n1,2\n", ["--target", "y", "--kernel", "Motern"], "Unknown kernel 'Motern'; known are"),
         ("t,y\n1,2\n", ["--target", "y", "--kernel", "__import__('os')"], "nown kernel"),
         ("t,y\n1,2\n", ["--target", "y", "--engine", "Warp"], "Unknown engine 'Warp'; known are Exact"),
-        ("t,y\n1,2\n", ["--target", "y", "--likelihood", "Guess"], "Unknown likelihood 'Guess'; known are Gaussian"),
+        ("t,y\n1,2\n", ["--target", "y", "--likelihood", "Guess"], "Unknown likelihood 'Guess'; known are Bernoulli"),
         ("t,y\n1,2\n", ["--target", "y", "--mean", "wavy"], "mean must be"),
         ("t,y\n1,2\n", ["--target", "y", "--test-share", "1"], "--test-share must be"),
         ("t,y\n1,2\n", ["--target", "y", "--ignore", "t"], "no input column"),
         ("t,y\n1,2\n", ["--target", "y", "--output", "data.csv"], "is a file"),
         ("t,y\n1,2\n", ["--target", "y", "--output", "data.csv/out"], "is a file"),
-        ("t,y\n1,inf\n2,3\n", ["--target", "y"], "infinite"),
+        ("t,y\n1,inf\n2,3\n", ["--target", "y"], "'y' is infinite in row(s) 1"),
+        ("t,y\n1,2\n2,3\n3,4\n4,5\ninf,3\n", ["--target", "y"], "infinite in row(s) 5, column(s) t"),
+        ("t,y\n1,2\n2,3\n3,4\n4,5\nfive,3\n", ["--target", "y"], "'t' holds numbers, except for 'five' (row(s) 5)"),
+        ("t,y\n1,2\n2,3\n3,4\n4,5\n5,six\n", ["--target", "y"], "'y' holds numbers, except for 'six' (row(s) 5)"),
     ],
 )
 def test_what_cannot_be_fitted_is_said_and_leaves_nothing(here, text, arguments, message):
@@ -274,6 +279,36 @@ def test_one_row_has_no_test(here):
     assert "so there is no test score" in gpx_command("fit", "one.csv", "--target", "y").stdout
 
 
+@pytest.mark.parametrize(
+    ("share", "numbers"), [("0.999", "40 of 40 rows with a target and leaves 0"), ("0.96", "leaves 2"), ("0.01", "holds out 0")]
+)  # fmt: skip
+def test_a_share_that_leaves_nothing_to_learn_or_to_test(wave, share, numbers):
+    arguments = ("fit", "wave.csv", "--target", "y", "--kernel", "RBF", "--test-share", share, *FAST)
+    if numbers == "leaves 2":
+        assert "the last 38 rows" in gpx_command(*arguments).stdout
+        return
+    message = fails(*arguments)
+    assert numbers in message and "both need at least 2" in message and "or 0 for no test" in message
+    assert _files(wave) == ["wave.csv"]
+
+
+def test_a_share_of_rows_that_stay_together(here):
+    (here / "same.csv").write_text("t,y\n" + "1,2\n" * 9)
+    assert "same input stay together" in fails("fit", "same.csv", "--target", "y", "--test-share", "0.3")
+
+
+def test_sources_are_not_overwritten(wave):
+    gpx_command("fit", "wave.csv", "--target", "y", "--kernel", "RBF", *FAST)
+    (wave / "link.csv").symlink_to("wave.csv")
+    before = {name: (wave / name).read_bytes() for name in ("wave.csv", "wave/model.gpx")}
+    for output, what in (("wave.csv", "data"), ("wave/../link.csv", "data"), ("wave/model.gpx", "model")):
+        message = fails("predict", "wave/model.gpx", "wave.csv", "--output", output)
+        assert f"is the {what} file, which would be lost; choose another --output" in message
+    (wave / "wave" / "forecast.csv").write_bytes(before["wave.csv"])
+    assert "is the data file" in fails("fit", "wave/forecast.csv", "--target", "y", "--output", "wave")
+    assert all((wave / name).read_bytes() == content for name, content in before.items())
+
+
 def test_a_numerical_failure_has_its_own_exit_code(wave, monkeypatch):
     def fail(*_, **__):
         raise gpx.NumericalError("no luck")
@@ -298,6 +333,7 @@ def test_without_matplotlib_there_is_no_picture(wave, monkeypatch):
 def test_explain_datasets_and_version(here):
     assert "engine Exact" in gpx_command("explain", "RBF * Periodic + Linear").stdout
     assert "Unknown kernel" in fails("explain", "Nothing")
+    assert "auto: chosen by the data" in gpx_command("explain", "auto").stdout
     out = gpx_command("datasets").stdout
     assert "co2" in out and "diabetes" in out
     assert gpx_command("--version").stdout.strip() == f"gpx {gpx.__version__}"

@@ -100,6 +100,58 @@ def test_tables_that_cannot_be_encoded(frame, target, message):
         Encoding.fit(frame, target)
 
 
+def column(good, *stray, n=40):
+    """n cells in which the strays, with their positions, stand among good ones."""
+    cells = [good(i) for i in range(n)]
+    for position, text in stray:
+        cells[position] = text
+    return cells
+
+
+def day(i):
+    return f"2020-01-{1 + i % 28:02}"
+
+
+@pytest.mark.parametrize(
+    ("cells", "parts"),
+    [
+        (column(str, (7, "n/a"), (8, "?"), (30, "?")), ["'x' holds numbers, except", "'n/a' (row(s) 8), '?' (row(s) 9, 31)."]),
+        (column(float, (7, "1,5")), ["'x' holds numbers, except for '1,5' (row(s) 8)"]),
+        (column(day, (0, "2020-02-30")), ["'x' holds dates, except for '2020-02-30' (row(s) 1)", "no dates"]),
+        (column(str, *((i, f"bad{i}") for i in range(10)), n=200), ["'bad2' (row(s) 3) and 7 other texts"]),
+        (column(str, *((3 * i, "?") for i in range(90)), n=300), ["'?' (row(s) 1, 4, 7, 10, 13 and 85 more)"]),
+        (["1", None, "2", "3", "4", "x"], ["'x' (row(s) 6)"]),
+    ],
+    ids=["numbers", "mixed", "dates", "many", "a marker of missing values", "few rows"],
+)  # fmt: skip
+def test_a_stray_cell_does_not_make_categories_of_numbers(cells, parts):
+    for target in ("y", "x"):
+        with pytest.raises(InputError) as caught:
+            Encoding.fit({"x": cells, "y": cells}, target).targets({"x": cells, "y": cells})
+        message = str(caught.value).replace("Column 'y'", "Column 'x'")
+        for part in [*parts, "Correct these cells", "counted from 1, below the header"]:
+            assert part in message
+    assert "leave the column out (--ignore" in message
+
+
+@pytest.mark.parametrize(
+    "cells", [["1", "2", "3+"], ["1", "2", "3", "4", "5+"] * 8, ["12", "12a", "12b"] * 9, column(lambda i: "abc"[i % 3], (4, "7"))]
+)  # fmt: skip
+def test_categories_may_have_numbers_among_them(cells):
+    assert Encoding.fit({"x": cells, "y": cells}, "y").columns[0].kind == "category"
+
+
+def test_infinite_cells_are_named_by_their_rows():
+    encoding = Encoding.fit(FRAME, "y")
+    for cells in ([1.0, 2.0, np.inf], ["1", "2", "-inf"]):
+        with pytest.raises(
+            InputError, match=r"infinite in row\(s\) 13, column\(s\) size; correct or drop.*below the header"
+        ):
+            encoding.transform({**FRAME, "size": cells}, first=11)
+    with pytest.raises(InputError, match=r"target 'y' is infinite in row\(s\) 3; leave these cells empty"):
+        encoding.targets({**FRAME, "y": [1.0, np.nan, np.inf]})
+
+
 def test_columns_of_the_same_name():
     frame = pd.DataFrame([[1, 2, 3]], columns=["x", "x", "y"])
     with pytest.raises(InputError, match="several columns of the same name"):

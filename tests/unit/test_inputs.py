@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.sparse import csr_array
 
 import gpx
 from gpx import GP, InputError
@@ -207,6 +208,12 @@ CASES = {
     "timedelta": (lambda f: f(pd.to_timedelta([1, 2], unit="D"), [1, 2]), "X holds", "encode|numbers"),
     "mismatched lengths": (lambda f: f([0, 1, 2], [1, 2]), "X has 3 rows and y has 2", "same length"),
     "no rows": (lambda f: f([], []), "no rows|among 0"),
+    "X without columns": (lambda f: f(np.zeros((2, 0)), [1, 2]), "X has no columns", "2 row", "at least one input column"),
+    "a DataFrame without columns": (lambda f: f(pd.DataFrame(index=[0, 1]), [1, 2]), "X has no columns"),
+    "y without columns": (lambda f: f([0, 1], np.zeros((2, 0))), "y has no columns", "at least one output"),
+    "sparse X": (lambda f: f(torch.eye(2).to_sparse(), [1, 2]), "X is a sparse tensor", r"pass X\.to_dense\(\)"),
+    "sparse y": (lambda f: f([0, 1], torch.ones(2).to_sparse()), "y is a sparse tensor", r"pass y\.to_dense\(\)"),
+    "scipy's sparse X": (lambda f: f(csr_array(np.eye(2)), [1, 2]), "X is a sparse csr_array", r"pass X\.toarray\(\)"),
     "a dict": (lambda f: f({"a": 1}, [1]), "X"),
     "None": (lambda f: f(None, [1]), "X"),
 }  # fmt: skip
@@ -301,7 +308,7 @@ def test_unknown_names(case):
 
 def test_known_noise_is_checked():
     fails(lambda: Gaussian(-0.1), "noise must be positive and finite", "-0.1")
-    fails(lambda: Gaussian([0.1, 0.0, np.nan]), "positive and finite", r"row\(s\) \[1, 2\]")
+    fails(lambda: Gaussian([0.1, 0.0, np.inf]), "positive and finite", r"row\(s\) 1, 2")
     fails(lambda: Gaussian("much"), "noise")
     fails(
         lambda: GP(RBF(), Gaussian([0.1, 0.2, 0.3])).fit([0, 1], [0, 1]), r"\[3\]", r"\[2, 1\]", "one variance per row"

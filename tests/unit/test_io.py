@@ -133,6 +133,26 @@ def test_a_constraint_with_its_own_transform_is_refused(tmp_path):
         gp.save(tmp_path / "m.gpx")
 
 
+@pytest.mark.parametrize("form", ["covariance_matrix", "precision_matrix", "scale_tril"])
+def test_a_joint_prior_of_several_values_survives(form, tmp_path):
+    matrix = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 0.5]], dtype=torch.float64)
+    prior = gpytorch.priors.MultivariateNormalPrior(torch.ones(3, dtype=torch.float64), **{form: matrix})
+    gp = GP(RBF(lengthscale=[1.0, 1.0, 1.0], ard=True).set(lengthscale=dict(prior=prior))).fit(X, Y)
+    loaded = round_trip(gp, tmp_path)
+    same(gp, loaded)
+    at = torch.tensor([0.5, 0.7, 0.2], dtype=torch.float64)
+    close(loaded.kernel_.lengthscale_prior.log_prob(at), prior.log_prob(at), "the prior", 1e-12)
+    resumed = GP(gp.kernel).fit(X, Y, resume=tmp_path / "model.gpx")
+    close(resumed.result_.objective, gp.result_.objective, "the fit that was saved", 1e-4)
+
+
+def test_a_prior_with_its_own_transform_is_refused(tmp_path):
+    prior = gpytorch.priors.NormalPrior(0.0, 1.0, transform=torch.log)
+    gp = GP(RBF().set(lengthscale=dict(prior=prior))).condition(X, Y)
+    with pytest.raises(StructureError, match="transform of its own.*leave it out"):
+        gp.save(tmp_path / "m.gpx")
+
+
 def test_settings_survive(tmp_path):
     gp = GP(RBF(), engine=gpx.engines.Exact(), objective=gpx.objectives.LeaveOneOut()).fit(X, Y)
     loaded = round_trip(gp, tmp_path)
@@ -349,6 +369,25 @@ def test_places_that_cannot_be_written(target, tmp_path):
 
 class Cubic(Matern):
     """A user's kernel, never registered."""
+
+
+@pytest.mark.parametrize("path", [None, 3, "", ["m.gpx"], b"m.gpx"], ids=repr)
+def test_what_is_not_a_path(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gp = GP(RBF()).condition(X, Y)
+    for call in (lambda: gp.save(path), lambda: gpx.load(path)):
+        with pytest.raises(InputError, match=r"path of a model file, such as 'model\.gpx'"):
+            call()
+    if path is not None:
+        with pytest.raises(InputError, match=r"for fit\(\.\.\., resume=\), a fitted GP"):
+            GP(RBF()).fit(X, Y, resume=path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("thing", [3, None, "RBF", RBF(), len], ids=repr)
+def test_only_classes_are_registered(thing):
+    with pytest.raises(InputError, match=r"takes a class.*gpx\.register\(MyKernel\), or @gpx\.register"):
+        gpx.register(thing)
 
 
 def test_unregistered_classes(tmp_path):

@@ -337,6 +337,24 @@ def test_batches_of_gpytorch_kernels_and_registration():
     )
 
 
+def test_a_matrix_needs_the_same_columns_twice():
+    for a, b in ((X, X2[:, :2]), (X[:, :1], X2)):
+        with pytest.raises(
+            InputError, match=rf"X has {a.shape[1]} column.*X2 has {b.shape[1]}; they must have the same"
+        ):
+            gpx.kernels.matrix(RBF(), a, b)
+    with pytest.raises(InputError, match="X has no columns"):
+        RBF().matrix(X[:, :0])
+
+
+def test_columns_of_a_matrix_are_matched_by_name():
+    first, second = pd.DataFrame(X.numpy(), columns=list("abc")), pd.DataFrame(X2.numpy(), columns=list("abc"))
+    for kernel in (RBF(active_dims=["a"]), RBF([0.5, 1.5, 0.9], ard=True)):
+        close(kernel.matrix(first, second[["c", "a", "b"]]), kernel.matrix(first, second), "another order", 1e-14)
+    with pytest.raises(InputError, match="d, e"):
+        RBF().matrix(first, pd.DataFrame(X2.numpy(), columns=["a", "d", "e"]))
+
+
 def test_only_kernels_have_matrices():
     from gpx import StructureError
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Normal, StudentT
@@ -61,9 +62,16 @@ def test_quadrature_of_heavy_tails():
 def test_only_the_density_is_required():
     """Sites, objective, hyperparameters and predictions of f need log_prob alone; those of y need the conditional."""
     gp = GP(RBF(), Density()).fit(X, Y)
-    close(gp.log_evidence(), GP(RBF(), Gaussian(0.3).set(noise=dict(fixed=True))).fit(X, Y).log_evidence(), "evidence", 1e-6)
+    close(
+        gp.log_evidence(),
+        GP(RBF(), Gaussian(0.3).set(noise=dict(fixed=True))).fit(X, Y).log_evidence(),
+        "evidence",
+        1e-6,
+    )
     assert gp.predict(X, of="f").mean.isfinite().all()
-    with pytest.raises(StructureError, match=r"Density must define conditional\(f\) for predictions of y; of='f' works"):
+    with pytest.raises(
+        StructureError, match=r"Density must define conditional\(f\) for predictions of y; of='f' works"
+    ):
         gp.predict(X).mean  # noqa: B018
     with pytest.raises(NotImplementedError, match="Likelihood must define log_prob"):
         Likelihood().log_prob(X, X)
@@ -86,7 +94,6 @@ def test_a_number_is_a_start(noise):
 
 
 def test_known_noise_in_any_form():
-    import numpy as np
     import pandas as pd
 
     values = [0.1, 0.2, 0.4]
@@ -113,6 +120,33 @@ def test_more_noise_counts_less():
     a = GP(RBF(), Gaussian(noise), mean="zero").condition(X, Y)
     b = GP(RBF(), Gaussian(0.01), mean="zero").condition(X, y)
     close(a.predict(X, of="f").mean, b.predict(X, of="f").mean, "predictions", 1e-9)
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_the_noise_of_a_missing_target_may_be_missing(outputs, tmp_path):
+    """Masked = deleted, whatever is known of the noise there."""
+    noise, y = torch.linspace(0.1, 0.3, 20, dtype=torch.float64), torch.stack([Y] * outputs, 1)
+    gaps = torch.tensor([3, 11])
+    keep = torch.ones(20, dtype=torch.bool).index_fill(0, gaps, False)
+    noise[gaps], y[gaps] = torch.nan, torch.nan
+    a, b = GP(RBF(), Gaussian(noise)).fit(X, y), GP(RBF(), Gaussian(noise[keep])).fit(X[keep], y[keep])
+    close(a.log_evidence(), b.log_evidence(), "evidence", 1e-5)
+    close(a.predict(X, of="f").mean, b.predict(X, of="f").mean, "predictions", 1e-3)
+    assert bool(a.loo().log_density[keep].isfinite().all()) and np.isfinite(a.check().nlpd)
+    a.save(tmp_path / "model.gpx")
+    close(gpx.load(tmp_path / "model.gpx").log_evidence(), a.log_evidence(), "the loaded model", 0)
+
+
+def test_the_noise_of_an_observed_target_must_be_known():
+    noise = np.full((20, 2), 0.1)
+    noise[[2, 5], 0] = np.nan
+    y = torch.stack([Y, Y], 1)
+    with pytest.raises(InputError, match=r"NaN beside an observed target in row\(s\) 2, 5; give it a value, or drop"):
+        GP(RBF(), Gaussian(noise)).condition(X, y)
+    y[[2, 5], 0] = torch.nan
+    assert math.isfinite(GP(RBF(), Gaussian(noise)).condition(X, y).log_evidence())
+    with pytest.raises(InputError, match=r"NaN beside an observed target in row\(s\) 0, 1, 2, 3, 4 and 15 more"):
+        GP(RBF(), Gaussian([np.nan] * 20)).fit(X, Y)
 
 
 def test_noise_of_predictions():

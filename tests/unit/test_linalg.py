@@ -12,7 +12,7 @@ from gpx import NumericalError
 from gpx.linalg.cholesky import JITTER, Cholesky, factorise
 from gpx.linalg.distance import squared_distance
 from gpx.linalg.periodogram import dominant_periods
-from gpx.linalg.quadrature import normal_nodes
+from gpx.linalg.quadrature import expectation, log_expectation, log_expectation_at_mode
 from gpx.testing.assertions import close, gradients
 from gpx.testing.cases import points
 
@@ -175,6 +175,42 @@ def test_too_few_stamps_have_no_period(t):
 
 @pytest.mark.parametrize("power", range(12))
 def test_quadrature_of_normal_moments(power):
-    nodes, weights = normal_nodes(torch.zeros((), dtype=torch.float64))
-    expected = 0 if power % 2 else math.prod(range(1, power, 2))
-    close((weights * nodes**power).sum(), expected, f"E x^{power}", atol=1e-9 * max(1, expected))
+    """Wherever the nodes crowd."""
+    zero, one = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    centre, width = torch.tensor([0.0, 5.0, -300.0], dtype=torch.float64), torch.tensor([1.0, 0.01, 3.0]).double()
+    moment = expectation(lambda f: f**power, zero, one, centre, width)
+    expected = 0.0 if power % 2 else float(math.prod(range(1, power, 2)))
+    close(moment, expected * one, f"E x^{power}", atol=1e-4 * max(1.0, expected) if power > 4 else 1e-7)
+
+
+@pytest.mark.parametrize("sd", [1e-3, 0.3, 2.0, 10.0])
+def test_quadrature_of_exponentials(sd):
+    """``log E exp(a f) = a m + a^2 v / 2``: the bulk is a v away from the mean."""
+    mean = torch.tensor([-8.0, 0.0, 8.0], dtype=torch.float64, requires_grad=True)
+    variance = torch.full((3,), sd**2, dtype=torch.float64, requires_grad=True)
+    value = log_expectation_at_mode(lambda f: 2 * f, mean, variance)
+    close(value, 2 * mean + 2 * variance, "log E exp(2 f)", 1e-10)
+    grads = torch.autograd.grad(value.sum(), (mean, variance))
+    close(grads[0], [2.0] * 3, "in the mean", 1e-8)
+    close(grads[1], [2.0] * 3, "in the variance", 1e-7)
+
+
+def test_quadrature_at_a_variance_of_zero():
+    """``d / dv E g(f) = g'' / 2``, at v = 0 too."""
+    mean, one = torch.tensor([0.3, 2.0], dtype=torch.float64, requires_grad=True), torch.ones(2, dtype=torch.float64)
+    variance = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    value = expectation(torch.sin, mean, variance, mean.detach(), one)
+    grads = torch.autograd.grad(value.sum(), (mean, variance))
+    close(value, mean.sin(), "value", 1e-9)
+    close(grads[0], mean.cos(), "in the mean", 1e-8)
+    close(grads[1], -0.5 * mean.sin(), "in the variance", 1e-4)
+
+
+def test_quadrature_of_a_bump_in_the_tail():
+    """A feature a thousand times narrower than the Gaussian."""
+    mean, variance = torch.zeros(1, dtype=torch.float64), torch.full((1,), 100.0, dtype=torch.float64)
+    centre, width = torch.full((1,), 7.0, dtype=torch.float64), torch.full((1,), 0.01, dtype=torch.float64)
+    bump = lambda f: -0.5 * ((f - 7) / 0.01) ** 2  # noqa: E731
+    expected = 0.5 * math.log(0.0001 / 100.0001) - 0.5 * 49 / 100.0001
+    close(log_expectation(bump, mean, variance, centre, width), [expected], "log E bump", 1e-9)
+    close(log_expectation_at_mode(bump, mean, variance), [expected], "log E bump, by its mode", 1e-9)

@@ -287,7 +287,7 @@ class DetachedNoise(Gaussian):
 
 @pytest.mark.parametrize(("likelihood", "law"), [
     (WrongTilted, "tilted is its integral"), (WrongExpectation, "expected_log_prob is its integral"),
-    (NoiselessPrediction, "predict is the density of tilted"), (LooseSites, "Variational gives the exact precisions"),
+    (NoiselessPrediction, "predict is the density of tilted"), (LooseSites, "gives the exact precisions in one step"),
     (DetachedNoise, "derivatives of log_prob"),
 ], ids=lambda v: v if isinstance(v, str) else v.__name__)  # fmt: skip
 def test_broken_likelihoods_are_found(likelihood, law):

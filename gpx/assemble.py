@@ -1,0 +1,102 @@
+"""From the parts of a model and data to a problem: copies, bound to the columns of the data, with starts derived from them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import gpytorch
+import torch
+
+from gpx.engines.auto import ENGINES, choose_engine
+from gpx.errors import InputError
+from gpx.inference.auto import choose_objective, choose_rule
+from gpx.inference.objectives import Objective
+from gpx.inference.problem import Problem
+from gpx.inputs import Data
+from gpx.kernels.auto import auto_kernel
+from gpx.kernels.base import bind
+from gpx.kernels.expressions import parse, parse_call
+from gpx.kernels.walk import init_from
+from gpx.likelihoods import FromGPyTorch, Gaussian, Likelihood
+from gpx.parameters import Parameterised
+from gpx.prior import Prior, as_mean
+
+if TYPE_CHECKING:
+    from gpx.gp import GP
+
+
+def check_parts(gp: GP) -> None:
+    """Fail early on what can be seen without data. Raises: InputError."""
+    kernel, likelihood, engine = gp.kernel, gp.likelihood, gp.engine
+    as_mean(gp.mean)
+    if isinstance(likelihood, type) or not (likelihood is None or isinstance(likelihood, gpytorch.Module)):
+        raise InputError(f"likelihood must be a gpx likelihood such as likelihoods.Gaussian(), got {likelihood!r}.")
+    _likelihood(likelihood)
+    for part in kernel if isinstance(kernel, (list, tuple)) else [kernel]:
+        if isinstance(part, str) and part != "auto":
+            parse(part)
+        elif not isinstance(part, (str, gpytorch.kernels.Kernel)):
+            raise InputError(f"kernel must be a kernel such as kernels.Matern(), or its name, got {part!r}.")
+    if isinstance(engine, str) and engine != "auto":
+        parse_call(engine, ENGINES, "engine")
+
+
+def assemble(gp: GP, data: Data) -> tuple[Problem, Objective, str]:
+    """Copies of the parts, bound to the data; the objective; why the engine was chosen.
+
+    Raises: InputError for data without rows, targets that the likelihood does not allow, or parts that do not fit the data.
+    """
+    if not len(data.x):
+        raise InputError("X has no rows.")
+    likelihood = _likelihood(gp.likelihood)
+    likelihood.check(data)
+    kernels = _kernels(gp.kernel, likelihood.latent_data(data))
+    mean = copy.deepcopy(as_mean(gp.mean))
+    for kernel in kernels:
+        bind(kernel, data.columns)
+    if hasattr(mean, "bind"):
+        mean.bind(data.columns, data.y.shape[1] * likelihood.num_latents)
+    for module in (mean, likelihood, *kernels):
+        module.to(dtype=data.x.dtype, device=data.x.device)
+    prior = Prior(mean, tuple(kernels))
+    engine, reason = choose_engine(gp.engine, prior, data)
+    rule = choose_rule(gp.rule, likelihood)
+    objective = choose_objective(gp.objective, likelihood, rule)
+    return Problem.planned(prior, data, likelihood, engine, rule), objective, reason
+
+
+def start_from_data(problem: Problem, priors: str | None) -> None:
+    """Start what the user left open from the data, as each latent function sees them."""
+    prior, likelihood, data = problem.prior, problem.likelihood, problem.data
+    latents = likelihood.latent_data(data)
+    stacked = torch.stack([part.y for part in latents], -1).flatten(1)
+    seen = [(prior.mean, latents[0].with_targets(stacked, latents[0].variance)), (likelihood, data)]
+    for module, view in [*zip(prior.kernels, latents, strict=True), *seen]:
+        init_from(module, view)
+        for part in module.modules():
+            if priors is None and isinstance(part, Parameterised):
+                part.drop_weak_priors()
+
+
+def _likelihood(likelihood: Any) -> Likelihood:
+    """A copy of the user's likelihood, as one of ours."""
+    if likelihood is None:
+        return Gaussian()
+    likelihood = copy.deepcopy(likelihood)
+    return likelihood if isinstance(likelihood, Likelihood) else FromGPyTorch(likelihood)
+
+
+def _kernels(kernel: Any, latents: Sequence[Data]) -> list[gpytorch.kernels.Kernel]:
+    """One own copy per latent function, each of which sees the data its own way."""
+    parts: Sequence[Any] = kernel if isinstance(kernel, (list, tuple)) else [kernel] * len(latents)
+    if len(parts) != len(latents):
+        raise InputError(
+            f"The likelihood has {len(latents)} latent function(s), but {len(parts)} kernels were given; give one kernel for"
+            " all of them, or a list with one each."
+        )
+    return [
+        auto_kernel(data) if k == "auto" else parse(k) if isinstance(k, str) else copy.deepcopy(k)
+        for k, data in zip(parts, latents, strict=True)
+    ]
