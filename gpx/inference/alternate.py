@@ -32,6 +32,8 @@ class Held:
     """The rule that leaves the sites as they are."""
 
     several_latents = True
+    first_step = 1.0
+    is_newton = True
 
     def update(self, likelihood: Likelihood, data: Data, marginals: SiteMarginals, sites: Sites) -> Sites:
         """The same sites."""

@@ -23,6 +23,7 @@ from gpx.sites import Sites
 
 FTOL = 1e-8  # relative to the gain over a constant with white noise
 GTOL = 1e-5  # nats per unit of a coordinate, times the square root of N
+COARSE = 1e-3  # residual of the sites above which an objective is not trusted
 START_ROWS = 500
 LENGTHSCALE_FACTORS = (0.03, 0.1, 0.3, 1.0, 3.0)
 NOISE_FACTORS = (1.0, 0.01)
@@ -126,7 +127,10 @@ class _Search:
         if not (math.isfinite(loss) and np.isfinite(gradient).all()):
             return self._wall(z)
         found = problem.found
-        self.unconverged += found is not None and not found.converged
+        if found is not None and not found.converged:
+            self.unconverged += 1
+            if found.residual > COARSE and self.best_z is not None:
+                return self._wall(z)
         self.record(loss, z, gradient, None if found is None else found.posterior.sites)
         return loss, gradient
 
@@ -136,6 +140,16 @@ class _Search:
         if better:
             self.best, self.best_z, self.best_gradient, self.best_sites = loss, z.copy(), gradient, sites
         return better
+
+    @torch.no_grad()
+    def loss(self, z: np.ndarray) -> float:
+        """The loss at z, infinite where it cannot be computed."""
+        self.coordinates.assign(z)
+        try:
+            value = float(self.objective(self.problem.anew())) + float(self.coordinates.log_prior())
+        except NumericalError:
+            return math.inf
+        return self.baseline - value if math.isfinite(value) else math.inf
 
     def evaluate(self, problem: Problem, z: np.ndarray) -> tuple[float, np.ndarray]:
         """Loss and gradient at z of a problem that nothing was asked of yet."""
@@ -280,7 +294,7 @@ def _choose_start(
     candidates = np.unique([np.clip(z + s, bounds[:, 0], bounds[:, 1]) for s in [0 * z, *shifts]], axis=0)
     if len(candidates) == 1:
         return z
-    losses = [search(c)[0] if time.monotonic() < deadline else math.inf for c in candidates]
+    losses = [search.loss(c) if time.monotonic() < deadline else math.inf for c in candidates]
     return candidates[int(np.argmin(losses))] if np.isfinite(losses).any() else z
 
 

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from gpx.inference.problem import Problem
 
 MAX_STEPS = 200
+WARM_STEPS = 50  # from sites of a neighbour: where these do not do, it is no neighbour
 TOLERANCE = 1e-8  # of the residual, which has no unit
-FIRST_STEP, GROWTH = 0.5, 1.3
+GROWTH = 1.3
 SMALLEST_STEP = 1e-4
 ROUNDING = 1e-12  # a merit may fall by this share of its size
 START_VARIANCE = 1.0  # the rule's first marginals are no wider
-NEWTON_BELOW = 1.0  # residual below which Newton's method is tried
+NEWTON_BELOW = 3.0  # residual below which Newton's method is tried
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +49,9 @@ def infer(problem: Problem) -> Inferred:
     """The sites of the likelihood: exact for a Gaussian one, else the fixed point of the problem's rule.
 
     A damped step is taken if the rule's merit does not fall (the step grows by 1.3, to at most 1), else it is halved. Newton's
-    method on the fixed-point equation is tried first wherever the engine has it, and kept if the merit does not fall and the
+    method on the fixed-point equation is tried first, and kept if the merit does not fall and either rises by a percent or the
     residual halves.
-    Raises: NumericalError if there is no finite start. Cost: a factorisation per step; 200 at most.
+    Raises: NumericalError if there is no finite start. Cost: a factorisation per step; 200 at most, 50 from given sites.
     """
     exact = problem.likelihood.exact_sites(problem.data)
     if exact is not None:
@@ -60,12 +61,12 @@ def infer(problem: Problem) -> Inferred:
         state = _State(problem, problem.condition(first_sites(problem)))
     if not state.finite:
         raise NumericalError("The sites of the likelihood have no finite start; lower the outputscale of the kernel.")
-    step, steps = FIRST_STEP, 1
-    while state.residual > TOLERANCE and steps < MAX_STEPS and step > SMALLEST_STEP:
+    step, steps, limit = problem.rule.first_step, 1, MAX_STEPS if problem.start is None else WARM_STEPS
+    while state.residual > TOLERANCE and steps < limit and step > SMALLEST_STEP:
         trial = state.newton()
         if trial is not None:
             steps += 1
-            if trial.finite and trial.residual <= 0.5 * state.residual and trial.no_worse_than(state):
+            if trial.finite and trial.no_worse_than(state) and trial.advances(state):
                 state = trial
                 continue
         trial, steps = state.damped(step), steps + 1
@@ -115,12 +116,16 @@ class _State:
     def no_worse_than(self, other: _State) -> bool:
         return self.merit >= other.merit - ROUNDING * abs(other.merit)
 
+    def advances(self, other: _State) -> bool:
+        """Whether Newton's step was worth its price."""
+        return self.residual <= 0.5 * other.residual or self.merit >= other.merit + 0.01 * abs(other.merit)
+
     def damped(self, step: float) -> _State:
         return self._at(self.posterior.sites.towards(self.target, step))
 
     def newton(self) -> _State | None:
         """Newton's step for ``target(sites) = sites``; None where it is not worth trying."""
-        if self.residual > NEWTON_BELOW:
+        if self.problem.rule.is_newton or self.residual > NEWTON_BELOW:
             return None
         sites = self.site_map.newton(self.target)
         return None if sites is None else self._at(sites)

@@ -6,7 +6,7 @@ Theory: docs/theory/sites.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ class Rule(Protocol):
     """How new sites follow from the marginals under the present ones."""
 
     several_latents: bool  # whether likelihoods with several latent functions can be used
+    first_step: float  # share of the update that is tried first
+    is_newton: bool  # whether the update is itself a step of Newton's method
 
     def update(self, likelihood: Likelihood, data: Data, marginals: SiteMarginals, sites: Sites) -> Sites:
         """One undamped step; where gradients are enabled, differentiable in marginals, sites and likelihood."""
@@ -49,7 +51,9 @@ class Variational:
     Variational()
     """
 
-    several_latents = True
+    several_latents: ClassVar[bool] = True
+    first_step: ClassVar[float] = 0.5
+    is_newton: ClassVar[bool] = False
 
     def update(self, likelihood: Likelihood, data: Data, marginals: SiteMarginals, sites: Sites) -> Sites:
         """The sites whose natural parameters are the gradient of the expected log likelihood."""
@@ -82,7 +86,9 @@ class ExpectationPropagation:
     """
 
     power: float = 1.0
-    several_latents = False
+    several_latents: ClassVar[bool] = False
+    first_step: ClassVar[float] = 0.5
+    is_newton: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.power, (int, float)) or not 0 < self.power <= 1:
@@ -122,7 +128,9 @@ class Laplace:
     Laplace()
     """
 
-    several_latents = False
+    several_latents: ClassVar[bool] = False
+    first_step: ClassVar[float] = 1.0
+    is_newton: ClassVar[bool] = True
 
     def update(self, likelihood: Likelihood, data: Data, marginals: SiteMarginals, sites: Sites) -> Sites:
         """The expansion at the mean."""

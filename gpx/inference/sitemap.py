@@ -23,9 +23,8 @@ from gpx.sites import SiteMarginals, Sites
 if TYPE_CHECKING:
     from gpx.inference.problem import Problem
 
-NEWTON_TOLERANCE = 1e-3  # relative residual of the linear solve of a Newton step
-ADJOINT_TOLERANCE = 1e-9
-MAX_PRODUCTS = 200
+NEWTON = (1e-3, 30)  # relative residual of the linear solve of a Newton step, and products with the map at most
+ADJOINT = (1e-9, 200)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,14 +67,14 @@ class SiteMap:
         """The sites that solve the linearised fixed-point equation; None if that fails."""
         sites = self.posterior.sites
         gap = Sites(target.nu - sites.nu, target.tau - sites.tau)
-        change = self._solve(self._forward, gap, NEWTON_TOLERANCE, transposed=False)
+        change = self._solve(self._forward, gap, *NEWTON, transposed=False)
         if change is None:
             return None
         return Sites(sites.nu + change.nu, (sites.tau + change.tau).clamp_min(0))
 
     def adjoint(self, gradient: Sites) -> Sites | None:
         """``w`` with ``(1 - dT)^T w = gradient``; None if the solve fails."""
-        return self._solve(self._backward, gradient, ADJOINT_TOLERANCE, transposed=True)
+        return self._solve(self._backward, gradient, *ADJOINT, transposed=True)
 
     def pull(self, weights: Sites) -> tuple[Tensor, Tensor]:
         """The gradient in (m, v) of ``weights . T``."""
@@ -112,7 +111,7 @@ class SiteMap:
         return Sites(weights.nu - through.nu - nu, weights.tau - through.tau - tau)
 
     def _solve(
-        self, product: Callable[[Sites], Sites], right: Sites, tolerance: float, transposed: bool
+        self, product: Callable[[Sites], Sites], right: Sites, tolerance: float, products: int, transposed: bool
     ) -> Sites | None:
         """GMRES in scaled coordinates."""
         shape, like = right.nu.shape, right.nu
@@ -133,7 +132,7 @@ class SiteMap:
         if not np.isfinite(b).all():
             return None
         operator = LinearOperator((size, size), matvec=lambda v: pack(product(unpack(v))), dtype=np.float64)
-        solution, info = gmres(operator, b, rtol=tolerance, restart=MAX_PRODUCTS, maxiter=1)
+        solution, info = gmres(operator, b, rtol=tolerance, restart=products, maxiter=1)
         worse = np.linalg.norm(b - operator @ solution) > 1e-2 * np.linalg.norm(b) if info else False
         return None if worse or not np.isfinite(solution).all() else unpack(solution)
 

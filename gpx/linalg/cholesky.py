@@ -14,6 +14,8 @@ from gpx.errors import NumericalError
 
 JITTER = {torch.float64: (0.0, 1e-12, 1e-10, 1e-8, 1e-6), torch.float32: (0.0, 1e-7, 1e-6, 1e-5, 1e-4)}
 
+SMALL = 1000  # rows up to which torch's routines are used on CPUs
+
 
 @dataclass(frozen=True)
 class Cholesky:
@@ -40,7 +42,7 @@ class Cholesky:
 
     def inverse(self) -> Tensor:
         """``A^-1`` [N, N]: the lower triangle; what stands above is not defined. Cost: 2 N^3 / 3."""
-        if self.lower.device.type == "cpu":
+        if _by_lapack(self.lower):
             return _potri(self.lower)
         return torch.cholesky_inverse(self.lower)
 
@@ -96,21 +98,26 @@ def build_dtype(matrix: Tensor) -> torch.dtype:
     return matrix.dtype
 
 
+def _by_lapack(matrix: Tensor) -> bool:
+    """Whether SciPy's LAPACK is called, in place: half the memory and up to half the time of torch's routines, for large
+    matrices on CPUs. For small ones, waking a second pool of threads beside torch's costs more than that.
+    """
+    return matrix.device.type == "cpu" and len(matrix) > SMALL
+
+
 def _fortran(matrix: Tensor) -> np.ndarray:
     # A row-major matrix read as column-major is its transpose: LAPACK's upper triangle is our lower one.
     return matrix.detach().numpy().T
 
 
 def _potrf(matrix: Tensor) -> bool:
-    """Overwrite the lower triangle by its factor; False if not positive definite. LAPACK in place: half the memory and,
-    with potri, half the time of torch's routines on CPUs.
-    """
-    if matrix.device.type != "cpu":
-        factor, info = torch.linalg.cholesky_ex(matrix)
-        matrix.copy_(factor)
-        return not int(info)
+    """Overwrite the lower triangle by its factor; False if not positive definite."""
     if not len(matrix):
         return True
+    if not _by_lapack(matrix):
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        matrix.copy_(factor)
+        return not int(info) and bool(torch.isfinite(factor.diagonal()).all())
     view = _fortran(matrix)
     potrf = lapack.dpotrf if matrix.dtype == torch.float64 else lapack.spotrf
     factor, info = potrf(view, lower=0, clean=0, overwrite_a=1)
@@ -121,8 +128,6 @@ def _potrf(matrix: Tensor) -> bool:
 
 def _potri(lower: Tensor) -> Tensor:
     result = lower.detach().clone(memory_format=torch.contiguous_format)
-    if not len(lower):
-        return result
     view = _fortran(result)
     potri = lapack.dpotri if lower.dtype == torch.float64 else lapack.spotri
     inverse, info = potri(view, lower=0, overwrite_c=1)
