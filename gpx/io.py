@@ -63,9 +63,10 @@ def register(cls: Class) -> Class:
 
 
 def _name(cls: type) -> str:
-    """The name in files: with its package where gpx and gpytorch share names; the user's modules may move."""
-    package = cls.__module__.partition(".")[0]
-    return f"{package}.{cls.__name__}" if package in ("gpx", "gpytorch") else cls.__name__
+    """The name in files: with its package, since gpx and gpytorch, and the parts of gpx, share names; the user's modules may move."""
+    parts = cls.__module__.split(".")
+    depth = {"gpx": 2, "gpytorch": 1}.get(parts[0], 0)
+    return ".".join([*parts[:depth], cls.__name__])
 
 
 def _register_own() -> None:

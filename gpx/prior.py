@@ -43,7 +43,12 @@ class _Mean(Parameterised, gpytorch.means.Mean):
     def bind(self, columns: tuple[str, ...], outputs: int) -> None:
         """Give every output its own constant."""
         self.columns = columns
-        self.assign("constant", torch.zeros(outputs))
+        self._spread("constant", (outputs,))
+
+    def _spread(self, name: str, shape: tuple[int, ...]) -> None:
+        """Give a value its shape; one that has it keeps its numbers."""
+        value = getattr(self, name).detach()
+        self.assign(name, value if value.shape == shape else value.reshape(-1)[:1].expand(shape))
 
     def init_from(self, data: Data) -> None:
         """Start at the mean of the observed targets."""
@@ -75,8 +80,8 @@ class LinearMean(_Mean):
 
     def bind(self, columns: tuple[str, ...], outputs: int) -> None:
         super().bind(columns, outputs)
-        self.assign("slope", torch.zeros(len(columns), outputs))
-        self.assign("center", torch.zeros(len(columns)))
+        self._spread("slope", (len(columns), outputs))
+        self._spread("center", (len(columns),))
 
     def init_from(self, data: Data) -> None:
         """Start at the least-squares plane through the observed targets."""

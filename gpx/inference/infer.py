@@ -114,7 +114,15 @@ class _State:
         return math.isfinite(self.residual) and math.isfinite(self.merit)
 
     def no_worse_than(self, other: _State) -> bool:
-        return self.merit >= other.merit - ROUNDING * abs(other.merit)
+        # Where precisions are cut, the fixed point of the rule is near the maximum of the merit, not at it.
+        slack = other.residual if other.cut else 0.0
+        return self.merit >= other.merit - ROUNDING * abs(other.merit) - slack
+
+    @cached_property
+    def cut(self) -> int:
+        """Observed targets without precision."""
+        observed = self.problem.data.observed.repeat_interleave(self.problem.likelihood.num_latents, 1)
+        return int((observed & (self.posterior.sites.tau == 0)).sum())
 
     def advances(self, other: _State) -> bool:
         """Whether Newton's step was worth its price."""
@@ -138,6 +146,4 @@ class _State:
         return _State(self.problem, self.posterior.with_sites(sites))
 
     def result(self, steps: int) -> Inferred:
-        observed = self.problem.data.observed.repeat_interleave(self.problem.likelihood.num_latents, 1)
-        cut = int((observed & (self.posterior.sites.tau == 0)).sum())
-        return Inferred(self.posterior, self.residual <= TOLERANCE, steps, self.residual, cut)
+        return Inferred(self.posterior, self.residual <= TOLERANCE, steps, self.residual, self.cut)

@@ -54,19 +54,23 @@ class Mixture(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         value = value.expand(torch.broadcast_shapes(value.shape, self.batch_shape))
-        mean, variance = (p.expand(value.shape) for p in (self.latent_mean, self.latent_variance))
-        return self.likelihood.tilted(value, mean, variance)
+        return self.likelihood.tilted(value, *self.latents(value))
 
     def cdf(self, value: Tensor) -> Tensor:
         value = value.expand(torch.broadcast_shapes(value.shape, self.batch_shape))
-        mean, variance = (p.expand(value.shape) for p in (self.latent_mean, self.latent_variance))
         below = lambda f: self.conditional(f).cdf(value.unsqueeze(-1))  # noqa: E731
-        return expectation(below, mean, variance, *self.bend(value)).clamp(0, 1)
+        return expectation(below, *self.latents(value), *self.bend(value)).clamp(0, 1)
 
     def bend(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Where ``P(y <= value | f)`` falls from 1 to 0 as a function of f, and over what distance."""
-        mean, variance = (p.expand(value.shape) for p in (self.latent_mean, self.latent_variance))
+        mean, variance = self.latents(value)
         return mean, variance.sqrt().clamp_min(1e-10)
+
+    def latents(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the latent functions for targets [..., N]."""
+        own = self.latent_mean.shape[len(self.batch_shape) :]
+        mean, variance = (p.expand(*value.shape, *own) for p in (self.latent_mean, self.latent_variance))
+        return mean, variance
 
     def icdf(self, value: Tensor) -> Tensor:
         """The quantile: the smallest y with ``cdf(y) >= value``, by bisection."""

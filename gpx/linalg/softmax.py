@@ -11,7 +11,8 @@ Theory: docs/theory/sites.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ OUTER, INNER = 72, 24
 GUMBEL = (-3.6, 17.4)  # all but 3e-8 of the distribution
 BROAD = 0.6  # standard deviation from which on the Gumbel variable is integrated over, not the Gaussian
 REACH = 5.5
+BLOCK = 1 << 21  # numbers that are held at a time
 EULER = 0.5772156649015329
 
 
@@ -92,16 +94,18 @@ def _mixed(
     broad = sd.detach() > BROAD
     wide = torch.where(broad, sd, torch.ones_like(sd))
     narrow = torch.where(broad, torch.full_like(sd, 0.1), sd)
-    g = torch.linspace(*GUMBEL, INNER, dtype=torch.float64)
-    z = torch.arange(-REACH, REACH + 0.5, dtype=torch.float64)
-    over_gumbel, over_normal = torch.zeros_like(gap), torch.zeros_like(gap)
-    for node, weight in _weighted(g, -g - torch.exp(-g)):
-        over_gumbel = over_gumbel + weight * given_gumbel(gap - node, wide)
-    for node, weight in _weighted(z, -0.5 * z.square()):
-        over_normal = over_normal + weight * given_normal(torch.exp((narrow * node - gap).clamp(-500.0, 500.0)))
+    g = torch.linspace(*GUMBEL, INNER).to(gap)
+    z = torch.arange(-REACH, REACH + 0.5).to(gap)
+    over_gumbel = _mean(
+        lambda node: given_gumbel(gap.unsqueeze(-1) - node, wide.unsqueeze(-1)), gap, g, -g - torch.exp(-g)
+    )
+    rate = lambda node: torch.exp((narrow.unsqueeze(-1) * node - gap.unsqueeze(-1)).clamp(-500.0, 500.0))  # noqa: E731
+    over_normal = _mean(lambda node: given_normal(rate(node)), gap, z, -0.5 * z.square())
     return torch.where(broad, over_gumbel, over_normal)
 
 
-def _weighted(nodes: Tensor, log_weights: Tensor) -> Iterator[tuple[float, float]]:
-    weights = torch.softmax(log_weights, 0)
-    return zip(nodes.tolist(), weights.tolist(), strict=True)
+def _mean(function: Callable[[Tensor], Tensor], like: Tensor, nodes: Tensor, log_weights: Tensor) -> Tensor:
+    """The weighted mean of ``function(nodes)`` [..., K], a few nodes at a time where `like` [...] is large."""
+    step = max(1, BLOCK // max(1, like.numel()))
+    parts = zip(nodes.split(step), torch.softmax(log_weights, 0).split(step), strict=True)
+    return reduce(torch.add, ((function(node) * weight).sum(-1) for node, weight in parts))

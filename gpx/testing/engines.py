@@ -25,6 +25,8 @@ from gpx.testing.assertions import as_array, close, copies, finite
 from gpx.testing.cases import points
 from gpx.testing.reference import DenseGP
 
+STEP, FINITE = 1e-4, 1e-6  # of central differences along the sites, and their accuracy
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -93,6 +95,8 @@ def check_engine(
     - a datum without precision is a datum left out, per column; without any, the posterior is the prior;
     - columns are independent problems that share the kernel;
     - the order of the data does not matter, duplicate inputs and n = 1, 2 are allowed;
+    - the log partition has the gradient ``(m, -(v + m^2) / 2)`` in the sites; `response`, `slope` and the gradient of the
+      slope are central differences; `with_sites` equals conditioning on these sites; a site without precision tilts;
     - `update` equals conditioning on everything; a posterior is not changed by it;
     - variances are never negative, `sample` and `paths` are reproducible and finite;
     - the engine is a frozen object of settings that deep copies and pickles.
@@ -170,6 +174,62 @@ def _gradients(s: Setting) -> None:
         expected = np.divide(-noise, t**2, out=np.zeros_like(t), where=t > 0)
         s.close(grads[1][:, c], expected, "gradient in the precisions")
         s.close(grads[0][:, c], [-reference.evidence_gradient(dmean=e) for e in unit], "gradient in the targets")
+
+
+def _sites(s: Setting) -> None:
+    """What the search for sites needs: derivatives of the log partition in the sites, and of those in the hyperparameters."""
+    nu, tau = (s.z * s.tau).requires_grad_(), s.tau.clone().requires_grad_()
+    sites, generator = Sites(nu, tau), torch.Generator().manual_seed(5)
+    prior = Prior(gpytorch.means.ZeroMean(), (s.kernel,))
+    plan = s.engine.plan(prior, s.data)
+    posterior = s.engine.condition(prior, plan, s.engine.parameters(prior, plan), sites)
+    mean, variance, seen = posterior.site_marginals.mean, posterior.site_marginals.variance, s.tau > 0
+    grads = torch.autograd.grad(posterior.log_partition, [nu, tau])
+    s.close(grads[0], torch.where(seen, mean, 0.0), "gradient of the log partition in nu")
+    s.close(grads[1], torch.where(seen, -0.5 * (variance + mean.square()), 0.0), "gradient of the log partition in tau")
+
+    posterior = s.posterior()
+    parts = (torch.randn(s.z.shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    along = Sites(*(torch.where(seen, part, 0.0) for part in parts))
+    moved = [posterior.with_sites(Sites(s.sites.nu + h * along.nu, s.sites.tau + h * along.tau)) for h in (STEP, -STEP)]
+    changes = [(a - b) / (2 * STEP) for a, b in zip(*(_moments(p) for p in moved), strict=True)]
+    for got, expected in zip(posterior.response(along), changes, strict=True):
+        s.close(torch.where(seen, got, 0.0), torch.where(seen, expected, 0.0), "response", FINITE / s.tolerance)
+    slope = (moved[0].log_partition - moved[1].log_partition) / (2 * STEP)
+    s.close(posterior.slope(along), slope, "slope", FINITE / s.tolerance)
+    params = [p for p in s.kernel.parameters() if p.requires_grad]
+    _same_gradients(s, params, posterior.slope(along), slope, "gradient of the slope")
+
+    other = Sites(s.sites.nu + along.nu, s.tau * (1 + along.tau.abs()))
+    fresh = s.engine.condition(prior, plan, s.engine.parameters(prior, plan), other)
+    _same_posterior(s, posterior.with_sites(other), fresh, "with_sites is conditioning on these sites")
+    _flat_site(s, prior, plan)
+
+
+def _flat_site(s: Setting, prior: Prior, plan: Any) -> None:
+    """A site without precision tilts: ``exp(nu f)`` moves the mean by ``S nu`` and nothing else."""
+    nu, tau = s.z * s.tau, s.tau.clone()
+    tau[0] = 0.0
+    tilt, none = nu.clone(), nu.clone()
+    tilt[0], none[0] = 0.7, 0.0
+    with_tilt, without = (s.engine.condition(prior, plan, {}, Sites(n, tau)) for n in (tilt, none))
+    _, covariance = without.joint(s.x)
+    mean, variance = without.marginals(s.x)
+    s.close(with_tilt.marginals(s.x)[0], mean + 0.7 * covariance[:, :, 0].mT, "a site without precision moves the mean")
+    s.close(with_tilt.marginals(s.x)[1], variance, "a site without precision keeps the variance")
+
+
+def _moments(posterior: Posterior) -> tuple[Tensor, Tensor]:
+    return posterior.site_marginals.mean, posterior.site_marginals.variance
+
+
+def _same_gradients(s: Setting, params: list[Tensor], value: Tensor, other: Tensor, law: str) -> None:
+    grads = [torch.autograd.grad(v, params, allow_unused=True) for v in (value, other)]
+    flat = [
+        torch.cat([torch.zeros(p.numel()) if g is None else g.reshape(-1) for g, p in zip(gs, params, strict=True)])
+        for gs in grads
+    ]
+    s.close(flat[0], flat[1], law, FINITE / s.tolerance)
 
 
 def _jacobian(kernel: gpytorch.kernels.Kernel, x: Tensor, param: Tensor) -> np.ndarray:
@@ -294,6 +354,6 @@ def _draws(s: Setting, what: str, draw: Callable[[int], Tensor]) -> None:
 
 
 LAWS: tuple[Callable[[Setting], None], ...] = (
-    _agrees_with_numpy, _partition, _gradients, _missing_is_deleted, _order_does_not_matter, _duplicates,
+    _agrees_with_numpy, _partition, _gradients, _sites, _missing_is_deleted, _order_does_not_matter, _duplicates,
     _columns_are_independent, _no_target_gives_the_prior, _few_data, _update_is_refit, _variances_and_draws,
 )  # fmt: skip

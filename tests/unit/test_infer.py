@@ -1,0 +1,238 @@
+"""The search for sites, what stops it, and what it refuses."""
+
+from __future__ import annotations
+
+import gpytorch
+import numpy as np
+import pytest
+import torch
+
+import gpx
+from gpx import GP, FitWarning, InputError, StructureError
+from gpx.kernels import RBF, Matern
+from gpx.likelihoods import (
+    Bernoulli,
+    Beta,
+    Categorical,
+    Exponential,
+    FromGPyTorch,
+    Gamma,
+    Heteroscedastic,
+    NegativeBinomial,
+    Ordinal,
+    Poisson,
+    StudentT,
+)  # fmt: skip
+from gpx.objectives import ELBO, DataEmphasisedELBO, EPEvidence, Evidence, LeaveOneOut
+from gpx.rules import ExpectationPropagation, Laplace, Variational
+from gpx.testing.assertions import close
+
+RANDOM = np.random.default_rng(3)
+X = np.sort(RANDOM.uniform(-3, 3, 40))
+F = np.sin(2 * X)
+LABELS = (F + 0.3 * RANDOM.normal(size=40) > 0).astype(float)
+COUNTS = RANDOM.poisson(np.exp(F + 1)).astype(float)
+
+
+def undamped(gp: GP, steps: int) -> float:
+    """The residual after steps of size one from no sites."""
+    problem = gp._solved
+    with torch.no_grad():
+        posterior = problem.condition(gpx.inference.infer.first_sites(problem))
+        for _ in range(steps):
+            target = problem.rule.update(problem.likelihood, problem.data, posterior.site_marginals, posterior.sites)
+            posterior = posterior.with_sites(target)
+        target = problem.rule.update(problem.likelihood, problem.data, posterior.site_marginals, posterior.sites)
+        return float(problem.rule.residual(posterior.site_marginals, posterior.sites, target).max())
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("lengthscale", "outputscale"), [(3.0, 50.0), (5.0, 400.0), (2.0, 1000.0)])
+def test_where_undamped_steps_oscillate(lengthscale, outputscale):
+    data = gpx.datasets.load("parkinsons")
+    x = (data.X - data.X.mean(0)) / data.X.std(0)
+    gp = GP(Matern(2.5, lengthscale, outputscale), Bernoulli(), mean="zero").condition(x, data.y)
+    assert gp._solved.solution.converged and gp._solved.solution.residual < 1e-8
+    assert undamped(gp, 150) > 1e-4
+
+
+def test_a_search_that_does_not_converge_is_reported(monkeypatch):
+    monkeypatch.setattr("gpx.inference.infer.MAX_STEPS", 2)
+    monkeypatch.setattr("gpx.inference.infer.WARM_STEPS", 1)
+    with pytest.warns(FitWarning, match="sites of the likelihood did not converge.*another rule, or bounds"):
+        gp = GP(RBF(), Bernoulli()).fit(X, LABELS, max_iter=3)
+    assert not gp.result_.sites_converged and gp.result_.site_residual > 1e-8
+    assert "did NOT converge" in str(gp.result_)
+
+
+def test_cut_precisions_are_counted():
+    """Outliers of a likelihood that is not log-concave."""
+    y = F.copy()
+    y[[5, 20, 33]] += (4.0, -5.0, 6.0)
+    gp = GP(RBF(0.8), StudentT(4.0, 0.1)).fit(X, y)
+    assert gp.result_.sites_converged and gp.result_.zero_precisions >= 3
+    close(gp.predict(X, of="f").mean, F, "the outliers are ignored", atol=0.25)
+
+
+def test_results_do_not_depend_on_the_start():
+    cold = GP(Matern(2.5, 0.7, 4.0), Poisson()).condition(X, COUNTS)
+    problem = cold._solved
+    far = problem.anew(gpx.sites.Sites(5 * problem.start.nu, 2 * problem.start.tau + 1))
+    close(far.inferred.posterior.sites.nu, cold.posterior_.sites.nu, "sites", 1e-6)
+
+
+def test_any_start_of_the_rule_is_finite():
+    """Prior variances of 1e6 and counts of 1e6."""
+    for y in (COUNTS, 1e6 * COUNTS):
+        gp = GP(RBF(0.8, 1e6), Poisson()).condition(X, y)
+        assert gp._solved.solution.converged and gp.predict(X).mean.isfinite().all()
+
+
+def test_the_published_alternation_stops_when_the_evidence_falls():
+    gp = GP(Matern(2.5), Bernoulli(), mean="zero", objective=EPEvidence("fixed-sites")).fit(X, LABELS, max_iter=30)
+    assert gp.result_.reason in ("the approximate evidence fell", "the hyperparameters settled", "max_iter=30 reached")
+    implicit = GP(Matern(2.5), Bernoulli(), mean="zero").fit(X, LABELS)
+    assert implicit.result_.objective >= gp.log_evidence() - 0.5
+
+
+@pytest.mark.parametrize("rule", [Variational(), ExpectationPropagation(), Laplace()], ids=repr)
+def test_three_lines_for_labels(rule):
+    gp = GP(RBF(), Bernoulli(), rule=rule).fit(X, LABELS)
+    prediction = gp.predict(X)
+    assert ((prediction.mean > 0.5) == torch.from_numpy(LABELS > 0)).double().mean() > 0.8
+    assert set(prediction.interval(0.9)[0].tolist()) <= {0.0, 1.0}
+    close(prediction.distribution.probabilities.sum(-1), np.ones(40), "probabilities")
+    assert "Calibration on 40 targets" in str(gp.check())
+    assert "kernel.lengthscale" in gp.summary()
+
+
+def test_labels_may_be_signs():
+    a, b = (GP(RBF(), Bernoulli()).fit(X, y) for y in (LABELS, 2 * LABELS - 1))
+    close(a.predict(X).mean, b.predict(X).mean, "predictions", 1e-9)
+    close(a.predict(X).log_prob(LABELS), b.predict(X).log_prob(2 * LABELS - 1), "log densities", 1e-9)
+
+
+def test_a_likelihood_of_gpytorch_is_wrapped():
+    theirs = gpytorch.likelihoods.StudentTLikelihood().double()
+    theirs.deg_free, theirs.noise = 5.0, 0.04
+    y = F + 0.1 * RANDOM.normal(size=40)
+    a = GP(RBF(0.8), theirs, mean="zero").condition(X, y)
+    b = GP(RBF(0.8), StudentT(5.0, 0.2), mean="zero").condition(X, y)
+    assert isinstance(a.likelihood_, FromGPyTorch)
+    assert a.log_evidence() == pytest.approx(b.log_evidence(), abs=1e-6)
+    close(a.predict(X).variance, b.predict(X).variance, "variances", 1e-6)
+    fitted = GP(RBF(), theirs).fit(X, y)
+    assert float(fitted.likelihood_.likelihood.noise) != pytest.approx(0.04)
+    with pytest.raises(InputError, match=r"likelihoods.Gaussian\(\)"):
+        GP(RBF(), gpytorch.likelihoods.GaussianLikelihood())
+
+
+def test_own_parameters_are_learned():
+    cases = {
+        "df": (StudentT(), F), "dispersion": (NegativeBinomial(), COUNTS), "shape": (Gamma(), COUNTS + 0.5),
+        "precision": (Beta(), 1 / (1 + np.exp(-F))), "gaps": (Ordinal(3), np.digitize(F, [-0.4, 0.5])),
+    }  # fmt: skip
+    for name, (likelihood, y) in cases.items():
+        gp = GP(RBF(0.8), likelihood).fit(X, y + 0.0)
+        value = getattr(gp.likelihood_, name).detach()
+        assert not torch.equal(value, getattr(likelihood, name).detach()), name
+        assert any(name in row.name for row in gp.parameters()), name
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "y", "message"),
+    [
+        (Bernoulli(), [0, 1, 2, 1], r"labels in \{0, 1\} or in \{-1, 1\}; got 2 in row\(s\) 2"),
+        (Bernoulli(), [-1, 0, 1, 1], r"got 0 in row\(s\) 1"),
+        (Poisson(), [1, 2.5, -1, 3], r"whole numbers >= 0; got -1, 2.5 in row\(s\) 1, 2"),
+        (NegativeBinomial(), [1, 2, 3, 0.5], r"got 0.5 in row\(s\) 3"),
+        (Gamma(), [1, 0.0, 2, 3], r"positive numbers; got 0 in row\(s\) 1"),
+        (Exponential(), [1, -2, 2, 3], r"positive numbers; got -2 in row\(s\) 1"),
+        (Beta(), [0.5, 1.0, 0.2, 0.3], r"strictly between 0 and 1; got 1 in row\(s\) 1"),
+        (Ordinal(3), [0, 1, 2, 3], r"whole numbers 0, ..., 2 \(num_classes=3\); got 3 in row\(s\) 3"),
+        (Categorical(3), [0, 1, 1.5, 2], r"got 1.5 in row\(s\) 2"),
+    ],
+)
+def test_targets_outside_the_domain(likelihood, y, message):
+    for call in (GP(RBF(), likelihood).fit, GP(RBF(), likelihood).condition):
+        with pytest.raises(InputError, match=message + ".*another likelihood"):
+            call([0.0, 1.0, 2.0, 3.0], y)
+    gp = GP(RBF(), Poisson()).condition(X, COUNTS)
+    with pytest.raises(InputError, match="whole numbers"):
+        gp.update([0.0], [0.5])
+
+
+@pytest.mark.parametrize("classes", [1, 0, 2.0, "3"])
+def test_numbers_of_classes(classes):
+    for likelihood in (Ordinal, Categorical):
+        with pytest.raises(InputError, match="num_classes, a whole number >= 2, got"):
+            likelihood(classes)
+
+
+def test_lists_of_kernels():
+    with pytest.raises(
+        InputError, match=r"has 2 latent function\(s\), but 3 kernels.*one kernel for all of them, or a list"
+    ):
+        GP([RBF()] * 3, Heteroscedastic()).fit(X, F)
+    gp = GP([RBF(), Matern(1.5)], Heteroscedastic()).fit(X, F + 0.1 * RANDOM.normal(size=40))
+    assert [type(k).__name__ for k in gp.kernel_] == ["RBF", "Matern"]
+    assert gp.predict(X, of="f").mean.shape == (40, 2) and gp.predict(X).mean.shape == (40,)
+    shared = GP([RBF()] * 2, Heteroscedastic()).condition(X, F)
+    assert shared.kernel_[0] is not shared.kernel_[1]
+
+
+@pytest.mark.parametrize("rule", [ExpectationPropagation(), Laplace()], ids=repr)
+@pytest.mark.parametrize("likelihood", [Heteroscedastic(), Categorical(2)], ids=repr)
+def test_rules_for_one_latent_function(rule, likelihood):
+    with pytest.raises(StructureError, match=r"one latent function per datum.*has 2; use rules.Variational\(\)"):
+        GP(RBF(), likelihood, rule=rule).fit(X, LABELS)
+
+
+def test_combinations_without_meaning():
+    with pytest.raises(StructureError, match=r"no closed form under rules.Variational.*EPEvidence\(\) or ELBO\(\)"):
+        GP(RBF(), Bernoulli(), objective=Evidence()).fit(X, LABELS)
+    for objective in (EPEvidence(), LeaveOneOut()):
+        with pytest.raises(StructureError, match=r"one latent function.*use objectives.ELBO\(\)"):
+            GP(RBF(), Heteroscedastic(), objective=objective).fit(X, F)
+    for bad in ("explicit", None):
+        with pytest.raises(InputError, match="gradient='implicit' or gradient='fixed-sites'"):
+            EPEvidence(bad)
+    for kappa in (0, -1.0, "2", float("inf")):
+        with pytest.raises(InputError, match="a number kappa > 0"):
+            DataEmphasisedELBO(kappa)
+    for power in (0, 1.5, "1"):
+        with pytest.raises(InputError, match="0 < power <= 1"):
+            ExpectationPropagation(power)
+    with pytest.raises(InputError, match=r"rules.Variational\(\)"):
+        GP(RBF(), rule=Variational).fit(X, F)
+    with pytest.raises(InputError, match=r"objectives.Evidence\(\)"):
+        GP(RBF(), objective="evidence").fit(X, F)
+    with pytest.raises(InputError, match="link='probit' or link='logit'"):
+        Bernoulli("cauchit")
+    with pytest.raises(InputError, match="Poisson has none"):
+        GP(RBF(), Poisson()).condition(X, COUNTS).predict(X, noise=0.1)
+
+
+def test_what_is_chosen_by_auto():
+    for likelihood, rule, objective in (
+        (None, "auto", Evidence()), (Poisson(), "auto", EPEvidence()), (Categorical(2), "auto", ELBO()),
+        (Bernoulli(), Laplace(), Evidence()), (Bernoulli(), ExpectationPropagation(), EPEvidence()),
+    ):  # fmt: skip
+        gp = GP(RBF(), likelihood, rule=rule).condition(X, LABELS)
+        assert gp.objective_ == objective
+
+
+@pytest.mark.parametrize("name", ["Bernoulli", "StudentT", "Ordinal", "Categorical", "Laplace"])
+def test_save_and_load(tmp_path, name):
+    likelihoods = {
+        "Bernoulli": (Bernoulli("logit"), LABELS), "StudentT": (StudentT(), F), "Laplace": (gpx.likelihoods.Laplace(), F),
+        "Ordinal": (Ordinal(3), np.digitize(F, [-0.4, 0.5])), "Categorical": (Categorical(2), LABELS),
+    }  # fmt: skip
+    likelihood, y = likelihoods[name]
+    gp = GP(RBF(0.8), likelihood, rule=Laplace() if name == "Bernoulli" else "auto").condition(X, y + 0.0)
+    gp.save(tmp_path / "model.gpx")
+    other = gpx.load(tmp_path / "model.gpx")
+    assert torch.equal(other.predict(X).mean, gp.predict(X).mean)
+    assert torch.equal(other.predict(X, of="f").variance, gp.predict(X, of="f").variance)
+    assert other.log_evidence() == pytest.approx(gp.log_evidence(), abs=1e-9)
+    other.update(X[:2] + 0.01, y[:2] + 0.0)
