@@ -63,7 +63,7 @@ def register(cls: Class) -> Class:
 
 
 def _name(cls: type) -> str:
-    """The name in files: with its package, since gpx and gpytorch, and the parts of gpx, share names; the user's modules may move."""
+    """The name in files: with its package, since these share names; the user's own modules may move."""
     parts = cls.__module__.split(".")
     depth = {"gpx": 2, "gpytorch": 1}.get(parts[0], 0)
     return ".".join([*parts[:depth], cls.__name__])

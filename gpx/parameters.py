@@ -229,6 +229,13 @@ class Parameterised:
             centre = value.log().expand(raw.shape).clone()
             self._set_prior(name, LogNormalPrior(centre, torch.full_like(centre, spread)))
 
+    def keep_above(self, name: str, floor: float) -> None:
+        """A lower bound for a positive value whose start the user gave, without bounds; a smaller start lowers it."""
+        choice = self.choices[name]
+        if choice.given and not choice.bounded:
+            lower = min(floor, float(getattr(self, name).detach().min()))
+            self.register_constraint(f"raw_{name}", LogInterval(lower, math.inf))
+
     def drop_weak_priors(self) -> None:
         """Remove the priors that came from the data; the user's own stay."""
         for name, choice in self.choices.items():

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from gpx.inference.problem import Problem
 
 MAX_STEPS = 200
-WARM_STEPS = 50  # from sites of a neighbour: where these do not do, it is no neighbour
+WARM_STEPS = 30  # from sites of a neighbour: where these do not do, it is no neighbour
 TOLERANCE = 1e-8  # of the residual, which has no unit
 GROWTH = 1.3
 SMALLEST_STEP = 1e-4
-ROUNDING = 1e-12  # a merit may fall by this share of its size
+ROUNDING = 1e-9  # a merit may fall by this share of its size
 START_VARIANCE = 1.0  # the rule's first marginals are no wider
 NEWTON_BELOW = 3.0  # residual below which Newton's method is tried
 
@@ -51,7 +51,7 @@ def infer(problem: Problem) -> Inferred:
     A damped step is taken if the rule's merit does not fall (the step grows by 1.3, to at most 1), else it is halved. Newton's
     method on the fixed-point equation is tried first, and kept if the merit does not fall and either rises by a percent or the
     residual halves.
-    Raises: NumericalError if there is no finite start. Cost: a factorisation per step; 200 at most, 50 from given sites.
+    Raises: NumericalError if there is no finite start. Cost: a factorisation per step; 200 at most, 30 from given sites.
     """
     exact = problem.likelihood.exact_sites(problem.data)
     if exact is not None:
@@ -78,11 +78,12 @@ def infer(problem: Problem) -> Inferred:
 
 
 def first_sites(problem: Problem) -> Sites:
-    """The sites that the rule makes of the prior mean, with variances of at most one."""
+    """The sites that the rule makes of the targets as the latent functions see them, with variances of at most one."""
     mean = problem.prior.mean_at(problem.data.x, problem.columns)
     none = Sites(torch.zeros_like(mean), torch.zeros_like(mean))
-    prior = problem.condition(none).site_marginals.variance
-    start = SiteMarginals(mean, prior.clamp_max(START_VARIANCE))
+    variance = problem.condition(none).site_marginals.variance.clamp_max(START_VARIANCE)
+    seen = torch.stack([part.y for part in problem.likelihood.latent_data(problem.data)], -1).flatten(1)
+    start = SiteMarginals(torch.where(torch.isnan(seen), mean, seen), variance)
     return problem.rule.update(problem.likelihood, problem.data, start, none)
 
 
@@ -125,7 +126,7 @@ class _State:
         return int((observed & (self.posterior.sites.tau == 0)).sum())
 
     def advances(self, other: _State) -> bool:
-        """Whether Newton's step was worth its price."""
+        """Whether the residual has halved or the merit risen by a percent."""
         return self.residual <= 0.5 * other.residual or self.merit >= other.merit + 0.01 * abs(other.merit)
 
     def damped(self, step: float) -> _State:

@@ -204,8 +204,9 @@ def profile(
     gradient in the hyperparameters theta.
 
     Arguments: local: differentiable in marginals, sites and likelihood. stationary: whether the value does not depend on the
-    sites and marginals to first order, by the rule's fixed point (it does where precisions were cut at zero); sites_move: whether the gradient follows the sites.
-    Raises: StructureError where the gradient needs more than the engine or the rule offers. Cost: an adjoint solve (O(N^2) per
+    sites and marginals to first order, by the rule's fixed point (it does where precisions were cut at zero); sites_move:
+    whether the gradient follows the sites.
+    Raises: NumericalError if the adjoint solve fails. Cost: an adjoint solve (O(N^2) per
     product for Exact) and 2 N^3, unless stationary.
     """
     posterior = problem.inferred.posterior

@@ -12,7 +12,7 @@ from torch.distributions import Normal
 from gpx.errors import InputError
 from gpx.inputs import Data, as_like
 from gpx.likelihoods.base import Likelihood
-from gpx.parameters import LogInterval, Value, format_value
+from gpx.parameters import Value, format_value
 from gpx.sites import Sites
 
 NOISE_FLOOR = 1e-6  # of the target variance
@@ -102,11 +102,8 @@ class Gaussian(Likelihood):
     def init_from(self, data: Data) -> None:
         if self.known_noise is not None:
             return
-        choice = self.choices["noise"]
         self.start("noise", START * data.variance, box=(NOISE_FLOOR / START, 1e2))
-        if choice.given and not choice.bounded:
-            floor = min(NOISE_FLOOR * data.variance, float(self.noise.detach()))
-            self.register_constraint("raw_noise", LogInterval(floor, math.inf))
+        self.keep_above("noise", NOISE_FLOOR * data.variance)
 
     def extended(self, new: Data, noise: Any) -> tuple[Gaussian, Gaussian]:
         if self.known_noise is None:

@@ -14,6 +14,7 @@ from torch.distributions import StudentT as TorchStudentT
 
 from gpx.inputs import Data
 from gpx.likelihoods.base import Likelihood, exp
+from gpx.likelihoods.gaussian import NOISE_FLOOR
 from gpx.likelihoods.predictive import Mixture
 from gpx.likelihoods.special import student_cdf
 from gpx.linalg.quadrature import expectation, log_expectation, normal_log_density
@@ -61,7 +62,8 @@ class StudentT(Likelihood):
 
     def init_from(self, data: Data) -> None:
         self.start("df", 4.0, box=(0.51, 25.0))
-        self.start("scale", math.sqrt(0.1 * data.variance))
+        self.keep_above("df", 2.04)
+        _start_scale(self, 0.1, data)
 
     def predict(self, mean: Tensor, variance: Tensor, noise: Any = None) -> AroundMean:
         self._refuse(noise)
@@ -105,7 +107,7 @@ class Laplace(Likelihood):
         return TorchLaplace(f, self.scale.detach().to(f), validate_args=False)
 
     def init_from(self, data: Data) -> None:
-        self.start("scale", math.sqrt(0.05 * data.variance))
+        _start_scale(self, 0.05, data)
 
     def predict(self, mean: Tensor, variance: Tensor, noise: Any = None) -> LaplaceMixture:
         self._refuse(noise)
@@ -203,6 +205,13 @@ class HeteroscedasticMixture(Mixture):
             return Normal(m.unsqueeze(-1), (v.unsqueeze(-1) + exp(f)).sqrt(), validate_args=False).cdf(value)
 
         return expectation(below, g, w, g, w.sqrt().clamp_min(1e-3)).clamp(0, 1)
+
+
+def _start_scale(likelihood: Likelihood, share: float, data: Data) -> None:
+    """A scale whose square is a share of the target variance, and never below a thousandth of the target's spread."""
+    start, floor = math.sqrt(share * data.variance), math.sqrt(NOISE_FLOOR * data.variance)
+    likelihood.start("scale", start, box=(floor / start, 1e2))
+    likelihood.keep_above("scale", floor)
 
 
 def _gap(y: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:

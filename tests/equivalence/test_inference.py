@@ -95,22 +95,26 @@ def gradients(gp: GP, step: float = 1e-3) -> tuple[np.ndarray, np.ndarray]:
     return gradient, np.array(rows)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("case", CASES)
+COMBINATIONS = [
+    pytest.param(case, method, marks=[] if case in ("probit", "Poisson") else [pytest.mark.slow, pytest.mark.ci])
+    for case, (likelihood, _) in CASES.items()
+    for method in METHODS
+    if (likelihood.num_latents == 1 or method in ("ELBO", "data-emphasised"))  # of several latents: bounds only
+    and not (case == method == "Laplace")  # the noise has no second derivative that Laplace's rule could use
+]
+
+
+@pytest.mark.parametrize(("case", "method"), COMBINATIONS)
 def test_gradients_are_differences_of_the_solved_objective(case, method):
     likelihood, y = CASES[case]
     rule, objective = METHODS[method]
-    if likelihood.num_latents > 1 and method not in ("ELBO", "data-emphasised"):
-        pytest.skip("several latent functions per datum: the variational rule and its bounds only")
-    if case == "Laplace" and method == "Laplace":
-        pytest.skip("Laplace noise has no second derivative, so Laplace's rule has nothing to expand")
     gradient, differences = gradients(conditioned(likelihood, y, rule, objective))
     close(gradient, differences, f"gradient of {method}", 1e-4)
 
 
 @pytest.mark.data
 def test_gradient_on_parkinsons_and_its_published_bias():
-    """80 rows: the implicit gradient is that of the function, that at fixed sites is far off."""
+    """80 rows: the implicit gradient is that of the function, that at fixed sites is not."""
     data = gpx.datasets.load("parkinsons")
     X, y = data.X[:80], data.y[:80]
     X = (X - X.mean(0)) / X.std(0)
@@ -118,7 +122,7 @@ def test_gradient_on_parkinsons_and_its_published_bias():
     gradient, differences = gradients(conditioned(Bernoulli(), y, Variational(), EPEvidence(), X, **options))
     close(gradient, differences, "implicit gradient", 1e-4)
     held, _ = gradients(conditioned(Bernoulli(), y, Variational(), EPEvidence("fixed-sites"), X, **options))
-    assert np.abs(held - differences).max() > 0.1 * np.abs(differences).max()
+    assert np.abs(held - differences).max() > 50 * np.abs(gradient - differences).max()
 
 
 @pytest.mark.parametrize(
@@ -175,6 +179,8 @@ SMALL = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("case", SMALL)
 def test_evidence_by_importance_sampling(case):
     """1,000,000 draws, n = 18: the ELBO is a bound (to 3 standard errors: one false alarm in 700), probit EP within 0.05."""
