@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from gpx.errors import NumericalError
 from gpx.inference.alternate import alternate
 from gpx.inference.coordinates import Coordinate, Coordinates
-from gpx.inference.infer import Inferred
+from gpx.inference.infer import MAX_STEPS, Inferred
 from gpx.inference.objectives import Objective
 from gpx.inference.problem import Problem
 from gpx.posterior import make_generator
@@ -23,6 +23,7 @@ from gpx.sites import Sites
 
 FTOL = 1e-8  # relative to the gain over a constant with white noise
 GTOL = 1e-5  # nats per unit of a coordinate, times the square root of N
+WARM_STEPS = 30  # from the sites of a neighbour: where these do not do, it is no neighbour
 COARSE = 1e-3  # residual of the sites above which an objective is not trusted
 START_ROWS = 500
 LENGTHSCALE_FACTORS = (0.03, 0.1, 0.3, 1.0, 3.0)
@@ -122,7 +123,8 @@ class _Search:
         if time.monotonic() > self.deadline and self.best_z is not None:
             raise _Timeout
         self.evaluations += 1
-        problem = self.problem.anew(self.best_sites)
+        warm = self.best_sites is not None
+        problem = self.problem.anew(self.best_sites, WARM_STEPS if warm else MAX_STEPS)
         loss, gradient = self.evaluate(problem, z)
         if not (math.isfinite(loss) and np.isfinite(gradient).all()):
             return self._wall(z)

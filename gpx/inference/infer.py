@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from gpx.inference.problem import Problem
 
 MAX_STEPS = 200
-WARM_STEPS = 30  # from sites of a neighbour: where these do not do, it is no neighbour
 TOLERANCE = 1e-8  # of the residual, which has no unit
 GROWTH = 1.3
 SMALLEST_STEP = 1e-4
@@ -51,7 +50,7 @@ def infer(problem: Problem) -> Inferred:
     A damped step is taken if the rule's merit does not fall (the step grows by 1.3, to at most 1), else it is halved. Newton's
     method on the fixed-point equation is tried first, and kept if the merit does not fall and either rises by a percent or the
     residual halves.
-    Raises: NumericalError if there is no finite start. Cost: a factorisation per step; 200 at most, 30 from given sites.
+    Raises: NumericalError if there is no finite start. Cost: a factorisation per step; `max_steps` of the problem at most.
     """
     exact = problem.likelihood.exact_sites(problem.data)
     if exact is not None:
@@ -61,8 +60,8 @@ def infer(problem: Problem) -> Inferred:
         state = _State(problem, problem.condition(first_sites(problem)))
     if not state.finite:
         raise NumericalError("The sites of the likelihood have no finite start; lower the outputscale of the kernel.")
-    step, steps, limit = problem.rule.first_step, 1, MAX_STEPS if problem.start is None else WARM_STEPS
-    while state.residual > TOLERANCE and steps < limit and step > SMALLEST_STEP:
+    step, steps = problem.rule.first_step, 1
+    while state.residual > TOLERANCE and steps < problem.max_steps and step > SMALLEST_STEP:
         trial = state.newton()
         if trial is not None:
             steps += 1

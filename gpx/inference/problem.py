@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gpx.engines.base import Engine
-from gpx.inference.infer import Inferred, infer
+from gpx.inference.infer import MAX_STEPS, Inferred, infer
 from gpx.inference.rules import Rule
 from gpx.inputs import Data
 from gpx.likelihoods import Likelihood
@@ -22,7 +22,8 @@ from gpx.sites import Sites
 class Problem:
     """Prior, data and likelihood, and how to solve for the posterior.
 
-    plan: made by the engine for these data; start: sites from which the rule sets out, None: the rule's own.
+    plan: made by the engine for these data; start: sites from which the rule sets out, None: the rule's own; max_steps: of
+    the search for sites.
     """
 
     prior: Prior
@@ -32,6 +33,7 @@ class Problem:
     rule: Rule
     plan: Any
     start: Sites | None = None
+    max_steps: int = MAX_STEPS
 
     @staticmethod
     def planned(
@@ -74,9 +76,9 @@ class Problem:
         """What was inferred, if that was asked for."""
         return self.__dict__.get("inferred")
 
-    def anew(self, start: Sites | None = None) -> Problem:
+    def anew(self, start: Sites | None = None, max_steps: int = MAX_STEPS) -> Problem:
         """The same problem with nothing inferred, to be read at other hyperparameters."""
-        return replace(self, start=start)
+        return replace(self, start=start, max_steps=max_steps)
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Solved(Problem):
         assert self.solution is not None
         return self.solution
 
-    def anew(self, start: Sites | None = None) -> Problem:
+    def anew(self, start: Sites | None = None, max_steps: int = MAX_STEPS) -> Problem:
         """A problem that is not solved, from the sites of this one."""
         fields = {name: getattr(self, name) for name in Problem.__dataclass_fields__}
-        return Problem(**{**fields, "start": self.start if start is None else start})
+        return Problem(**{**fields, "start": self.start if start is None else start, "max_steps": max_steps})

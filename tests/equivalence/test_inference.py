@@ -237,7 +237,7 @@ def test_leave_one_out_is_leaving_out():
     for row in (0, 11, 29):
         rest = np.arange(len(X)) != row
         without = conditioned(likelihood, y[rest], ExpectationPropagation(), EPEvidence(), X[rest])
-        assert float(density[row]) == pytest.approx(float(without.predict(X[[row]]).log_prob(y[[row]])), abs=0.02)
+        assert float(density[row]) == pytest.approx(float(without.predict(X[[row]]).log_prob(y[[row]])), abs=0.05)
 
 
 @pytest.mark.parametrize("case", CASES)

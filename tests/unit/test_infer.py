@@ -59,11 +59,11 @@ def test_where_undamped_steps_oscillate(lengthscale, outputscale):
 
 
 def test_a_search_that_does_not_converge_is_reported(monkeypatch):
-    monkeypatch.setattr("gpx.inference.infer.MAX_STEPS", 2)
-    monkeypatch.setattr("gpx.inference.infer.WARM_STEPS", 1)
+    monkeypatch.setattr("gpx.inference.infer.TOLERANCE", -1.0)
+    monkeypatch.setattr("gpx.inference.infer.SMALLEST_STEP", 0.3)
     with pytest.warns(FitWarning, match="sites of the likelihood did not converge.*another rule, or bounds"):
         gp = GP(RBF(), Bernoulli()).fit(X, LABELS, max_iter=3)
-    assert not gp.result_.sites_converged and gp.result_.site_residual > 1e-8
+    assert not gp.result_.sites_converged
     assert "did NOT converge" in str(gp.result_)
 
 
