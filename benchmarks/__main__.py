@@ -20,9 +20,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     if options.name is None:
+        width = max(map(len, registry.MODULES))
         for name in registry.MODULES:
             task = registry.find(name)
-            print(f"{name:<10} {task.description}\n{'':<10} models: {', '.join(task.models)}")
+            print(f"{name:<{width}} {task.description}\n{'':<{width}} models: {', '.join(task.models)}")
         return 0
     try:
         task = registry.find(options.name)

@@ -11,7 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-MODULES = {"exact": "benchmarks.tasks.exact", "memory": "benchmarks.tasks.memory"}
+MODULES = {
+    "exact": "benchmarks.tasks.exact",
+    "memory": "benchmarks.tasks.memory",
+    "classification": "benchmarks.tasks.classification",
+    "classification-gpytorch": "benchmarks.tasks.classification_gpytorch",
+    "classification-sklearn": "benchmarks.tasks.classification_sklearn",
+}
 
 
 @dataclass(frozen=True)

@@ -171,3 +171,29 @@ def test_the_exact_task_is_the_stated_problem():
     assert (abs(X.mean(0)) < 1e-7).all()
     assert abs(X.std(0) - 1).max() < 1e-9
     assert (y.mean(), y.std()) == pytest.approx((0.0, 1.0))
+
+
+@pytest.mark.data
+def test_the_folds_of_the_classification_task_are_the_stated_ones():
+    from benchmarks.tasks import classification, classification_gpytorch, classification_sklearn
+    from gpx import datasets
+
+    needed = {*classification.SETS} - {"breast_cancer"}
+    if needed - {entry.name for entry in datasets.catalogue() if entry.available}:
+        pytest.skip("needs the data folder: set GPX_DATA")
+    sizes = {name: len(classification.rows(name)[1]) for name in classification.SETS}
+    assert sizes == {
+        "ionosphere": 351, "parkinsons": 195, "monks-2": 601, "sonar": 208, "breast_cancer": 569, "usps": 1540,
+    }  # fmt: skip
+    for name in classification.SETS:
+        folds = list(classification.folds(name, seed=9))
+        assert sum(len(fold.y_test) for fold in folds) == sizes[name]
+        for fold in folds:
+            assert {*fold.y, *fold.y_test} == {0.0, 1.0}
+            assert len(fold.y) + len(fold.y_test) == sizes[name]
+            assert abs(fold.X.mean(0)).max() < 1e-9
+            assert np.isclose(fold.X.std(0), 1, atol=1e-9)[np.ptp(fold.X, axis=0) > 0].all()
+        (quick,) = classification.folds(name, seed=0, quick=True)
+        assert {*quick.y} == {0.0, 1.0}
+    for task in (classification_gpytorch.TASK, classification_sklearn.TASK):
+        assert task.reference in task.models
