@@ -48,7 +48,8 @@ class _Mean(Parameterised, gpytorch.means.Mean):
     def _spread(self, name: str, shape: tuple[int, ...]) -> None:
         """Give a value its shape; one that has it keeps its numbers."""
         value = getattr(self, name).detach()
-        self.assign(name, value if value.shape == shape else value.reshape(-1)[:1].expand(shape))
+        if value.shape != shape:
+            self.assign(name, value.reshape(-1)[:1].expand(shape).clone())
 
     def init_from(self, data: Data) -> None:
         """Start at the mean of the observed targets."""
