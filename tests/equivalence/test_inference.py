@@ -186,14 +186,47 @@ def test_evidence_by_importance_sampling(case):
     """1,000,000 draws, n = 18: the ELBO is a bound (to 3 standard errors: one false alarm in 700), probit EP within 0.05."""
     likelihood, y = SMALL[case]
     x, y = X[:18], y[:18]
-    ep = conditioned(likelihood, y, ExpectationPropagation(), EPEvidence(), x)
+    options = {"lengthscale": 0.9, "outputscale": 1.0}
+    ep = conditioned(likelihood, y, ExpectationPropagation(), EPEvidence(), x, **options)
     truth, error = _sampled_evidence(ep, 1_000_000)
     assert error < 0.02
-    bound = conditioned(likelihood, y, Variational(), ELBO(), x).log_evidence()
+    bound = conditioned(likelihood, y, Variational(), ELBO(), x, **options).log_evidence()
     assert bound <= truth + 3 * error
     assert bound > truth - 1.0
     if case == "probit":
         assert abs(ep.log_evidence() - truth) < 0.05 + 3 * error
+
+
+def test_ep_is_sequential_ep():
+    """Against the textbook algorithm, one site at a time: Rasmussen & Williams (2006), algorithm 3.5 and eq. 3.65."""
+    from scipy.stats import norm
+
+    gp = conditioned(Bernoulli(), LABELS, ExpectationPropagation(), EPEvidence())
+    K, sign = gpx.kernels.matrix(gp.kernel_, X).detach().numpy(), np.where(LABELS > 0, 1, -1)
+    nu, tau, S, m = np.zeros(30), np.zeros(30), K.copy(), np.zeros(30)
+    for _ in range(60):
+        for i in range(30):
+            cavity = 1 / S[i, i] - tau[i]
+            mean, variance = (m[i] / S[i, i] - nu[i]) / cavity, 1 / cavity
+            z = sign[i] * mean / np.sqrt(1 + variance)
+            ratio = np.exp(norm.logpdf(z) - norm.logcdf(z))
+            tilted = variance - variance**2 * ratio * (z + ratio) / (1 + variance)
+            step = 1 / tilted - cavity - tau[i]
+            nu[i] = (mean + sign[i] * variance * ratio / np.sqrt(1 + variance)) / tilted - mean * cavity
+            tau[i] += step
+            S -= step / (1 + step * S[i, i]) * np.outer(S[:, i], S[:, i])
+            m = S @ nu
+    close(gp.posterior_.sites.tau[:, 0], tau, "precisions", 1e-6)
+    close(gp.posterior_.sites.nu[:, 0], nu, "sites", 1e-6)
+    variance = np.diag(S)
+    cavity = 1 / variance - tau
+    mean, variance = (m / variance - nu) / cavity, 1 / cavity
+    evidence = (
+        norm.logcdf(sign * mean / np.sqrt(1 + variance)).sum() + 0.5 * np.log1p(tau * variance).sum() + 0.5 * nu @ m
+    )
+    evidence -= 0.5 * np.linalg.slogdet(np.eye(30) + np.sqrt(np.outer(tau, tau)) * K)[1]
+    evidence -= ((nu * mean - 0.5 * tau * mean**2 + 0.5 * nu**2 * variance) / (1 + tau * variance)).sum()
+    assert gp.log_evidence() == pytest.approx(evidence, abs=1e-7)
 
 
 def _sampled_evidence(gp: GP, count: int) -> tuple[float, float]:
