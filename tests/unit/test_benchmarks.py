@@ -158,10 +158,7 @@ def test_measures():
 @pytest.mark.data
 def test_the_exact_task_is_the_stated_problem():
     from benchmarks.tasks.exact import problem
-    from gpx import datasets
 
-    if not any(entry.name == "elevators" and entry.available for entry in datasets.catalogue()):
-        pytest.skip("needs the data folder: set GPX_DATA")
     full, quick = problem(quick=False), problem(quick=True)
     assert full.X.shape == (2000, 18)
     assert full.X_test.shape == (1000, 18)

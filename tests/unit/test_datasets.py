@@ -61,8 +61,6 @@ def test_diabetes_is_in_natural_units():
 @pytest.mark.data
 @pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if not entry.bundled])
 def test_every_entry_loads(name):
-    if not ENTRIES[name].available:
-        pytest.skip("needs the data folder: set GPX_DATA")
     data = datasets.load(name)
     N, D = data.X.shape
     assert data.y.shape == (N,) and len(data.columns) == D
@@ -79,8 +77,6 @@ def test_every_entry_loads(name):
 
 @pytest.mark.data
 def test_known_sizes_and_values():
-    if not ENTRIES["elevators"].available:
-        pytest.skip("needs the data folder: set GPX_DATA")
     sizes = {
         "elevators": (16599, 18, 10),
         "yacht": (308, 6, 10),
