@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -44,12 +45,12 @@ class Data:
     resolution: float = 1.0
     flat: bool = True
 
-    @property
+    @cached_property
     def observed(self) -> Tensor:
         """[N, P] bool: False where the target is missing."""
         return ~torch.isnan(self.y)
 
-    @property
+    @cached_property
     def filled(self) -> Tensor:
         """Targets [N, P] with an observed one in place of the missing: in the domain of every likelihood."""
         seen = self.y[self.observed]

@@ -56,8 +56,9 @@ class Posterior(ABC):
         """The changes [N, C] of mean and variance in `site_marginals` along a direction of the sites; numbers."""
 
     @abstractmethod
-    def slope(self, direction: Sites) -> Tensor:
-        """The derivative of `log_partition` along a direction of the sites: ``sum dnu m - dtau (v + m^2) / 2``.
+    def slope(self, direction: Sites, share: float = 0.0) -> Tensor:
+        """The derivative of `log_partition` along a direction of the sites, ``sum dnu m - dtau (v + m^2) / 2``, and a share
+        of `log_partition` itself: one pass over the kernel for both.
 
         Differentiable in the hyperparameters, the direction being constant: with it every function of the site marginals
         has a gradient.
@@ -152,10 +153,10 @@ class Shifted(Posterior):
     def response(self, direction: Sites) -> tuple[Tensor, Tensor]:
         return self.centred.response(direction.centred(self.at_sites.detach()))
 
-    def slope(self, direction: Sites) -> Tensor:
-        mu = self.at_sites
-        inner = self.centred.slope(direction.centred(mu))
-        return inner + (direction.nu * mu - 0.5 * direction.tau * mu.square()).sum()
+    def slope(self, direction: Sites, share: float = 0.0) -> Tensor:
+        mu, nu = self.at_sites, direction.nu + share * self.sites.nu
+        tau = direction.tau + share * self.sites.tau
+        return self.centred.slope(direction.centred(mu), share) + (nu * mu - 0.5 * tau * mu.square()).sum()
 
     def update(self, x: Tensor, sites: Sites) -> Shifted:
         at_new = self.mean(x)

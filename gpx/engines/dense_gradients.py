@@ -90,7 +90,7 @@ class LogPartition(torch.autograd.Function):
     def forward(ctx: Any, solution: Solution, x: Tensor, nu: Tensor, tau: Tensor, *params: Tensor) -> Tensor:
         ctx.solution = solution
         ctx.save_for_backward(x, tau, *params)
-        return 0.5 * (nu * solution.mean).sum() - 0.5 * nu.shape[1] * solution.factor.logdet()
+        return solution.log_partition()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -110,7 +110,7 @@ class LogPartition(torch.autograd.Function):
 
 
 class Slope(torch.autograd.Function):
-    """The derivative of the log partition along a direction of the sites: ``sum dnu m - dtau (v + m^2) / 2``.
+    """``share log Z`` and the derivative of log Z along a direction of the sites, ``sum dnu m - dtau (v + m^2) / 2``.
 
     With ``D = I - S T`` (S: posterior covariance, T: diag tau) a change dK of the prior changes m by ``D dK alpha`` and S by
     ``D dK D^T``. Differentiable in the kernel, nu and dnu; the precisions are constants.
@@ -118,32 +118,41 @@ class Slope(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, solution: Solution, x: Tensor, nu: Tensor, dnu: Tensor, dtau: Tensor, *params: Tensor
+        ctx: Any, solution: Solution, share: float, x: Tensor, nu: Tensor, dnu: Tensor, dtau: Tensor, *params: Tensor
     ) -> Tensor:
-        ctx.solution = solution
+        ctx.solution, ctx.share = solution, share
         ctx.save_for_backward(x, dnu, dtau, *params)
         second = solution.variance[:, None] + solution.mean.square()
-        return (dnu * solution.mean).sum() - 0.5 * (dtau * second).sum()
+        slope = (dnu * solution.mean).sum() - 0.5 * (dtau * second).sum()
+        return slope + share * solution.log_partition() if share else slope
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, dnu, dtau, *params = ctx.saved_tensors
-        s = ctx.solution
-        tau, covariance = s.tau, s.posterior_covariance
+        s, share = ctx.solution, ctx.share
+        tau, root, alpha = s.tau, s.root, s.alpha
         push = grad * (dnu - dtau * s.mean)
-        push = push - tau[:, None] * (covariance @ push)  # D^T push
+        push = push - tau[:, None] * s.times_covariance(push)  # D^T push
         pull = -0.5 * grad * dtau.sum(1)
-        inner = (covariance * pull) @ covariance
+        spread, inverse = bool(pull.any()), s.factor.inverse() if share else None
+        if spread:
+            covariance = s.posterior_covariance
+            inner = (covariance * pull) @ covariance
 
         def weights(rows: slice, left: slice) -> Tensor:
-            block = covariance[rows, left]
-            w = tau[rows, None] * inner[rows, left] * tau[left]
-            w.sub_(tau[rows, None] * block * pull[left]).sub_(pull[rows, None] * block * tau[left])
-            w.diagonal(offset=rows.start).add_(pull[rows])
-            return w.add_(0.5 * (push[rows] @ s.alpha[left].mT + s.alpha[rows] @ push[left].mT))
+            w = 0.5 * (push[rows] @ alpha[left].mT + alpha[rows] @ push[left].mT)
+            if inverse is not None:
+                w.add_(_evidence_weights(inverse, root, alpha, share * grad, rows, left))
+            if spread:
+                block = covariance[rows, left]
+                w.add_(tau[rows, None] * inner[rows, left] * tau[left])
+                w.sub_(tau[rows, None] * block * pull[left]).sub_(pull[rows, None] * block * tau[left])
+                w.diagonal(offset=rows.start).add_(pull[rows])
+            return w
 
-        grads = _kernel_gradients(s.kernel, x, ctx.needs_input_grad[1], weights, params)
-        return None, grads[0], grad * s.response(dnu, dtau)[0], grad * s.mean, None, *grads[1:]
+        grads = _kernel_gradients(s.kernel, x, ctx.needs_input_grad[2], weights, params)
+        grad_nu = grad * (s.response(dnu, dtau)[0] + share * s.mean)
+        return None, None, grads[0], grad_nu, grad * s.mean, None, *grads[1:]
 
 
 class Precision(torch.autograd.Function):

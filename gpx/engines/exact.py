@@ -200,13 +200,26 @@ class Solution:
         """``K - K root B^-1 root K`` [n, n]."""
         return torch.addmm(self.covariance, self._half.mT, self._half, alpha=-1)
 
+    def times_covariance(self, values: Tensor) -> Tensor:
+        """The posterior covariance times values [n, c]."""
+        if "posterior_covariance" in self.__dict__:
+            return self.posterior_covariance @ values
+        return self.covariance @ values - self._half.mT @ (self._half @ values)
+
     def response(self, dnu: Tensor, dtau: Tensor) -> tuple[Tensor, Tensor]:
         """Changes [n, c] of mean and variance with the sites: ``S (dnu - m dtau)`` and ``-(S o S) dtau``.
 
         Only columns with a factor of their own may change their precisions.
         """
+        if not bool(dtau.any()):
+            return self.times_covariance(dnu), torch.zeros_like(dnu)
         covariance = self.posterior_covariance
         return covariance @ (dnu - self.mean * dtau), -(covariance.square() @ dtau)
+
+    def log_partition(self) -> Tensor:
+        """``log int N(f; 0, K) prod_n t_n(f_n) df``, summed over columns."""
+        nu = self.nu.detach()
+        return 0.5 * (nu * self.mean).sum() - 0.5 * nu.shape[1] * self.factor.logdet()
 
     def density(self) -> tuple[Tensor, Tensor]:
         """The log density of the targets ``nu / tau`` and alpha [n, c], differentiable."""
@@ -299,12 +312,12 @@ class ExactPosterior(Posterior):
             dm[cells], dv[cells] = s.response(direction.nu[cells], direction.tau[cells])
         return dm, dv
 
-    def slope(self, direction: Sites) -> Tensor:
+    def slope(self, direction: Sites, share: float = 0.0) -> Tensor:
         total = self.sites.nu.new_zeros(())
         for s in self.solutions:
             cells = s.cells(self.sites)
             parts = self.sites.nu[cells], direction.nu[cells], direction.tau[cells]
-            total = total + Slope.apply(s, s.x, *parts, *trainable(s.kernel))
+            total = total + Slope.apply(s, share, s.x, *parts, *trainable(s.kernel))
         return total
 
     def marginals(self, x: Tensor) -> tuple[Tensor, Tensor]:

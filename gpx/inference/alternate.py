@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpx.inference.infer import first_sites
+from gpx.inference.infer import first_posterior
 from gpx.inputs import Data
 from gpx.likelihoods import Likelihood
 from gpx.posterior import Shifted
@@ -74,7 +74,7 @@ def alternate(search: Any, start: np.ndarray, bounds: np.ndarray, options: Any, 
 @torch.no_grad()
 def _damped(problem: Problem) -> Sites:
     """A fixed number of small steps of the rule: the published alternation does not wait for their fixed point."""
-    posterior = problem.condition(problem.start or first_sites(problem))
+    posterior = first_posterior(problem)
     for _ in range(SITE_STEPS):
         marginals, sites = posterior.site_marginals, posterior.sites
         target = problem.rule.update(problem.likelihood, problem.data, marginals, sites)

@@ -55,9 +55,9 @@ def infer(problem: Problem) -> Inferred:
     exact = problem.likelihood.exact_sites(problem.data)
     if exact is not None:
         return Inferred(problem.condition(exact))
-    state = _State(problem, problem.condition(problem.start or first_sites(problem)))
+    state = _State(problem, first_posterior(problem))
     if not state.finite and problem.start is not None:
-        state = _State(problem, problem.condition(first_sites(problem)))
+        state = _State(problem, first_posterior(problem.anew()))
     if not state.finite:
         raise NumericalError("The sites of the likelihood have no finite start; lower the outputscale of the kernel.")
     step, steps = problem.rule.first_step, 1
@@ -76,14 +76,18 @@ def infer(problem: Problem) -> Inferred:
     return state.result(steps)
 
 
-def first_sites(problem: Problem) -> Sites:
-    """The sites that the rule makes of the targets as the latent functions see them, with variances of at most one."""
-    mean = problem.prior.mean_at(problem.data.x, problem.columns)
-    none = Sites(torch.zeros_like(mean), torch.zeros_like(mean))
-    variance = problem.condition(none).site_marginals.variance.clamp_max(START_VARIANCE)
+def first_posterior(problem: Problem) -> Shifted:
+    """The posterior at the start of the problem, or else at the sites that the rule makes of the targets as the latent
+    functions see them, with variances of at most one.
+    """
+    none = problem.data.x.new_zeros(len(problem.data.x), problem.columns)
+    prior = problem.condition(Sites(none, none))
+    if problem.start is not None:
+        return prior.with_sites(problem.start)
     seen = torch.stack([part.y for part in problem.likelihood.latent_data(problem.data)], -1).flatten(1)
-    start = SiteMarginals(torch.where(torch.isnan(seen), mean, seen), variance)
-    return problem.rule.update(problem.likelihood, problem.data, start, none)
+    mean = torch.where(torch.isnan(seen), prior.at_sites, seen)
+    marginals = SiteMarginals(mean, prior.site_marginals.variance.clamp_max(START_VARIANCE))
+    return prior.with_sites(problem.rule.update(problem.likelihood, problem.data, marginals, prior.sites))
 
 
 @dataclass(frozen=True, eq=False)

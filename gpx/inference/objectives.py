@@ -225,7 +225,6 @@ def profile(
     value = local(*moving)
     grads = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
     mean, variance, nu, tau = (torch.zeros_like(v) if g is None else g for v, g in zip(leaves, grads, strict=True))
-    total = partition * posterior.log_partition + value
     if sites_move:
         site_map = SiteMap(problem, posterior)
         through = site_map.in_sites(mean, variance)
@@ -238,13 +237,14 @@ def profile(
             raise NumericalError("The implicit gradient was not found: the sites are not a stable fixed point here.")
         update = problem.rule.update(problem.likelihood, problem.data, marginals, sites)
         push = (weights.nu * update.nu + weights.tau * update.tau).sum()
-        total = total + (push - push.detach())
+        value = value + (push - push.detach())
         mean, variance = (a + b for a, b in zip((mean, variance), site_map.pull(weights), strict=True))
     along = direction(marginals.mean, mean, variance)
-    slope = posterior.slope(along)
     rest = along.nu - along.tau * marginals.mean
     in_mean = partition * (sites.nu - sites.tau * marginals.mean) + rest - sites.tau * posterior.response(along)[0]
-    return total + (slope - slope.detach()) + (in_mean * shift).sum()
+    moved = posterior.slope(along, partition)
+    total = partition * posterior.log_partition.detach() + value
+    return total + (moved - moved.detach()) + (in_mean * shift).sum()
 
 
 def leave_one_out_density(y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

@@ -199,6 +199,10 @@ def _sites(s: Setting) -> None:
     s.close(posterior.slope(along), slope, "slope", FINITE / s.tolerance)
     params = [p for p in s.kernel.parameters() if p.requires_grad]
     _same_gradients(s, params, posterior.slope(along), slope, "gradient of the slope")
+    together = posterior.slope(along, 0.7)
+    separate = posterior.slope(along) + 0.7 * posterior.log_partition
+    s.close(together, separate, "slope with a share of the log partition")
+    _same_gradients(s, params, together, separate, "gradient of the slope with a share of the log partition")
 
     other = Sites(s.sites.nu + along.nu, s.tau * (1 + along.tau.abs()))
     fresh = s.engine.condition(prior, plan, s.engine.parameters(prior, plan), other)

@@ -40,7 +40,7 @@ def undamped(gp: GP, steps: int) -> float:
     """The residual after steps of size one from no sites."""
     problem = gp._solved
     with torch.no_grad():
-        posterior = problem.condition(gpx.inference.infer.first_sites(problem))
+        posterior = gpx.inference.infer.first_posterior(problem)
         for _ in range(steps):
             target = problem.rule.update(problem.likelihood, problem.data, posterior.site_marginals, posterior.sites)
             posterior = posterior.with_sites(target)
