@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from gpx.errors import InputError
@@ -160,15 +161,16 @@ def crps(prediction: Predictive, y: torch.Tensor) -> float:
     return score(prediction, y)[observed].mean().item()
 
 
-def pit(prediction: Predictive, y: torch.Tensor) -> torch.Tensor:
+def pit(prediction: Predictive, y: torch.Tensor, seed: int = 0) -> torch.Tensor:
     """Probability integral transform, ``u_n = F_n(y_n)``: uniform on [0, 1] where predictions are calibrated.
 
-    For continuous targets; for counts and classes F has steps, and u is not uniform.
+    For counts and classes, where F has steps, u_n is drawn evenly from ``[F_n(y_n - 1), F_n(y_n)]``.
 
     Parameters
     ----------
     prediction : marginal predictions of y.
     y : [N] or [N, P].
+    seed : of those draws.
 
     Returns
     -------
@@ -178,7 +180,7 @@ def pit(prediction: Predictive, y: torch.Tensor) -> torch.Tensor:
     ------
     InputError : shapes differ, or no target is observed.
 
-    Source: Gneiting, Balabdaoui and Raftery (2007), section 3.1.
+    Source: Gneiting, Balabdaoui and Raftery (2007), section 3.1; Czado, Gneiting and Held (2009) for counts.
 
     Examples
     --------
@@ -189,7 +191,12 @@ def pit(prediction: Predictive, y: torch.Tensor) -> torch.Tensor:
     tensor([0.5000,    nan])
     """
     y, observed = _observed(prediction.mean, y)
-    return _missing(prediction.cdf(_filled(y, observed)), observed)
+    y = _filled(y, observed)
+    u = prediction.cdf(y)
+    if getattr(prediction, "is_discrete", False):
+        draws = np.random.default_rng(seed).random(y.shape)
+        u = u - torch.as_tensor(draws).to(u) * prediction.log_prob(y).exp()
+    return _missing(u, observed)
 
 
 def coverage(prediction: Predictive, y: torch.Tensor, level: float) -> float:

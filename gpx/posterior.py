@@ -14,6 +14,7 @@ from torch.distributions import Distribution, Normal
 
 from gpx.errors import InputError, NumericalError
 from gpx.inputs import Points, as_like
+from gpx.likelihoods.predictive import Mixture
 from gpx.linalg.cholesky import factorise
 from gpx.sites import SiteMarginals, Sites
 
@@ -198,6 +199,16 @@ class Prediction:
         return self.distribution.variance.sqrt()
 
     @property
+    def shape(self) -> torch.Size:
+        """[N*], or [N*, P]."""
+        return self.distribution.batch_shape
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether the targets are counts or classes."""
+        return bool(getattr(self.distribution.support, "is_discrete", False))
+
+    @property
     def is_normal(self) -> bool:
         """Whether the predictive distribution is Gaussian."""
         return isinstance(self.distribution, Normal)
@@ -231,16 +242,16 @@ class Prediction:
         return self.distribution.icdf(uniform.clamp_min(torch.finfo(uniform.dtype).tiny))
 
     def _targets(self, y: Any) -> Tensor:
-        values = as_like(y, self.mean, "y")
-        if values.squeeze(-1).shape != self.mean.squeeze(-1).shape:  # [N, 1] is as good as [N]
-            raise InputError(
-                f"y has shape {list(values.shape)}, the prediction has {list(self.mean.shape)}; they must match."
-            )
-        return values.reshape(self.mean.shape)
+        distribution, shape = self.distribution, self.shape
+        # The mean of a mixture is an integral over p(y | f), which need not have one.
+        values = as_like(y, distribution.latent_mean if isinstance(distribution, Mixture) else distribution.mean, "y")
+        if values.squeeze(-1).shape != torch.empty(shape).squeeze(-1).shape:  # [N, 1] is as good as [N]
+            raise InputError(f"y has shape {list(values.shape)}, the prediction has {list(shape)}; they must match.")
+        return values.reshape(shape)
 
     def __repr__(self) -> str:
         what = "y, noise included" if self.of == "y" else "f, the latent function"
-        return f"Prediction of {what}: {type(self.distribution).__name__}, shape {list(self.mean.shape)}"
+        return f"Prediction of {what}: {type(self.distribution).__name__}, shape {list(self.shape)}"
 
 
 @dataclass(frozen=True)

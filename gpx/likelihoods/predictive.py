@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from gpx.errors import StructureError
 from gpx.linalg.quadrature import expectation
 
 if TYPE_CHECKING:
@@ -58,7 +59,17 @@ class Mixture(Distribution):
 
     def cdf(self, value: Tensor) -> Tensor:
         value = value.expand(torch.broadcast_shapes(value.shape, self.batch_shape))
-        below = lambda f: self.conditional(f).cdf(value.unsqueeze(-1))  # noqa: E731
+
+        def below(f: Tensor) -> Tensor:
+            given = self.conditional(f)
+            try:
+                return given.cdf(value.unsqueeze(-1))
+            except NotImplementedError as error:
+                raise StructureError(
+                    f"{type(given).__name__}, the distribution of y given f in {self.likelihood}, has no cdf, which quantiles"
+                    " and intervals need; mean, variance and log_prob work."
+                ) from error
+
         return expectation(below, *self.latents(value), *self.bend(value)).clamp(0, 1)
 
     def bend(self, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,4 +194,10 @@ class Binary(Classes):
     """The two classes of labels {0, 1}, or of {-1, 1} where -1 counts as class 0."""
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return super().log_prob(torch.where(value == -1, torch.zeros_like(value), value))
+        return super().log_prob(self._number(value))
+
+    def cdf(self, value: Tensor) -> Tensor:
+        return super().cdf(self._number(value))
+
+    def _number(self, value: Tensor) -> Tensor:
+        return torch.where(value == -1, torch.zeros_like(value), value)

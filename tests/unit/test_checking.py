@@ -15,6 +15,7 @@ from scipy import integrate, stats
 import gpx
 from gpx import checking
 from gpx.errors import InputError
+from gpx.posterior import Prediction
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,22 @@ def test_pit_of_exact_draws_is_uniform():
     assert report.ks < 1.95 / math.sqrt(n)
     assert sum(report.pit_counts) == n
     assert max(abs(count - n / 10) for count in report.pit_counts) < 4.5 * math.sqrt(n * 0.09)
+
+
+@pytest.mark.parametrize("labels", [(0, 1), (-1, 1)])
+def test_pit_of_counts_and_classes_is_uniform(labels):
+    """Kolmogorov-Smirnov at 1.95 / sqrt(n), false alarm 1e-3; without the draws it is above 0.1."""
+    n, random = 4_000, np.random.default_rng(2)
+    f = torch.as_tensor(random.normal(size=n))
+    counts = torch.as_tensor(random.poisson(f.exp().numpy())).to(f)
+    classes = torch.as_tensor(np.where(random.random(n) < stats.norm.cdf(f.numpy()), labels[1], labels[0])).to(f)
+    certain = torch.full_like(f, 1e-12)
+    cases = [(gpx.likelihoods.Poisson(), counts), (gpx.likelihoods.Bernoulli(), classes)]
+    for likelihood, y in cases:
+        prediction = Prediction(likelihood.predict(f, certain))
+        u = checking.pit(prediction, y)
+        assert stats.kstest(u.numpy(), "uniform").statistic < 1.95 / math.sqrt(n)
+        assert stats.kstest(prediction.cdf(y).numpy(), "uniform").statistic > 0.1
 
 
 def test_ks_distance_equals_scipy():

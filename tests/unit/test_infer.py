@@ -125,6 +125,8 @@ def test_a_likelihood_of_gpytorch_is_wrapped():
     assert isinstance(a.likelihood_, FromGPyTorch)
     assert a.log_evidence() == pytest.approx(b.log_evidence(), abs=1e-6)
     close(a.predict(X).variance, b.predict(X).variance, "variances", 1e-6)
+    with pytest.raises(StructureError, match="has no cdf, which quantiles and intervals need; mean"):
+        a.predict(X).interval()
     fitted = GP(RBF(), theirs).fit(X, y)
     assert float(fitted.likelihood_.likelihood.noise.detach()) != pytest.approx(0.04)
     with pytest.raises(InputError, match=r"likelihoods.Gaussian\(\)"):

@@ -69,6 +69,7 @@ def test_only_the_density_is_required():
         1e-6,
     )
     assert gp.predict(X, of="f").mean.isfinite().all()
+    assert gp.predict(X).log_prob(Y).isfinite().all() and "Mixture, shape [20]" in repr(gp.predict(X))
     with pytest.raises(
         StructureError, match=r"Density must define conditional\(f\) for predictions of y; of='f' works"
     ):
