@@ -3,5 +3,6 @@
 from gpx.engines.auto import choose_engine
 from gpx.engines.base import Engine
 from gpx.engines.exact import Exact
+from gpx.engines.state_space import StateSpace
 
-__all__ = ["Engine", "Exact", "choose_engine"]
+__all__ = ["Engine", "Exact", "StateSpace", "choose_engine"]

@@ -9,12 +9,13 @@ from typing import Any
 
 from gpx.engines.base import Engine
 from gpx.engines.exact import Exact
+from gpx.engines.state_space import StateSpace
 from gpx.errors import InputError
 from gpx.inputs import Data
 from gpx.kernels.expressions import parse_call
 from gpx.prior import Prior
 
-ENGINES = {"Exact": Exact}
+ENGINES = {"Exact": Exact, "StateSpace": StateSpace}
 
 
 @dataclass(frozen=True)

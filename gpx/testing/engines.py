@@ -185,8 +185,8 @@ def _sites(s: Setting) -> None:
     posterior = s.engine.condition(prior, plan, s.engine.parameters(prior, plan), sites)
     mean, variance, seen = posterior.site_marginals.mean, posterior.site_marginals.variance, s.tau > 0
     grads = torch.autograd.grad(posterior.log_partition, [nu, tau])
-    s.close(grads[0], torch.where(seen, mean, 0.0), "gradient of the log partition in nu")
-    s.close(grads[1], torch.where(seen, -0.5 * (variance + mean.square()), 0.0), "gradient of the log partition in tau")
+    s.close(grads[0][seen], mean[seen], "gradient of the log partition in nu")
+    s.close(grads[1][seen], -0.5 * (variance + mean.square())[seen], "gradient of the log partition in tau")
 
     posterior = s.posterior()
     parts = (torch.randn(s.z.shape, generator=generator, dtype=torch.float64) for _ in range(2))

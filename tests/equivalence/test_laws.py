@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gpytorch
 import pytest
 
-from gpx.engines import Exact
+from gpx.engines import Exact, StateSpace
 from gpx.errors import StructureError
+from gpx.kernels import Constant, Cosine, Linear, Matern, Periodic
 from gpx.likelihoods import Gaussian
+from gpx.structure import state_space
 from gpx.testing import check_engine, check_kernel, check_likelihood, check_structure
 from gpx.testing.cases import KERNELS, LIKELIHOODS, OWN, points
 
@@ -47,6 +50,35 @@ def test_no_feature_map(name):
 @pytest.mark.parametrize("name", KERNELS)
 def test_exact_engine(name):
     check_engine(Exact(), [KERNELS[name]()], points(8), tolerance=1e-9)
+
+
+TEMPORAL = {
+    "default": None,
+    "product-of-materns": lambda: [Matern(nu=1.5) * Matern(nu=0.5, lengthscale=2.0), Matern(nu=2.5) * Matern(nu=2.5)],
+    "trend": lambda: [Linear(0.3) * Matern(nu=1.5) + Constant(0.4), Linear(0.5, center=0.2)],
+    "periodic": lambda: [Periodic(period=1.7), Cosine(period=2.1) * Matern(nu=0.5)],
+    "orders": lambda: [Matern(nu=6.5), Matern(nu=4.5) + Matern(nu=0.5, lengthscale=0.3)],
+    "gpytorch": lambda: [_scaled_matern()],
+}
+
+
+def _scaled_matern():
+    kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=2.5))
+    kernel.outputscale = 1.3
+    return kernel
+
+
+@pytest.mark.parametrize("name", TEMPORAL)
+def test_state_space_engine(name):
+    build = TEMPORAL[name]
+    check_engine(StateSpace(), build and build())
+
+
+@pytest.mark.parametrize("name", [n for n in TEMPORAL if TEMPORAL[n]])
+def test_state_space_form(name):
+    for kernel in TEMPORAL[name]():
+        state_space(kernel)
+        check_structure(kernel, points(6, 1))
 
 
 @pytest.mark.parametrize("noise", [None, 0.01, 30.0, [0.1, 2.0, 0.5]], ids=str)

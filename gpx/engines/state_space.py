@@ -1,0 +1,334 @@
+"""Exact inference in linear time for kernels of one input that are state-space models.
+
+Theory: docs/theory/state_space.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpx.inputs import Data
+from gpx.linalg.chain import Chain, Smoothed
+from gpx.linalg.kalman import Layout
+from gpx.posterior import Posterior
+from gpx.prior import Prior
+from gpx.sites import SiteMarginals, Sites
+from gpx.structure.feature_map import feature_map
+from gpx.structure.state_space import state_space, time_column
+
+PATH_FEATURES = 2048
+
+Form = tuple[Layout, Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Line:
+    """The times [N] of a kernel's input column in ascending order, and the rows [N] of the data that they belong to."""
+
+    column: int
+    times: Tensor
+    order: Tensor
+
+    @staticmethod
+    def of(column: int, x: Tensor) -> Line:
+        """The line through a column of x [N, D]; equal times keep the order of their rows."""
+        times, order = torch.sort(x[:, column].double(), stable=True)
+        return Line(column, times, order)
+
+
+@dataclass(frozen=True)
+class StateSpacePlan:
+    """The inputs [N, D] and, for every kernel, their order."""
+
+    x: Tensor
+    lines: tuple[Line, ...]
+
+    def stale(self, prior: Prior) -> bool:
+        """Never: the plan does not depend on the hyperparameters."""
+        return False
+
+    def extended(self, x: Tensor) -> StateSpacePlan:
+        """With more inputs."""
+        x = torch.cat([self.x, x])
+        return StateSpacePlan(x, tuple(Line.of(line.column, x) for line in self.lines))
+
+
+@dataclass(frozen=True)
+class StateSpace:
+    """Exact inference by a Kalman filter and smoother, for kernels of one input with a state-space form.
+
+    Times may be irregular, unsorted and repeated. Cost: O(N S^2 (p + 1)) for the evidence and its gradient, O((N + M) S^2 (p + 1))
+    for means and variances at M new inputs, S the number of states (2 for a Matern-3/2 kernel); memory O(N S^2), or that of
+    sqrt(N) times where this would be more than 256 MB.
+    Source: Hartikainen & Sarkka (2010), "Kalman filtering and smoothing solutions to temporal Gaussian process regression
+    models"; de Jong (1989), "Smoothing and interpolation with the state-space model".
+
+    >>> StateSpace()
+    StateSpace()
+    """
+
+    def plan(self, prior: Prior, data: Data) -> StateSpacePlan:
+        """Sort. Raises: StructureError for a kernel of several inputs, or without a state-space form."""
+        columns = [time_column(kernel, data.x.shape[1]) for kernel in prior.kernels]
+        for kernel in prior.kernels:
+            state_space(kernel)
+        return StateSpacePlan(data.x, tuple(Line.of(c, data.x) for c in columns))
+
+    def parameters(self, prior: Prior, plan: StateSpacePlan) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def condition(
+        self, prior: Prior, plan: StateSpacePlan, params: dict[str, Tensor], sites: Sites
+    ) -> StateSpacePosterior:
+        """Nothing is computed before it is asked for."""
+        return StateSpacePosterior(prior, plan, sites)
+
+
+@dataclass(frozen=True, eq=False)
+class StateSpacePosterior(Posterior):
+    """The posterior of `StateSpace`: a chain per column of the sites."""
+
+    prior: Prior
+    plan: StateSpacePlan
+    sites: Sites
+
+    def _latent(self, column: int) -> int:
+        return column % len(self.prior.kernels)
+
+    @property
+    def _columns(self) -> range:
+        return range(self.sites.nu.shape[1])
+
+    def _form(self, column: int) -> Form:
+        """The state-space form of a column's kernel at the data, differentiable where gradients are enabled."""
+        kernel = self.latent_kernel(column)
+        return state_space(kernel).at(self.plan.lines[self._latent(column)].times)
+
+    def latent_kernel(self, column: int) -> Any:
+        """The kernel of a column."""
+        return self.prior.kernels[self._latent(column)]
+
+    def _inputs(self, column: int) -> tuple[Any, ...]:
+        """What the autograd functions below take."""
+        line = self.plan.lines[self._latent(column)]
+        layout, rates, rows, factors = self._form(column)
+        nu, tau = (part[line.order, column] for part in (self.sites.nu, self.sites.tau))
+        return line.times, layout, rates, rows, factors, nu, tau
+
+    @cached_property
+    def _chains(self) -> tuple[Chain, ...]:
+        with torch.no_grad():
+            return tuple(_chain(*self._inputs(c)) for c in self._columns)
+
+    def _to_rows(self, column: int, values: Any) -> Tensor:
+        """Values [N] in the order of the times, in the order of the rows."""
+        order = self.plan.lines[self._latent(column)].order
+        values = torch.as_tensor(values).to(self.sites.nu)
+        return torch.empty_like(values).index_copy(0, order, values)
+
+    def _stacked(self, values: Callable[[int], Any]) -> Tensor:
+        """[N, C] from the values [N] of every column in the order of the times."""
+        return torch.stack([self._to_rows(c, values(c)) for c in self._columns], 1)
+
+    @property
+    def log_partition(self) -> Tensor:
+        return torch.stack([_Evidence.apply(*self._inputs(c))[0] for c in self._columns]).sum()
+
+    @property
+    def log_density(self) -> Tensor:
+        return torch.stack([_Evidence.apply(*self._inputs(c))[1] for c in self._columns]).sum()
+
+    @cached_property
+    def site_marginals(self) -> SiteMarginals:
+        smoothed = [chain.smoothed for chain in self._chains]
+        return SiteMarginals(self._stacked(lambda c: smoothed[c].mean), self._stacked(lambda c: smoothed[c].variance))
+
+    def with_sites(self, sites: Sites) -> StateSpacePosterior:
+        return replace(self, sites=sites)
+
+    def response(self, direction: Sites) -> tuple[Tensor, Tensor]:
+        moved = [self._along(c, direction).smoothed.imag() for c in self._columns]
+        return self._stacked(lambda c: moved[c].mean), self._stacked(lambda c: moved[c].variance)
+
+    def _along(self, column: int, direction: Sites) -> Chain:
+        order = self.plan.lines[self._latent(column)].order
+        return self._chains[column].along(*(_numbers(part[order, column]) for part in (direction.nu, direction.tau)))
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance [N, C] of f at the data, differentiable in hyperparameters and sites."""
+        parts = [_Moments.apply(*self._inputs(c)) for c in self._columns]
+        return self._stacked(lambda c: parts[c][0]), self._stacked(lambda c: parts[c][1])
+
+    def slope(self, direction: Sites, share: float = 0.0) -> Tensor:
+        mean, variance = self.moments()
+        slope = (direction.nu * mean - 0.5 * direction.tau * (variance + mean.square())).sum()
+        return slope + share * self.log_partition if share else slope
+
+    def marginals(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [self._merged(c, x) for c in self._columns]
+        moments = [(chain.smoothed.mean[places], chain.smoothed.variance[places]) for chain, places in parts]
+        mean, variance = (torch.as_tensor(np.stack(values, 1)).to(x) for values in zip(*moments, strict=True))
+        # Below the rounding error of the recursion a variance is zero.
+        return mean, variance.clamp_min(0)
+
+    def _merged(self, column: int, x: Tensor) -> tuple[Chain, np.ndarray]:
+        """The chain with inputs x as times without a site, and the places [N*] of these in it."""
+        line = self.plan.lines[self._latent(column)]
+        times, order = torch.sort(torch.cat([line.times, x[:, line.column].detach().double()]), stable=True)
+        place = torch.empty_like(order).index_copy(0, order, torch.arange(len(order)).to(order)).cpu().numpy()
+        with torch.no_grad():
+            form = state_space(self.latent_kernel(column)).at(times)
+        chain, count = self._chains[column], len(line.times)
+        sites = [np.zeros(len(times)) for _ in range(2)]
+        for site, own in zip(sites, (chain.nu, chain.tau), strict=True):
+            site[place[:count]] = own
+        return Chain(form[0], _numbers(times), *map(_numbers, form[1:]), *sites), place[count:]
+
+    def joint(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        means, covariances = [], []
+        for column in self._columns:
+            chain, places = self._merged(column, x)
+            means.append(chain.smoothed.mean[places])
+            rows = [_with_nu(chain, np.eye(1, len(chain.nu), p)[0]).smoothed.mean[places] for p in places]
+            covariance = np.array(rows).reshape(len(places), len(places))
+            covariances.append(0.5 * (covariance + covariance.T))
+        return torch.as_tensor(np.stack(means, 1)).to(x), torch.as_tensor(np.stack(covariances)).to(x)
+
+    def sample(self, x: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        """Joint draws [n, N*, C] of f at x by Matheron's rule on prior paths. Cost: O(n (N + N*) S^2 (p + 1))."""
+        random = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator, device=generator.device)))
+        columns = []
+        for column in self._columns:
+            chain, places = self._merged(column, x)
+            columns.append(np.array([_posterior_path(chain, random)[places] for _ in range(n)]).reshape(n, len(places)))
+        return torch.as_tensor(np.stack(columns, -1)).to(x)
+
+    def paths(self, n: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        """Matheron's rule: a prior path of 2,048 random features (exact for kernels of finite dimension), plus the posterior mean
+        of its misfit at the data. Source: Wilson et al. (2021), "Pathwise conditioning of Gaussian processes", eq. 13.
+        """
+        draws = [self._column_paths(c, n, generator) for c in self._columns]
+        return lambda x: torch.stack([draw(x) for draw in draws], -1)
+
+    def _column_paths(self, column: int, n: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        options: Any = {"generator": generator, "dtype": self.sites.nu.dtype, "device": self.sites.nu.device}
+        features = feature_map(self.latent_kernel(column), PATH_FEATURES, self.plan.x.shape[1], generator)
+        weights, noise = torch.randn(features.size, n, **options), torch.randn(len(self.plan.x), n, **options)
+        order, tau = self.plan.lines[self._latent(column)].order, self.sites.tau[:, [column]]
+        with torch.no_grad():
+            misfit = self.sites.nu[:, [column]] - tau * (features(self.plan.x) @ weights) - tau.sqrt() * noise
+        misfits = _numbers(misfit[order].mT)
+
+        def draw(x: Tensor) -> Tensor:
+            chain, places = self._merged(column, x)
+            data = np.setdiff1d(np.arange(len(chain.nu)), places)
+            corrections = []
+            for values in misfits:
+                nu = np.zeros(len(chain.nu))
+                nu[data] = values
+                corrections.append(_with_nu(chain, nu).smoothed.mean[places])
+            return (features(x) @ weights).mT + torch.as_tensor(np.array(corrections).reshape(n, len(x))).to(x)
+
+        return draw
+
+    def update(self, x: Tensor, sites: Sites) -> StateSpacePosterior:
+        return StateSpacePosterior(self.prior, self.plan.extended(x), self.sites.join(sites))
+
+    def leave_one_out(self) -> tuple[Tensor, Tensor]:
+        nu, tau, (mean, variance) = self.sites.nu, self.sites.tau, self.moments()
+        share = 1 - tau * variance
+        exact = self._stacked(lambda c: self._chains[c].smoothed.share)
+        share = share + (exact - share).detach()  # the same number, without the cancellation
+        seen, one = tau > 0, torch.ones_like(tau)
+        precision = torch.where(seen, tau * share, one)
+        targets = nu / torch.where(seen, tau, one)
+        nothing = torch.full_like(nu, math.nan)
+        residual = (nu - tau * mean) / precision
+        return torch.where(seen, targets - residual, nothing), torch.where(seen, 1 / precision, nothing)
+
+
+class _Evidence(torch.autograd.Function):
+    """Log partition, and log density of the targets nu / tau; the gradients are read off the smoother."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, times: Tensor, layout: Layout, rates: Tensor, rows: Tensor, factors: Tensor, nu: Tensor, tau: Tensor
+    ) -> Any:
+        ctx.chain = _chain(times, layout, rates, rows, factors, nu, tau)
+        ctx.save_for_backward(rates, nu, tau)
+        partition, density = ctx.chain.evidence()
+        seen = tau[tau > 0]
+        density = density + 0.5 * float((seen / (2 * math.pi)).log().sum())
+        return nu.new_tensor(float(partition)), nu.new_tensor(float(density))
+
+    @staticmethod
+    def backward(ctx: Any, grad_partition: Tensor, grad_density: Tensor) -> Any:
+        rates, nu, tau = ctx.saved_tensors
+        smoothed, total = ctx.chain.smoothed, grad_partition + grad_density
+        mean, variance = (torch.as_tensor(v).to(nu) for v in (smoothed.mean, smoothed.variance))
+        seen = tau > 0
+        safe = torch.where(seen, tau, 1.0)
+        target, partition_tau = nu / safe, -0.5 * (variance + mean.square())
+        density_tau = 0.5 * (1 / safe - variance + target.square() - mean.square())
+        grad_nu = grad_partition * mean + grad_density * torch.where(seen, mean - target, 0.0)
+        grad_tau = grad_partition * partition_tau + grad_density * torch.where(seen, density_tau, 0.0)
+        return None, None, *_parameters(smoothed, total, rates), grad_nu, grad_tau
+
+
+class _Moments(torch.autograd.Function):
+    """Mean and variance [N] of f: ``(a, b) . (dm, dv)`` is the change of the log partition's gradient along the sites
+    ``(a - 2 m b, -2 b)``, which one complex step gives.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, times: Tensor, layout: Layout, rates: Tensor, rows: Tensor, factors: Tensor, nu: Tensor, tau: Tensor
+    ) -> Any:
+        ctx.chain = _chain(times, layout, rates, rows, factors, nu, tau)
+        ctx.save_for_backward(rates, nu)
+        smoothed = ctx.chain.smoothed
+        return tuple(torch.as_tensor(v).to(nu) for v in (smoothed.mean, smoothed.variance))
+
+    @staticmethod
+    def backward(ctx: Any, grad_mean: Tensor, grad_variance: Tensor) -> Any:
+        rates, nu = ctx.saved_tensors
+        m, a, b = ctx.chain.smoothed.mean, _numbers(grad_mean), _numbers(grad_variance)
+        moved = ctx.chain.along(a - 2 * m * b, -2 * b).smoothed.imag()
+        grad_nu = torch.as_tensor(moved.mean).to(nu)
+        grad_tau = torch.as_tensor(-0.5 * moved.variance - m * moved.mean).to(nu)
+        return None, None, *_parameters(moved, torch.ones(()).to(nu), rates), grad_nu, grad_tau
+
+
+def _parameters(smoothed: Smoothed, grad: Tensor, like: Tensor) -> Sequence[Tensor]:
+    """Gradients in rates, rows and factors."""
+    return [grad * torch.as_tensor(v).to(like) for v in (smoothed.rates, smoothed.rows, smoothed.factors)]
+
+
+def _chain(
+    times: Tensor, layout: Layout, rates: Tensor, rows: Tensor, factors: Tensor, nu: Tensor, tau: Tensor
+) -> Chain:
+    return Chain(layout, *map(_numbers, (times, rates, rows, factors, nu, tau)))
+
+
+def _numbers(values: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(values.detach().cpu().double().numpy())
+
+
+def _with_nu(chain: Chain, nu: np.ndarray) -> Chain:
+    return replace(chain, nu=nu)
+
+
+def _posterior_path(chain: Chain, random: np.random.Generator) -> np.ndarray:
+    """A draw of f at the times of a chain: a prior path plus the posterior mean of its misfit to the sites."""
+    path = chain.path(random)
+    noise = random.standard_normal(len(path))
+    return path + _with_nu(chain, chain.nu - chain.tau * path - np.sqrt(chain.tau) * noise).smoothed.mean

@@ -1,0 +1,411 @@
+"""Kalman filter and smoother of sums of Matern processes with modulated observations: compiled loops, numbers in and out.
+
+The state is a list of copies of Matern-(p + 1/2) processes in unit-free coordinates ``z_i = f^(i) / rate^i``; the observed
+function is ``f(t) = h(t) . z(t)``. Times are visited in order; every time has a site ``exp(nu f - tau f^2 / 2)``, and
+nu = tau = 0 where nothing was observed. Theory: docs/theory/state_space.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numba
+import numpy as np
+
+COMPILATION: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}, "cache": True}
+LONGEST = 700.0  # a gap in units of 1 / rate beyond which nothing is remembered
+SMALL_TERMS, SMALL, TERMS = 18, 1.0, 60  # terms of the series for the incomplete gamma function, below this argument and in all
+LARGE = 1e150  # products of innovation variances are turned into logarithms beyond
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What code is compiled for: of every block its order p, its number of copies, and how many of its p + 1 coordinates are
+    observed (1: the function itself).
+
+    >>> Layout(orders=(1, 0), copies=(1, 2), widths=(1, 1)).size
+    4
+    """
+
+    orders: tuple[int, ...]
+    copies: tuple[int, ...]
+    widths: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """The number S of states."""
+        return sum((p + 1) * c for p, c in zip(self.orders, self.copies, strict=True))
+
+    @property
+    def block_of_copy(self) -> np.ndarray:
+        """[J] the block of every copy."""
+        return np.repeat(np.arange(len(self.orders)), self.copies)
+
+    @property
+    def stationary(self) -> np.ndarray:
+        """The covariance [S, S] of the state before the first datum."""
+        result, start = np.zeros((self.size, self.size)), 0
+        for b in self.block_of_copy:
+            limit = noise_terms(self.orders[b])[1]
+            stop = start + len(limit)
+            result[start:stop, start:stop], start = limit, stop
+        return result
+
+
+def companion(order: int) -> np.ndarray:
+    """F [p + 1, p + 1] of ``dz = F z dx + noise``, x = rate t: the companion matrix of ``(s + 1)^(p + 1)``."""
+    F = np.diag(np.ones(order), 1)
+    F[order] = [-math.comb(order + 1, i) for i in range(order + 1)]
+    return F
+
+
+def transition_terms(order: int) -> np.ndarray:
+    """``N^j / j!`` [p + 1, p + 1, p + 1], j first, of the nilpotent ``N = F + 1``: ``exp(F x) = e^-x sum_j x^j N^j / j!``."""
+    N = companion(order) + np.eye(order + 1)
+    return np.array([np.linalg.matrix_power(N, j) / math.factorial(j) for j in range(order + 1)])
+
+
+def noise_terms(order: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Coefficients [p + 1, p + 1, 2p + 1] of ``gamma(k + 1, 2x)`` in the process noise Q(x), its limit [p + 1, p + 1], which is
+    the stationary covariance, and the intensity q of the driving noise.
+    """
+    last, size = transition_terms(order)[:, :, order], order + 1
+    weights = np.zeros((size, size, 2 * order + 1))
+    for a in range(size):
+        for b in range(size):
+            weights[:, :, a + b] += np.outer(last[a], last[b]) / 2.0 ** (a + b + 1)
+    limit = weights @ [math.factorial(k) for k in range(2 * order + 1)]
+    intensity = 1 / limit[0, 0]
+    return weights * intensity, limit * intensity, intensity
+
+
+@numba.njit(inline="always", **COMPILATION)
+def _transition(x, N, d, A):
+    """``A = exp(F x)``; returns e^-x."""
+    decay = math.exp(-x)
+    for i in range(d):
+        for j in range(d):
+            value = N[d - 1, i, j]
+            for k in range(d - 2, -1, -1):
+                value = value * x + N[k, i, j]
+            A[i, j] = value * decay
+    return decay
+
+
+@numba.njit(inline="always", **COMPILATION)
+def _process_noise(x, decay, W, series, inverses, d, gamma, Q):
+    """Q(x), by incomplete gamma functions: the difference ``P - A P A^T`` would have no digits for small x."""
+    z, tail, top = 2 * x, decay * decay, 2 * d - 1
+    if z < top + 1:
+        even, odd, square = 0.0, 0.0, z * z
+        for k in range((SMALL_TERMS if z < SMALL else TERMS) - 2, -1, -2):
+            even = even * square + series[k]
+            odd = odd * square + series[k + 1]
+        power, back = tail, (1 / z if z > 0 else 0.0)
+        for _ in range(top - 1):
+            power *= z
+        gamma[top - 1] = power * z * (even + odd * z) * inverses[top - 1]
+        for k in range(top - 2, -1, -1):
+            gamma[k] = (gamma[k + 1] + power) * inverses[k]
+            power *= back
+    else:
+        power = 1.0
+        gamma[0] = 1 - tail
+        for k in range(1, top):
+            power *= z
+            gamma[k] = k * gamma[k - 1] - power * tail
+    for i in range(d):
+        for j in range(i + 1):
+            value = 0.0
+            for k in range(top):
+                value += W[i, j, k] * gamma[k]
+            Q[i, j] = value
+            Q[j, i] = value
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The loops for a layout; see `compiled`."""
+
+    filter: Callable[..., Any]
+    smoother: Callable[..., Any]
+    simulate: Callable[..., Any]
+
+
+@lru_cache(maxsize=64)
+def compiled(layout: Layout) -> Compiled:
+    """Compile the loops for a layout, or load them from disk.
+
+    Inputs of all: gaps [n] to the time before (0 first); rates [B], 0 for a static block; rows [sum of widths], the weights of
+    the observed coordinates; factors [n, J], or [1, J] if constant, the modulations of the J copies; nu, tau [n].
+    """
+    blocks, S = layout.block_of_copy, layout.size
+    B, J, D, K = len(layout.orders), len(blocks), max(layout.orders) + 1, 2 * max(layout.orders) + 1
+    sizes = np.array(layout.orders) + 1
+    dims = sizes[blocks]
+    starts = np.cumsum(dims) - dims
+    # Observed coordinates: their place in the state, their copy and their place in `rows`.
+    first = np.cumsum(layout.widths) - layout.widths
+    places = [(starts[c] + w, c, first[blocks[c]] + w) for c in range(J) for w in range(layout.widths[blocks[c]])]
+    seen, copy_of, row_of = (np.array(column) for column in zip(*places, strict=True))
+    R = len(seen)
+
+    N, W = np.zeros((B, D, D, D)), np.zeros((B, D, D, K))
+    F, q = np.zeros((B, D, D)), np.zeros(B)
+    for b, p in enumerate(layout.orders):
+        N[b, : p + 1, : p + 1, : p + 1], F[b, : p + 1, : p + 1] = transition_terms(p), companion(p)
+        W[b, : p + 1, : p + 1, : 2 * p + 1], _, q[b] = noise_terms(p)
+    inverses = 1.0 / np.arange(1, K + 1)
+    # gamma(a, z) = z^a e^-z / a (1 + z / (a + 1) (1 + z / (a + 2) (...)))
+    series = np.array([np.cumprod([1.0, *1 / (2 * p + 1 + np.arange(1.0, TERMS))]) for p in layout.orders])
+    root = np.linalg.cholesky(layout.stationary)
+
+    @numba.njit(**COMPILATION)
+    def filter(gaps, rates, rows, factors, nu, tau, m, P, start, stop, means, covariances):
+        """Filter from start to stop, from the state (m [S], P [S, S]), which is moved. Predicted moments are written to
+        means [k, S] and covariances [k, S (S + 1) / 2], unless these have fewer than stop - start rows.
+
+        Returns: log partition, and the sum of ``log N(nu / tau)`` without its constants and ``log tau``.
+        """
+        A, Q, gamma = np.zeros((B, D, D)), np.zeros((B, D, D)), np.empty(K)
+        h, g, T, zero = np.zeros(S), np.zeros(S, m.dtype), np.empty((S, S), m.dtype), m[0] * 0
+        store, moving = len(means) >= stop - start, len(factors) > 1
+        partition, density, product, last = zero, zero, zero + 1, -1.0
+        for k in range(R):
+            h[seen[k]] = factors[0, copy_of[k]] * rows[row_of[k]]
+        for s in range(start, stop):
+            gap = gaps[s]
+            if gap != last:
+                last = gap
+                for b in range(B):
+                    x = min(rates[b] * gap, LONGEST)
+                    decay = _transition(x, N[b], sizes[b], A[b])
+                    _process_noise(x, decay, W[b], series[b], inverses, sizes[b], gamma, Q[b])
+            # m <- A m, P <- A P A^T + Q
+            for c in range(J):
+                o, d, b = starts[c], dims[c], blocks[c]
+                for i in range(d):
+                    value = A[b, i, 0] * m[o]
+                    for k in range(1, d):
+                        value += A[b, i, k] * m[o + k]
+                    g[o + i] = value
+                    for j in range(S):
+                        value = A[b, i, 0] * P[o, j]
+                        for k in range(1, d):
+                            value += A[b, i, k] * P[o + k, j]
+                        T[o + i, j] = value
+            for i in range(S):
+                m[i] = g[i]
+            for c in range(J):
+                o, d, b = starts[c], dims[c], blocks[c]
+                for c2 in range(c + 1):
+                    o2, d2, b2 = starts[c2], dims[c2], blocks[c2]
+                    for i in range(d):
+                        for j in range(d2 if c2 < c else i + 1):
+                            value = T[o + i, o2] * A[b2, j, 0]
+                            for k in range(1, d2):
+                                value += T[o + i, o2 + k] * A[b2, j, k]
+                            if c2 == c:
+                                value += Q[b, i, j]
+                            P[o + i, o2 + j] = value
+                            P[o2 + j, o + i] = value
+            if store:
+                k = 0
+                for i in range(S):
+                    means[s - start, i] = m[i]
+                    for j in range(i + 1):
+                        covariances[s - start, k] = P[i, j]
+                        k += 1
+            if moving:
+                for k in range(R):
+                    h[seen[k]] = factors[s, copy_of[k]] * rows[row_of[k]]
+            # Times the site.
+            n, t, f, v = nu[s], tau[s], zero, zero
+            for i in range(S):
+                value = zero
+                for k in range(R):
+                    value += P[i, seen[k]] * h[seen[k]]
+                g[i] = value
+            for k in range(R):
+                f += m[seen[k]] * h[seen[k]]
+                v += g[seen[k]] * h[seen[k]]
+            spread = 1 + t * v
+            inverse, e = 1 / spread, n - t * f
+            partition += (n * f + 0.5 * n * n * v - 0.5 * t * f * f) * inverse
+            if t.real > 0:
+                density -= 0.5 * e * e * inverse / t
+            product *= spread
+            if product.real > LARGE:
+                logarithm = 0.5 * np.log(product)
+                partition -= logarithm
+                density -= logarithm
+                product = zero + 1
+            a, r = e * inverse, t * inverse
+            for i in range(S):
+                m[i] += g[i] * a
+                for j in range(i + 1):
+                    value = P[i, j] - g[i] * g[j] * r
+                    P[i, j] = value
+                    P[j, i] = value
+        logarithm = 0.5 * np.log(product)
+        return partition - logarithm, density - logarithm
+
+    @numba.njit(**COMPILATION)
+    def smoother(
+        gaps, rates, rows, factors, nu, tau, start, stop, means, covariances, rho, M, mean, variance, share,
+        grad_rates, grad_rows, grad_factors,
+    ):  # fmt: skip
+        """From stop back to start. rho [S], M [S, S]: the gradient in the state, and minus the Hessian, of the log density of
+        all that comes later; they are moved. Written: mean, variance of f and ``share = 1 - tau variance`` [n]; added: the
+        gradients of the log partition in rates, rows and factors.
+        """
+        A, zero = np.zeros((B, D, D)), rho[0] * 0
+        h, g, u = np.zeros(S), np.zeros(S, rho.dtype), np.zeros(S, rho.dtype)
+        y, m = np.zeros(S, rho.dtype), np.zeros(S, rho.dtype)
+        P, T = np.zeros((S, S), rho.dtype), np.zeros((S, S), rho.dtype)
+        moving, last = len(factors) > 1, -1.0
+        for k in range(R):
+            h[seen[k]] = factors[0, copy_of[k]] * rows[row_of[k]]
+        for s in range(stop - 1, start - 1, -1):
+            gap = gaps[s]
+            if gap != last:
+                last = gap
+                for b in range(B):
+                    _transition(min(rates[b] * gap, LONGEST), N[b], sizes[b], A[b])
+            if moving:
+                for k in range(R):
+                    h[seen[k]] = factors[s, copy_of[k]] * rows[row_of[k]]
+            k = 0
+            for i in range(S):
+                m[i] = means[s - start, i]
+                for j in range(i + 1):
+                    P[i, j] = covariances[s - start, k]
+                    P[j, i] = P[i, j]
+                    k += 1
+            n, t, f, v = nu[s], tau[s], zero, zero
+            for i in range(S):
+                value = zero
+                for k in range(R):
+                    value += P[i, seen[k]] * h[seen[k]]
+                g[i] = value
+            for k in range(R):
+                f += m[seen[k]] * h[seen[k]]
+                v += g[seen[k]] * h[seen[k]]
+            inverse, e = 1 / (1 + t * v), n - t * f
+            r, later, push = t * inverse, zero, zero
+            for i in range(S):
+                value = zero
+                for j in range(S):
+                    value += M[i, j] * g[j]
+                u[i] = value
+                later += g[i] * value
+                push += g[i] * rho[i]
+            mean[s] = f + (push + v * e) * inverse
+            variance[s] = (v - later * inverse) * inverse
+            share[s] = (1 + r * later) * inverse
+            # To before the site.
+            a, twice = e * inverse - r * push, r * r * later + r
+            for k in range(R):
+                i = seen[k]
+                rho[i] += a * h[i]
+                for j in range(S):
+                    M[i, j] -= r * h[i] * u[j]
+                    M[j, i] -= r * h[i] * u[j]
+            for k in range(R):
+                for l in range(R):
+                    M[seen[k], seen[l]] += twice * h[seen[k]] * h[seen[l]]
+            # Gradients in h: the mean of (nu - tau f) z over the posterior.
+            away = n - t * mean[s]
+            for i in range(S):
+                y[i] = away * rho[i] + t * (u[i] * inverse + h[i] * r * (v - later * inverse))
+            column = s if moving else 0
+            for k in range(R):
+                i = seen[k]
+                value = away * m[i] - t * g[i]
+                for j in range(S):
+                    value += P[i, j] * y[j]
+                grad_factors[column, copy_of[k]] += value * rows[row_of[k]]
+                grad_rows[row_of[k]] += value * factors[column, copy_of[k]]
+            # Gradients in the rates: P moves by F P + P F^T + q e e^T, and the gradient in P is (rho rho^T - M) / 2.
+            for c in range(J):
+                o, d, b = starts[c], dims[c], blocks[c]
+                if 0 < rates[b] * gap < LONGEST:
+                    top = o + d - 1
+                    total = 0.5 * q[b] * (rho[top] * rho[top] - M[top, top])
+                    for i in range(d):
+                        for k in range(d):
+                            if F[b, i, k] != 0:
+                                value = rho[o + i] * m[o + k]
+                                for j in range(S):
+                                    value += (rho[o + i] * rho[j] - M[o + i, j]) * P[o + k, j]
+                                total += F[b, i, k] * value
+                    grad_rates[b] += total * gap
+            # To before the step: rho <- A^T rho, M <- A^T M A.
+            for c in range(J):
+                o, d, b = starts[c], dims[c], blocks[c]
+                for i in range(d):
+                    value = A[b, 0, i] * rho[o]
+                    for k in range(1, d):
+                        value += A[b, k, i] * rho[o + k]
+                    y[o + i] = value
+                    for j in range(S):
+                        value = A[b, 0, i] * M[o, j]
+                        for k in range(1, d):
+                            value += A[b, k, i] * M[o + k, j]
+                        T[o + i, j] = value
+            for i in range(S):
+                rho[i] = y[i]
+            for c in range(J):
+                o, d = starts[c], dims[c]
+                for c2 in range(c + 1):
+                    o2, d2, b2 = starts[c2], dims[c2], blocks[c2]
+                    for i in range(d):
+                        for j in range(d2 if c2 < c else i + 1):
+                            value = T[o + i, o2] * A[b2, 0, j]
+                            for k in range(1, d2):
+                                value += T[o + i, o2 + k] * A[b2, k, j]
+                            M[o + i, o2 + j] = value
+                            M[o2 + j, o + i] = value
+
+    @numba.njit(**COMPILATION)
+    def simulate(gaps, rates, rows, factors, noise, f):
+        """A path f [n] of the prior from standard normal noise [n, S]."""
+        A, Q, L, gamma = np.zeros((D, D)), np.zeros((D, D)), np.zeros((D, D)), np.empty(K)
+        z, y, scale = np.zeros(S), np.zeros(D), np.zeros(D)
+        moving = len(factors) > 1
+        for i in range(S):
+            for j in range(i + 1):
+                z[i] += root[i, j] * noise[0, j]
+        for s in range(len(gaps)):
+            for c in range(J):
+                o, d, b = starts[c], dims[c], blocks[c]
+                x = min(rates[b] * gaps[s], LONGEST)
+                if x > 0:
+                    decay = _transition(x, N[b], d, A)
+                    _process_noise(x, decay, W[b], series[b], inverses, d, gamma, Q)
+                    # Scaled so, the factorisation keeps its digits for any x.
+                    for i in range(d):
+                        scale[i] = min(x, 1.0) ** (d - i - 0.5)
+                    for i in range(d):
+                        for j in range(i + 1):
+                            value = Q[i, j] / (scale[i] * scale[j])
+                            for k in range(j):
+                                value -= L[i, k] * L[j, k]
+                            L[i, j] = math.sqrt(max(value, 0.0)) if i == j else (value / L[j, j] if L[j, j] > 0 else 0.0)
+                    for i in range(d):
+                        y[i] = 0.0
+                        for k in range(d):
+                            y[i] += A[i, k] * z[o + k]
+                        for k in range(i + 1):
+                            y[i] += scale[i] * L[i, k] * noise[s, o + k]
+                    for i in range(d):
+                        z[o + i] = y[i]
+            f[s] = 0.0
+            for k in range(R):
+                f[s] += factors[s if moving else 0, copy_of[k]] * rows[row_of[k]] * z[seen[k]]
+
+    return Compiled(filter, smoother, simulate)
