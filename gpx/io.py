@@ -31,7 +31,7 @@ from gpx.errors import InputError, StructureError
 from gpx.inference import objectives, rules
 from gpx.inference.coordinates import trainable_modules
 from gpx.inference.fit import FitResult
-from gpx.parameters import Choice, LogInterval, Parameterised, prior_arguments
+from gpx.parameters import Box, Choice, LogInterval, Parameterised, prior_arguments
 from gpx.prior import ConstantMean, LinearMean
 from gpx.sites import Sites
 
@@ -311,7 +311,7 @@ def _restore(name: str, module: nn.Module, settings: dict[str, Any], tensors: di
         part.columns = tuple(entry["columns"])
         for key, (lower, upper) in entry["bounds"].items():
             positive = type(part).values()[key].positive
-            constraint = LogInterval(lower, upper) if positive else Interval(lower, upper, transform=None)
+            constraint = (LogInterval if positive else Box)(lower, upper)
             part.register_constraint(f"raw_{key}", constraint)  # type: ignore[attr-defined]
         for key, prior in entry["priors"].items():
             part._set_prior(key.removesuffix("_prior"), _decode(prior))

@@ -38,6 +38,15 @@ class LogInterval(Interval):
         return transformed_tensor.log()
 
 
+class Box(Interval):
+    """``value = raw`` with ``lower <= value <= upper``, infinite bounds included; a box for the optimiser."""
+
+    def __init__(self, lower: float = -math.inf, upper: float = math.inf):
+        super().__init__(lower, upper, transform=None)
+        self.lower_bound = torch.as_tensor(lower, dtype=torch.float64)
+        self.upper_bound = torch.as_tensor(upper, dtype=torch.float64)
+
+
 @dataclass(frozen=True)
 class Choice:
     """What the user said about one parameter: everything not said is left to the data."""
@@ -50,10 +59,14 @@ class Choice:
 
 
 class Value:
-    """A hyperparameter on its natural scale, stored as ``raw_NAME`` (the logarithm if positive)."""
+    """A hyperparameter on its natural scale, stored as ``raw_NAME`` (the logarithm if positive).
 
-    def __init__(self, default: float, *, positive: bool = True, fixed: bool = False):
+    A value that may be zero is not positive, and has a `lower` bound: it is stored as it is, and stays in a box.
+    """
+
+    def __init__(self, default: float, *, positive: bool = True, fixed: bool = False, lower: float = -math.inf):
         self.default, self.positive, self.fixed = default, positive, fixed
+        self.lower = 0.0 if positive else lower
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -98,7 +111,7 @@ class Parameterised:
         """Register ``raw_NAME``; `value` None means that the data decide."""
         spec = type(self).values()[name]
         start = as_value(type(self).__name__, name, spec.default if value is None else value)
-        check_value(type(self).__name__, name, start, spec.positive)
+        check_value(type(self).__name__, name, start, spec)
         try:
             start = start.detach().expand(shape).clone()
         except RuntimeError as error:
@@ -109,6 +122,8 @@ class Parameterised:
         self.register_parameter(f"raw_{name}", raw)
         if spec.positive:
             self.register_constraint(f"raw_{name}", LogInterval())
+        elif spec.lower > -math.inf:
+            self.register_constraint(f"raw_{name}", Box(spec.lower))
         if "choices" not in self.__dict__:
             self.choices = {}
         self.choices[name] = Choice(given=value is not None, fixed=spec.fixed)
@@ -116,9 +131,10 @@ class Parameterised:
     def assign(self, name: str, value: Any) -> None:
         """Set the natural value; a new shape replaces the parameter."""
         raw = getattr(self, f"raw_{name}")
+        spec = type(self).values()[name]
         new = as_value(type(self).__name__, name, value).to(raw)
-        check_value(type(self).__name__, name, new, type(self).values()[name].positive)
-        new = new.detach().log() if type(self).values()[name].positive else new.detach()
+        check_value(type(self).__name__, name, new, spec)
+        new = new.detach().log() if spec.positive else new.detach()
         if new.numel() == 1:
             new = new.reshape(()).expand(raw.shape)
         if new.shape == raw.shape:
@@ -181,11 +197,10 @@ class Parameterised:
             lower, upper = map(float, bounds)
         except (TypeError, ValueError) as error:
             raise InputError(f"Bounds of {name} must be a pair (lower, upper), got {bounds!r}.") from error
-        positive = type(self).values()[name].positive
-        if not (0 if positive else -math.inf) <= lower < upper:
-            raise InputError(
-                f"Bounds of {name} must satisfy {'0 <= ' if positive else ''}lower < upper, got {lower, upper}."
-            )
+        spec = type(self).values()[name]
+        if not spec.lower <= lower < upper:
+            least = f"{spec.lower:g} <= " if spec.lower > -math.inf else ""
+            raise InputError(f"Bounds of {name} must satisfy {least}lower < upper, got {lower, upper}.")
         value = getattr(self, name)
         if self.choices[name].given and not bool(
             ((value >= lower - 1e-12 * abs(lower)) & (value <= upper + 1e-12 * abs(upper))).all()
@@ -193,10 +208,7 @@ class Parameterised:
             raise InputError(f"{name} = {value.tolist()} lies outside its bounds {lower, upper}; move one of them.")
         if not self.choices[name].given:
             self.assign(name, value.detach().clamp(lower, upper))
-        if positive:
-            self.register_constraint(f"raw_{name}", LogInterval(lower, upper))
-        else:
-            self.register_constraint(f"raw_{name}", Interval(lower, upper, transform=None))
+        self.register_constraint(f"raw_{name}", (LogInterval if spec.positive else Box)(lower, upper))
 
     def _set_prior(self, name: str, prior: Prior) -> None:
         if not isinstance(prior, Prior):
@@ -267,10 +279,12 @@ def as_value(owner: str, name: str, value: Any) -> Tensor:
         raise InputError(f"{owner}: {name} must be a number or a list of numbers, got {value!r}.") from error
 
 
-def check_value(owner: str, name: str, value: Tensor, positive: bool) -> None:
-    """Raise InputError unless the value is finite, and positive where it must be."""
-    if not bool(torch.isfinite(value).all()) or positive and not bool((value > 0).all()):
-        kind = "positive and finite" if positive else "finite"
+def check_value(owner: str, name: str, value: Tensor, spec: Value) -> None:
+    """Raise InputError unless the value is finite, and positive or above its lower bound where it must be."""
+    high = bool((value > 0).all() if spec.positive else (value >= spec.lower).all())
+    if not bool(torch.isfinite(value).all()) or not high:
+        limit = f"at least {spec.lower:g} and " if spec.lower > -math.inf else ""
+        kind = "positive and finite" if spec.positive else f"{limit}finite"
         raise InputError(f"{owner}: {name} must be {kind}, got {value.tolist()}.")
 
 

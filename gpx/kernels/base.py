@@ -89,6 +89,17 @@ class Kernel(Parameterised, gpytorch.kernels.Kernel):
     def is_stationary(self) -> bool:
         return False
 
+    def level(self, x: Tensor) -> Tensor:
+        """The outputscale at every row of x [..., N, D]: the diagonal of a kernel with k(x, x) = outputscale."""
+        return self.outputscale.unsqueeze(-1).expand(torch.broadcast_shapes(x.shape[:-1], (*self.batch_shape, 1)))
+
+    def require_one_column(self, x: Tensor) -> None:
+        """Raise InputError unless x [..., N, D] has D = 1."""
+        if x.shape[-1] != 1:
+            raise InputError(
+                f"{type(self).__name__} acts on one input column, got {x.shape[-1]}; choose one with active_dims=[i]."
+            )
+
     def __add__(self, other: Any) -> Kernel:
         from gpx.kernels.algebra import add
 

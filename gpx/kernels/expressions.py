@@ -9,11 +9,18 @@ from typing import Any
 from gpx.errors import InputError
 from gpx.kernels.algebra import Product, Sum, add, multiply
 from gpx.kernels.base import Kernel
+from gpx.kernels.hida_matern import HidaMatern
 from gpx.kernels.periodic import Cosine, Periodic
+from gpx.kernels.quasi_periodic import QuasiPeriodic
 from gpx.kernels.simple import Constant, Linear
 from gpx.kernels.stationary import RBF, Matern, RationalQuadratic
 
-KERNELS = {c.__name__: c for c in (RBF, Matern, RationalQuadratic, Periodic, Cosine, Linear, Constant, Sum, Product)}
+KERNELS = {
+    c.__name__: c
+    for c in (
+        RBF, Matern, RationalQuadratic, Periodic, Cosine, HidaMatern, QuasiPeriodic, Linear, Constant, Sum, Product,
+    )
+}  # fmt: skip
 
 
 def parse(text: str) -> Kernel:

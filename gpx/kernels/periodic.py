@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpx.errors import InputError
 from gpx.inputs import Data
 from gpx.kernels.base import Kernel, Value
 from gpx.linalg.distance import squared_distance
@@ -16,8 +15,8 @@ from gpx.linalg.periodogram import dominant_periods
 from gpx.parameters import LogInterval
 
 
-class _Repeating(Kernel):
-    """What Periodic and Cosine share: a period that starts at the strongest peak of the periodogram."""
+class Repeating(Kernel):
+    """What kernels with a period share: it starts at the strongest peak of the periodogram."""
 
     period = Value(1.0)
     outputscale = Value(1.0)
@@ -37,7 +36,7 @@ class _Repeating(Kernel):
             self.register_constraint("raw_period", LogInterval(float(period.min()) / 1.4, float(period.max()) * 1.4))
 
 
-class Periodic(_Repeating):
+class Periodic(Repeating):
     """Periodic kernel, ``k = outputscale * exp(-2 sum_d sin^2(pi (x_d - x'_d) / period) / lengthscale^2)``.
 
     Arguments: period: in input units; lengthscale: dimensionless, the smoothness within a period; outputscale: k(0).
@@ -58,7 +57,7 @@ class Periodic(_Repeating):
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         if diag:
-            return self.outputscale.unsqueeze(-1).expand(torch.broadcast_shapes(x1.shape[:-1], (*self.batch_shape, 1)))
+            return self.level(x1)
         # On the circle the kernel is an RBF: |u - u'|^2 = 4 sin^2(pi (x - x') / period).
         # Only differences matter: centring keeps the phases, and their gradient in the period, accurate far from zero.
         centre = x1.detach().mean(-2, keepdim=True)
@@ -74,7 +73,7 @@ class Periodic(_Repeating):
         self.start("lengthscale", 1.0, box=(1e-2, 1e3))
 
 
-class Cosine(_Repeating):
+class Cosine(Repeating):
     """Cosine kernel of one input, ``k = outputscale * cos(2 pi (x - x') / period)``: a pure tone of unknown phase.
 
     Arguments: period: in input units; outputscale: k(0). Raises: InputError for more than one input column.
@@ -90,8 +89,7 @@ class Cosine(_Repeating):
         self.declare("outputscale", outputscale, tuple(self.batch_shape))
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
-        if x1.shape[-1] != 1:
-            raise InputError(f"Cosine acts on one input column, got {x1.shape[-1]}; choose one with active_dims=[i].")
+        self.require_one_column(x1)
         if diag:
-            return self.outputscale.unsqueeze(-1).expand(torch.broadcast_shapes(x1.shape[:-1], (*self.batch_shape, 1)))
+            return self.level(x1)
         return self.outputscale[..., None, None] * torch.cos(2 * math.pi * (x1 - x2.mT) / self.period)

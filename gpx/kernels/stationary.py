@@ -37,8 +37,7 @@ class Stationary(Kernel):
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         if diag:
-            shape = torch.broadcast_shapes(x1.shape[:-1], (*self.batch_shape, 1))
-            return self.outputscale.unsqueeze(-1).expand(shape)
+            return self.level(x1)
         lengthscale = self.lengthscale
         r2 = squared_distance(x1 / lengthscale, x2 / lengthscale)
         return self.outputscale[..., None, None] * self.correlation(r2)

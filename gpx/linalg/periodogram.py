@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 MAX_STAMPS = 2000
 OVERSAMPLING = 8
+
+
+def nyquist(t: Tensor) -> float | None:
+    """The Nyquist frequency of the median spacing of stamps t [N], in cycles per unit of t; None if all are equal.
+
+    >>> import torch
+    >>> nyquist(torch.tensor([0.0, 0.5, 1.0, 1.0, 1.5]))
+    1.0
+    """
+    gaps = torch.diff(torch.unique(t.detach().double()))
+    return 0.5 / float(gaps.median()) if len(gaps) else None
 
 
 def dominant_periods(t: Tensor, y: Tensor, *, limit: int = 3, false_alarm: float = 1e-3) -> list[float]:

@@ -18,7 +18,17 @@ from scipy.special import gammaincinv, ive
 from torch import Tensor
 
 from gpx.errors import StructureError
-from gpx.kernels import RBF, Constant, Cosine, Linear, Matern, Periodic, RationalQuadratic
+from gpx.kernels import (
+    RBF,
+    Constant,
+    Cosine,
+    HidaMatern,
+    Linear,
+    Matern,
+    Periodic,
+    QuasiPeriodic,
+    RationalQuadratic,
+)
 from gpx.kernels.dense import select
 
 HARMONICS = 4096
@@ -74,7 +84,7 @@ def _variance(kernel: Any) -> Tensor:
     return getattr(kernel, "outputscale", torch.ones(())).detach().double()
 
 
-for _kind in (RBF, Matern, RationalQuadratic, Periodic, Cosine, Constant,
+for _kind in (RBF, Matern, RationalQuadratic, Periodic, Cosine, HidaMatern, QuasiPeriodic, Constant,
               gpytorch_kernels.RBFKernel, gpytorch_kernels.MaternKernel):  # fmt: skip
     feature_map.register(_kind, _stationary_features)
 
@@ -144,11 +154,35 @@ def _embed(kernel: gpytorch_kernels.Kernel, omega: Tensor, dims: int) -> Tensor:
     return full
 
 
-def _gaussian(kernel: Any, count: int, dims: int, generator: torch.Generator) -> Tensor:
-    """Standard normal frequencies over the lengthscales, on the selected columns."""
-    shape = (count, _width(kernel, dims))
-    normal = torch.randn(*shape, generator=generator, dtype=torch.float64, device=generator.device)
-    return normal / kernel.lengthscale.detach().reshape(1, -1)
+def _gaussian(lengthscale: Tensor, count: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Standard normal frequencies [count, columns] over the lengthscales."""
+    normal = torch.randn(count, columns, generator=generator, dtype=torch.float64, device=generator.device)
+    return normal / lengthscale.detach().reshape(1, -1)
+
+
+def _student(lengthscale: Tensor, freedom: int, count: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Frequencies [count, columns] of a Matern kernel: a multivariate Student t with 2 nu (an odd integer) degrees of freedom."""
+    square = torch.randn(count, freedom, generator=generator, dtype=torch.float64, device=generator.device).square()
+    return _gaussian(lengthscale, count, columns, generator) / square.mean(1, keepdim=True).sqrt()
+
+
+def _cosine(frequency: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Angular frequencies [count, 1] of a tone: either sign is as likely."""
+    sign = 2.0 * (_uniform(generator, count, 1) < 0.5) - 1
+    return 2 * math.pi * frequency.detach().reshape(1, 1) * sign
+
+
+def _harmonics(kernel: Periodic | QuasiPeriodic, count: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Angular frequencies [count, columns] of a periodic correlation.
+
+    exp(-(1 - cos a) / l^2) is a cosine series with weights exp(-1/l^2) I_j(1/l^2), j = 0, +-1, +-2, ...
+    """
+    weights = ive(range(HARMONICS), 1 / float(kernel.lengthscale.detach()) ** 2)
+    weights[1:] *= 2
+    law = torch.from_numpy(weights).to(generator.device).cumsum(0)
+    harmonic = torch.searchsorted(law / law[-1], _uniform(generator, count, columns))
+    sign = 2.0 * (_uniform(generator, *harmonic.shape) < 0.5) - 1
+    return 2 * math.pi * harmonic.double() * sign / kernel.period.detach().reshape(())
 
 
 def _uniform(generator: torch.Generator, *shape: int) -> Tensor:
@@ -158,16 +192,13 @@ def _uniform(generator: torch.Generator, *shape: int) -> Tensor:
 @frequencies.register(RBF)
 @frequencies.register(gpytorch_kernels.RBFKernel)
 def _(kernel: Any, count: int, dims: int, generator: torch.Generator) -> Tensor:
-    return _embed(kernel, _gaussian(kernel, count, dims, generator), dims)
+    return _embed(kernel, _gaussian(kernel.lengthscale, count, _width(kernel, dims), generator), dims)
 
 
 @frequencies.register(Matern)
 @frequencies.register(gpytorch_kernels.MaternKernel)
 def _(kernel: Any, count: int, dims: int, generator: torch.Generator) -> Tensor:
-    # A multivariate Student t with 2 nu degrees of freedom (an odd integer).
-    freedom = round(2 * kernel.nu)
-    square = torch.randn(count, freedom, generator=generator, dtype=torch.float64, device=generator.device).square()
-    omega = _gaussian(kernel, count, dims, generator) / square.mean(1, keepdim=True).sqrt()
+    omega = _student(kernel.lengthscale, round(2 * kernel.nu), count, _width(kernel, dims), generator)
     return _embed(kernel, omega, dims)
 
 
@@ -177,26 +208,29 @@ def _(kernel: RationalQuadratic, count: int, dims: int, generator: torch.Generat
     alpha = float(kernel.alpha.detach())
     precision = gammaincinv(alpha, _uniform(generator, count, 1).cpu().numpy()) / alpha
     root = torch.from_numpy(precision).to(generator.device).sqrt()
-    return _embed(kernel, _gaussian(kernel, count, dims, generator) * root, dims)
+    return _embed(kernel, _gaussian(kernel.lengthscale, count, _width(kernel, dims), generator) * root, dims)
 
 
 @frequencies.register
 def _(kernel: Periodic, count: int, dims: int, generator: torch.Generator) -> Tensor:
-    # exp(-(1 - cos a) / l^2) is a cosine series with weights exp(-1/l^2) I_j(1/l^2), j = 0, +-1, +-2, ...
-    weights = ive(range(HARMONICS), 1 / float(kernel.lengthscale.detach()) ** 2)
-    weights[1:] *= 2
-    law = torch.from_numpy(weights).to(generator.device).cumsum(0)
-    harmonic = torch.searchsorted(law / law[-1], _uniform(generator, count, _width(kernel, dims)))
-    sign = 2.0 * (_uniform(generator, *harmonic.shape) < 0.5) - 1
-    omega = 2 * math.pi * harmonic.double() * sign / kernel.period.detach().reshape(())
-    return _embed(kernel, omega, dims)
+    return _embed(kernel, _harmonics(kernel, count, _width(kernel, dims), generator), dims)
 
 
 @frequencies.register
 def _(kernel: Cosine, count: int, dims: int, generator: torch.Generator) -> Tensor:
-    omega = (2 * math.pi / kernel.period.detach()).reshape(1, 1).expand(count, 1)
-    sign = 2.0 * (_uniform(generator, count, 1) < 0.5) - 1
-    return _embed(kernel, omega * sign, dims)
+    return _embed(kernel, _cosine(1 / kernel.period, count, generator), dims)
+
+
+@frequencies.register
+def _(kernel: HidaMatern, count: int, dims: int, generator: torch.Generator) -> Tensor:
+    omega = _student(kernel.lengthscale, 2 * kernel.order + 1, count, 1, generator)
+    return _embed(kernel, omega + _cosine(kernel.frequency, count, generator), dims)
+
+
+@frequencies.register
+def _(kernel: QuasiPeriodic, count: int, dims: int, generator: torch.Generator) -> Tensor:
+    omega = _student(kernel.decay, 2 * kernel.order + 1, count, 1, generator)
+    return _embed(kernel, omega + _harmonics(kernel, count, 1, generator), dims)
 
 
 @frequencies.register

@@ -14,7 +14,20 @@ import torch
 from torch import Tensor
 
 from gpx import likelihoods
-from gpx.kernels import RBF, Constant, Cosine, Kernel, Linear, Matern, Periodic, Product, RationalQuadratic, Sum
+from gpx.kernels import (
+    RBF,
+    Constant,
+    Cosine,
+    HidaMatern,
+    Kernel,
+    Linear,
+    Matern,
+    Periodic,
+    Product,
+    QuasiPeriodic,
+    RationalQuadratic,
+    Sum,
+)
 
 DIMS = 3
 
@@ -28,6 +41,9 @@ OWN: dict[str, Callable[[], Kernel]] = {
     "RationalQuadratic": lambda: RationalQuadratic(alpha=0.7, lengthscale=0.9, outputscale=2.0),
     "Periodic": lambda: Periodic(period=1.7, lengthscale=0.8, outputscale=1.2),
     "Cosine": lambda: Cosine(period=2.1, outputscale=0.9, active_dims=[1]),
+    "HidaMatern-active": lambda: HidaMatern(order=1, lengthscale=0.9, frequency=0.6, outputscale=1.3, active_dims=[1]),
+    "HidaMatern-active-zero": lambda: HidaMatern(order=3, lengthscale=1.4, frequency=0.0, active_dims=[2]),
+    "QuasiPeriodic-active": lambda: QuasiPeriodic(1.2, lengthscale=0.8, decay=2.1, order=2, outputscale=0.7, active_dims=[0]),
     "Linear": lambda: Linear(outputscale=0.6, center=0.3),
     "Linear-ard": lambda: Linear(outputscale=[0.2, 0.5, 1.1], center=[0.1, -0.2, 0.3], ard=True),
     "Constant": lambda: Constant(outputscale=1.4),
