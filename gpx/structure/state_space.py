@@ -22,7 +22,7 @@ from scipy.special import ive
 from torch import Tensor
 
 from gpx.errors import StructureError
-from gpx.kernels import Constant, Cosine, Linear, Matern, Periodic
+from gpx.kernels import Constant, Cosine, HidaMatern, Linear, Matern, Periodic, QuasiPeriodic
 from gpx.kernels.walk import parts, resolve
 from gpx.linalg.kalman import Layout, noise_terms
 
@@ -180,10 +180,12 @@ def _rotating(weights: Tensor, frequencies: Tensor) -> Callable[[Tensor], Tensor
 @state_space.register(Matern)
 @state_space.register(gpytorch.kernels.MaternKernel)
 def _(kernel: Any) -> StateSpace:
-    scale = getattr(kernel, "outputscale", torch.ones(()))
-    rate = math.sqrt(2 * kernel.nu) / kernel.lengthscale
-    order = round(kernel.nu - 0.5)
-    return StateSpace((Block(matern_profile(order), rate, _constant(scale.sqrt()), order),))
+    scale = getattr(kernel, "outputscale", torch.ones((), dtype=torch.float64))
+    return _matern(round(kernel.nu - 0.5), kernel.lengthscale, _constant(scale.sqrt()))
+
+
+def _matern(order: int, lengthscale: Tensor, factors: Callable[[Tensor], Tensor]) -> StateSpace:
+    return StateSpace((Block(matern_profile(order), math.sqrt(2 * order + 1) / lengthscale, factors, order),))
 
 
 @state_space.register
@@ -203,7 +205,25 @@ def _(kernel: Cosine) -> StateSpace:
 
 
 @state_space.register
+def _(kernel: HidaMatern) -> StateSpace:
+    frequency, still = kernel.frequency.reshape(1), not kernel.raw_frequency.requires_grad and not bool(kernel.frequency.any())
+    wave = _rotating(kernel.outputscale.reshape(1), 2 * math.pi * frequency)
+    return _matern(kernel.order, kernel.lengthscale, _constant(kernel.outputscale.sqrt()) if still else wave)
+
+
+@state_space.register
 def _(kernel: Periodic) -> StateSpace:
+    return _repeating(kernel)
+
+
+@state_space.register
+def _(kernel: QuasiPeriodic) -> StateSpace:
+    one = torch.ones((), dtype=torch.float64)
+    return _product(_repeating(kernel), _matern(kernel.order, kernel.decay, _constant(one)))
+
+
+def _repeating(kernel: Any) -> StateSpace:
+    """The periodic kernel with a period, lengthscale and outputscale."""
     weights, error = periodic_weights(kernel.lengthscale.reshape(()))
     waves = _rotating(
         kernel.outputscale * weights[1:],

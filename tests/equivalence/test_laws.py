@@ -7,7 +7,7 @@ import pytest
 
 from gpx.engines import Exact, StateSpace
 from gpx.errors import StructureError
-from gpx.kernels import Constant, Cosine, Linear, Matern, Periodic
+from gpx.kernels import Constant, Cosine, HidaMatern, Linear, Matern, Periodic, QuasiPeriodic
 from gpx.likelihoods import Gaussian
 from gpx.structure import state_space
 from gpx.testing import check_engine, check_kernel, check_likelihood, check_structure
@@ -58,6 +58,8 @@ TEMPORAL = {
     "trend": lambda: [Linear(0.3) * Matern(nu=1.5) + Constant(0.4), Linear(0.5, center=0.2)],
     "periodic": lambda: [Periodic(period=1.7), Cosine(period=2.1) * Matern(nu=0.5)],
     "orders": lambda: [Matern(nu=6.5), Matern(nu=4.5) + Matern(nu=0.5, lengthscale=0.3)],
+    "hida-matern": lambda: [HidaMatern(2, 0.9, 0.7, 1.3), HidaMatern(0, frequency=0.0) + HidaMatern(1, 0.8, 0.4)],
+    "quasi-periodic": lambda: [QuasiPeriodic(period=1.7, lengthscale=1.2, decay=2.0)],
     "gpytorch": lambda: [_scaled_matern()],
 }
 
