@@ -10,11 +10,13 @@ from typing import Any
 from gpx.engines.base import Engine
 from gpx.engines.exact import Exact
 from gpx.engines.state_space import StateSpace
-from gpx.errors import InputError
+from gpx.errors import InputError, StructureError
 from gpx.inputs import Data
 from gpx.kernels.expressions import parse_call
 from gpx.prior import Prior
+from gpx.structure.state_space import state_space, time_column
 
+SEQUENTIAL = 500  # rows from which a filter is faster than a factorisation
 ENGINES = {"Exact": Exact, "StateSpace": StateSpace}
 
 
@@ -27,7 +29,24 @@ class EngineRule:
     reason: str
 
 
-RULES = (EngineRule(Exact(), lambda prior, data: True, "exact inference works for any kernel and is the reference"),)
+def _sequential(prior: Prior, data: Data) -> bool:
+    """Whether there are many data on a line, and kernels that are state-space models."""
+    if len(data.x) < SEQUENTIAL or data.x.device.type != "cpu":
+        return False
+    try:
+        for kernel in prior.kernels:
+            time_column(kernel, data.x.shape[1])
+            if not state_space(kernel).exact:
+                return False
+    except StructureError:
+        return False
+    return True
+
+
+RULES = (
+    EngineRule(StateSpace(), _sequential, "the kernel is a state-space model of one input: exact in linear time"),
+    EngineRule(Exact(), lambda prior, data: True, "exact inference works for any kernel and is the reference"),
+)
 
 
 def choose_engine(engine: Any, prior: Prior, data: Data) -> tuple[Engine, str]:

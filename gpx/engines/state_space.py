@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpx.errors import StructureError
 from gpx.inputs import Data
 from gpx.linalg.chain import Chain, Smoothed
 from gpx.linalg.kalman import Layout
@@ -65,9 +66,9 @@ class StateSpacePlan:
 class StateSpace:
     """Exact inference by a Kalman filter and smoother, for kernels of one input with a state-space form.
 
-    Times may be irregular, unsorted and repeated. Cost: O(N S^2 (p + 1)) for the evidence and its gradient, O((N + M) S^2 (p + 1))
-    for means and variances at M new inputs, S the number of states (2 for a Matern-3/2 kernel); memory O(N S^2), or that of
-    sqrt(N) times where this would be more than 256 MB.
+    Times may be irregular, unsorted and repeated. Cost: O(N S^2 (p + 1)) for the evidence and its gradient, and
+    O((N + M) S^2 (p + 1)) for means and variances at M new inputs, S the number of states (2 for a Matern-3/2 kernel); memory
+    O(N S^2), or that of sqrt(N) times where this would be more than 256 MB.
     Source: Hartikainen & Sarkka (2010), "Kalman filtering and smoothing solutions to temporal Gaussian process regression
     models"; de Jong (1989), "Smoothing and interpolation with the state-space model".
 
@@ -182,6 +183,10 @@ class StateSpacePosterior(Posterior):
 
     def _merged(self, column: int, x: Tensor) -> tuple[Chain, np.ndarray]:
         """The chain with inputs x as times without a site, and the places [N*] of these in it."""
+        if x.requires_grad:
+            raise StructureError(
+                "StateSpace has no gradients in the inputs of predictions; use engines.Exact() for them."
+            )
         line = self.plan.lines[self._latent(column)]
         times, order = torch.sort(torch.cat([line.times, x[:, line.column].detach().double()]), stable=True)
         place = torch.empty_like(order).index_copy(0, order, torch.arange(len(order)).to(order)).cpu().numpy()

@@ -194,10 +194,4 @@ class Binary(Classes):
     """The two classes of labels {0, 1}, or of {-1, 1} where -1 counts as class 0."""
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return super().log_prob(self._number(value))
-
-    def cdf(self, value: Tensor) -> Tensor:
-        return super().cdf(self._number(value))
-
-    def _number(self, value: Tensor) -> Tensor:
-        return torch.where(value == -1, torch.zeros_like(value), value)
+        return super().log_prob(torch.where(value == -1, torch.zeros_like(value), value))

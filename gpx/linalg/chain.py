@@ -78,7 +78,9 @@ class Chain:
         """The smoother's pass, after the filter's."""
         loops, n = compiled(self.layout), len(self.times)
         zeros = lambda shape: np.zeros(shape, self._kind)  # noqa: E731
-        result = Smoothed(*(zeros(n) for _ in range(3)), *(zeros(v.shape) for v in (self.rates, self.rows, self.factors)))
+        result = Smoothed(
+            *(zeros(n) for _ in range(3)), *(zeros(v.shape) for v in (self.rates, self.rows, self.factors))
+        )
         width = self.layout.size * (self.layout.size + 3) // 2
         length = max(1, n if n * width <= MEMORY else math.isqrt(n))
         bounds = [(start, min(start + length, n)) for start in range(0, n, length)]

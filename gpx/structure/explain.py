@@ -15,6 +15,7 @@ from gpx.kernels.auto import MAX_PERIODS, RULES
 from gpx.kernels.dense import dense
 from gpx.kernels.expressions import parse
 from gpx.structure.feature_map import feature_map
+from gpx.structure.state_space import state_space, time_column
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,10 @@ def _findings(kernel: gpytorch.kernels.Kernel) -> tuple[Finding, ...]:
     kernel = copy.deepcopy(kernel).double()
     matrix = _probe("dense matrix", lambda: dense(kernel, *(2 * [_points(kernel)])), lambda _: "any gpytorch kernel")
     features = _probe("feature map", lambda: _features(kernel), _describe_features)
+    states = _probe("state space", lambda: _states(kernel), _describe_states)
     engine = Finding("engine Exact", matrix.supported, "uses the dense matrix" if matrix.supported else matrix.note)
-    return matrix, features, engine
+    sequential = Finding("engine StateSpace", states.supported, "linear time" if states.supported else states.note)
+    return matrix, features, states, engine, sequential
 
 
 def _points(kernel: gpytorch.kernels.Kernel) -> torch.Tensor:
@@ -96,6 +99,18 @@ def _features(kernel: gpytorch.kernels.Kernel) -> Any:
 def _describe_features(features: Any) -> str:
     kind = "exact" if features.exact else "random Fourier features"
     return f"{kind}: functions can be drawn (gp.paths)"
+
+
+def _states(kernel: gpytorch.kernels.Kernel) -> tuple[int, float]:
+    """The number of states and the error of the state-space form."""
+    column = time_column(kernel, _dims(kernel))
+    form = state_space(kernel)
+    return form.at(_points(kernel)[:, column])[0].size, form.error
+
+
+def _describe_states(states: tuple[int, float]) -> str:
+    size, error = states
+    return f"{size} state(s), " + (f"to {error:.0e} of the variance" if error else "exact")
 
 
 def _probe(name: str, ask: Callable[[], Any], note: Callable[[Any], str]) -> Finding:

@@ -9,7 +9,7 @@ under sums and products. Theory: docs/theory/state_space.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce, singledispatch
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gpx.errors import StructureError
 from gpx.kernels import Constant, Cosine, HidaMatern, Linear, Matern, Periodic, QuasiPeriodic
-from gpx.kernels.walk import parts, resolve
+from gpx.kernels.walk import parts
 from gpx.linalg.kalman import Layout, noise_terms
 
 HARMONICS = (2, 4, 8, 16, 32, 64, 128)  # numbers of harmonics of a periodic kernel that code is compiled for
@@ -100,14 +100,22 @@ def state_space(kernel: Any) -> StateSpace:
 
 def time_column(kernel: gpytorch.kernels.Kernel, dims: int) -> int:
     """The one of `dims` input columns that the kernel acts on. Raises: StructureError if there are several."""
-    names = tuple(map(str, range(dims)))
-    columns = {name for part, own in resolve(kernel, names) if not parts(part) for name in own}
+    columns = _columns(kernel, range(dims))
     if len(columns) != 1:
         raise StructureError(
             f"A state-space model needs one input column, the kernel acts on {len(columns)}: choose one with"
             " active_dims=[i], or use engines.Exact() or engine='auto'."
         )
-    return int(columns.pop())
+    return columns.pop()
+
+
+def _columns(kernel: gpytorch.kernels.Kernel, columns: Sequence[int]) -> set[int]:
+    """Those of the columns that the kernel acts on."""
+    scaled = isinstance(kernel, gpytorch.kernels.ScaleKernel) and kernel.base_kernel.active_dims is not None
+    if kernel.active_dims is not None and not scaled:  # a ScaleKernel copies the selection of its base
+        columns = [columns[d] for d in kernel.active_dims.tolist()]
+    inner = [_columns(part, columns) for part in parts(kernel)]
+    return set().union(*inner) if inner else set(columns)
 
 
 def matern_profile(order: int) -> Tensor:
@@ -195,6 +203,10 @@ def _(kernel: Constant) -> StateSpace:
 
 @state_space.register
 def _(kernel: Linear) -> StateSpace:
+    if kernel.outputscale.numel() > 1:
+        raise StructureError(
+            f"A state-space model needs one input column, {kernel} acts on {kernel.outputscale.numel()}."
+        )
     slope, center = kernel.outputscale.sqrt().reshape(1, 1), kernel.center.reshape(1, 1)
     return _static(lambda times: (times[:, None] - center.to(times)) * slope.to(times))
 
@@ -206,7 +218,10 @@ def _(kernel: Cosine) -> StateSpace:
 
 @state_space.register
 def _(kernel: HidaMatern) -> StateSpace:
-    frequency, still = kernel.frequency.reshape(1), not kernel.raw_frequency.requires_grad and not bool(kernel.frequency.any())
+    frequency, still = (
+        kernel.frequency.reshape(1),
+        not kernel.raw_frequency.requires_grad and not bool(kernel.frequency.any()),
+    )
     wave = _rotating(kernel.outputscale.reshape(1), 2 * math.pi * frequency)
     return _matern(kernel.order, kernel.lengthscale, _constant(kernel.outputscale.sqrt()) if still else wave)
 
@@ -296,7 +311,9 @@ class _BesselWeights(torch.autograd.Function):
         z = float(lengthscale.detach()) ** -2
         values = ive(np.arange(-1, count + 2), z)
         twice = np.where(np.arange(count + 1) > 0, 2.0, 1.0)
-        ctx.slope = torch.as_tensor(twice * (0.5 * (values[:-2] + values[2:]) - values[1:-1]) * -2 * z**1.5).to(lengthscale)
+        ctx.slope = torch.as_tensor(twice * (0.5 * (values[:-2] + values[2:]) - values[1:-1]) * -2 * z**1.5).to(
+            lengthscale
+        )
         return torch.as_tensor(twice * values[1:-1]).to(lengthscale)
 
     @staticmethod

@@ -29,9 +29,9 @@ def check_structure(
     """Check that every structure of the kernel reproduces its dense matrix.
 
     State space: the covariance of the model is the kernel to 1e-10, or to its stated error; left out where the kernel has no
-    such form on x. Feature map: an exact one gives ``phi phi^T = K`` to 1e-10; a random one gives it on average, by Student's t over 64
-    independent maps, for every entry. A true law fails with probability at most `false_alarm`. Either is a fixed function
-    once drawn, and `size` is the number of its features.
+    such form on x. Feature map: an exact one gives ``phi phi^T = K`` to 1e-10; a random one gives it on average, by Student's
+    t over 64 independent maps, for every entry. A true law fails with probability at most `false_alarm`. Either is a fixed
+    function once drawn, and `size` is the number of its features.
 
     Raises: AssertionError that names the law; StructureError for a kernel without a feature map.
 

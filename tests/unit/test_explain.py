@@ -30,6 +30,17 @@ def test_explain_agrees_with_what_happens(name):
     assert "yes" in str(explanation) and "\n" in repr(explanation)
 
 
+@pytest.mark.parametrize(("kernel", "note"), [
+    ("Matern(nu=1.5) + Linear", "3 state(s), exact"),
+    ("RBF", "RBF has no state-space form"),
+    (gpx.kernels.Matern(active_dims=[0, 1]), "needs one input column, the kernel acts on 2"),
+])  # fmt: skip
+def test_state_space(kernel, note):
+    found = {f.name: f for f in gpx.explain(kernel).findings}
+    assert note in found["state space"].note
+    assert found["engine StateSpace"].supported == found["state space"].supported == ("exact" in note)
+
+
 def test_text_and_columns():
     assert "Matern(nu=1.5" in str(gpx.explain("Matern(nu=1.5) + Linear"))
     assert gpx.explain("RBF(lengthscale=[0.1, 0.2, 0.3])").findings[0].supported
@@ -43,7 +54,7 @@ def test_a_kernel_without_a_matrix():
             raise StructureError("Broken has no matrix.")
 
     explanation = gpx.explain(Broken())
-    assert [f.supported for f in explanation.findings] == [False, False, False]
+    assert [f.supported for f in explanation.findings] == [False] * 5
     assert "Broken has no matrix." in str(explanation)
 
 
