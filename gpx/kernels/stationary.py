@@ -39,7 +39,10 @@ class Stationary(Kernel):
         if diag:
             return self.level(x1)
         lengthscale = self.lengthscale
-        r2 = squared_distance(x1 / lengthscale, x2 / lengthscale)
+        if self.ard:
+            r2 = squared_distance(x1 / lengthscale, x2 / lengthscale)
+        else:  # scaled last, the gradient in the lengthscale keeps its digits for points that are almost equal
+            r2 = squared_distance(x1, x2) / lengthscale.square()
         return self.outputscale[..., None, None] * self.correlation(r2)
 
     def _init_from(self, data: Data) -> None:

@@ -1,0 +1,114 @@
+"""StateSpace is Exact in linear time: evidence, gradients, predictions, and every likelihood, on awkward stamps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from gpx import GP, likelihoods, objectives
+from gpx.kernels import Constant, Cosine, HidaMatern, Linear, Matern, Periodic, QuasiPeriodic
+from gpx.testing.assertions import close
+
+KERNELS = {
+    **{f"order-{p}": lambda p=p: Matern(nu=p + 0.5, lengthscale=3.0, outputscale=1.3) for p in range(7)},
+    "mixture": lambda: (
+        HidaMatern(0, 2.0, 0.1) + HidaMatern(1, 5.0, 0.3, 0.5) + HidaMatern(2, 30.0, 0.02, 2.0)
+    ),
+    "sum": lambda: Matern(nu=2.5, lengthscale=20.0) + Matern(nu=0.5, lengthscale=0.7) + Linear(0.01, 3.0) + Constant(2.0),
+    "product": lambda: Matern(nu=1.5, lengthscale=4.0) * Matern(nu=2.5, lengthscale=9.0) * Cosine(period=5.0),
+    "quasi-periodic": lambda: QuasiPeriodic(period=6.0, lengthscale=1.5, decay=20.0),
+    "seasonal": lambda: Periodic(period=6.0, lengthscale=2.0) * Matern(nu=0.5, lengthscale=30.0) + Matern(nu=1.5),
+}  # fmt: skip
+
+
+def awkward(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Unsorted irregular stamps with duplicates and gaps of 1e-9, and noisy targets, some of them missing."""
+    random = np.random.default_rng(seed)
+    x = random.uniform(0, n / 20, n)
+    x[10:20] = x[:10]
+    x[20:30] = x[:10] + 1e-9
+    y = np.sin(x) + 0.1 * x**0.5 + 0.3 * random.standard_normal(n)
+    y[40:45] = np.nan
+    return x, y
+
+
+def pair(kernel, likelihood, x, y, **options):
+    return [GP(kernel, likelihood, engine=e, **options).condition(x, y) for e in ("Exact", "StateSpace")]
+
+
+def gradient(gp) -> torch.Tensor:
+    """Of the objective, in all raw hyperparameters."""
+    problem = gp._fitted().anew()
+    modules = (*problem.prior.kernels, problem.likelihood, problem.prior.mean)
+    raws = [p for m in modules for p in m.parameters() if p.requires_grad]
+    with torch.enable_grad():
+        grads = torch.autograd.grad(gp.objective_(problem), raws, allow_unused=True)
+    return torch.cat([torch.zeros(p.numel()) if g is None else g.reshape(-1) for g, p in zip(grads, raws, strict=True)])
+
+
+def check_equal(n: int, build) -> None:
+    x, y = awkward(n)
+    exact, fast = pair(build(), likelihoods.Gaussian(0.1), x, y)
+    close(fast.log_evidence(), exact.log_evidence(), "log evidence", rtol=1e-8)
+    new = np.concatenate([np.linspace(-5, n / 20 + 5, 50), x[:5]])
+    for of in ("f", "y"):
+        a, b = (gp.predict(new, of=of) for gp in (exact, fast))
+        scale = float(a.mean.abs().max()), float(a.variance.max())
+        close(b.mean, a.mean, "means", atol=1e-8 * scale[0], rtol=0.0)
+        close(b.variance, a.variance, "variances", atol=1e-8 * scale[1], rtol=0.0)
+    a, b = gradient(exact), gradient(fast)
+    close(b, a, "gradient", atol=1e-7 * float(a.abs().max()), rtol=0.0)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_equal_to_exact(name):
+    check_equal(200, KERNELS[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KERNELS)
+def test_equal_to_exact_at_2000(name):
+    check_equal(2000, KERNELS[name])
+
+
+TARGETS = {
+    "Poisson": (likelihoods.Poisson, lambda f, random: random.poisson(np.exp(f))),
+    "Bernoulli": (likelihoods.Bernoulli, lambda f, random: (f + random.standard_normal(len(f)) > 0).astype(float)),
+    "StudentT": (lambda: likelihoods.StudentT(4.0, 0.3), lambda f, random: f + 0.3 * random.standard_t(4, len(f))),
+}
+
+
+@pytest.mark.parametrize("objective", ["ELBO", "EPEvidence"])
+@pytest.mark.parametrize("name", TARGETS)
+def test_likelihoods(name, objective):
+    """The objective to 1e-6 and its gradient, which is that of Exact and hence of finite differences, to 1e-5."""
+    random = np.random.default_rng(1)
+    x = random.uniform(0, 20, 150)
+    build, draw = TARGETS[name]
+    y = draw(np.sin(x), random)
+    kernel = Matern(nu=1.5, lengthscale=2.0) + Linear(0.01)
+    exact, fast = pair(kernel, build(), x, y, objective=getattr(objectives, objective)())
+    close(fast.log_evidence(), exact.log_evidence(), objective, atol=1e-6, rtol=0.0)
+    a, b = gradient(exact), gradient(fast)
+    close(b, a, "gradient", atol=1e-5 * float(a.abs().max()), rtol=0.0)
+    for p, q in zip(*((gp.predict(x[:9] + 0.1).mean, gp.loo().log_density[:9]) for gp in (exact, fast)), strict=True):
+        close(q, p, "predictions", atol=1e-6)
+
+
+def test_the_implicit_gradient_is_that_of_the_solved_objective():
+    random = np.random.default_rng(2)
+    x = random.uniform(0, 20, 80)
+    y = random.poisson(np.exp(np.sin(x)))
+    step, values = 1e-5, []
+    for lengthscale in (2.0 * np.exp(step), 2.0 * np.exp(-step)):
+        gp = GP(Matern(nu=1.5, lengthscale=lengthscale), likelihoods.Poisson(), engine="StateSpace").condition(x, y)
+        values.append(gp.log_evidence())
+    gp = GP(Matern(nu=1.5, lengthscale=2.0), likelihoods.Poisson(), engine="StateSpace").condition(x, y)
+    raw = gp._fitted().prior.kernels[0].raw_lengthscale
+    problem = gp._fitted().anew()
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(gp.objective_(problem), raw)
+        lengthscale = gp._fitted().prior.kernels[0].lengthscale
+        (chain,) = torch.autograd.grad(lengthscale.sum(), raw)
+    assert float(slope / chain * 2.0) == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-4)
