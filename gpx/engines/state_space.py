@@ -27,22 +27,34 @@ from gpx.structure.state_space import state_space, time_column
 
 PATH_FEATURES = 2048
 
-Form = tuple[Layout, Tensor, Tensor, Tensor]
-
 
 @dataclass(frozen=True)
 class Line:
-    """The times [N] of a kernel's input column in ascending order, and the rows [N] of the data that they belong to."""
+    """The times [N] of an input column in ascending order, the gaps [N] between them, and the rows [N] of the data that they
+    belong to; None where that is the order of the rows.
+    """
 
     column: int
     times: Tensor
-    order: Tensor
+    gaps: np.ndarray
+    order: Tensor | None
 
     @staticmethod
     def of(column: int, x: Tensor) -> Line:
         """The line through a column of x [N, D]; equal times keep the order of their rows."""
-        times, order = torch.sort(x[:, column].double(), stable=True)
-        return Line(column, times, order)
+        times = x[:, column].detach().double().contiguous()
+        order = None
+        if bool((times.diff() < 0).any()):
+            times, order = torch.sort(times, stable=True)
+        return Line(column, times, _gaps(times), order)
+
+    def sort(self, values: Tensor) -> Tensor:
+        """Values [N] of the rows, by time."""
+        return values if self.order is None else values[self.order]
+
+    def unsort(self, values: Tensor) -> Tensor:
+        """Values [N] by time, of the rows."""
+        return values if self.order is None else torch.empty_like(values).index_copy(0, self.order, values)
 
 
 @dataclass(frozen=True)
@@ -109,36 +121,28 @@ class StateSpacePosterior(Posterior):
     def _columns(self) -> range:
         return range(self.sites.nu.shape[1])
 
-    def _form(self, column: int) -> Form:
-        """The state-space form of a column's kernel at the data, differentiable where gradients are enabled."""
-        kernel = self.latent_kernel(column)
-        return state_space(kernel).at(self.plan.lines[self._latent(column)].times)
-
     def latent_kernel(self, column: int) -> Any:
         """The kernel of a column."""
         return self.prior.kernels[self._latent(column)]
 
+    def _line(self, column: int) -> Line:
+        return self.plan.lines[self._latent(column)]
+
     def _inputs(self, column: int) -> tuple[Any, ...]:
-        """What the autograd functions below take."""
-        line = self.plan.lines[self._latent(column)]
-        layout, rates, rows, factors = self._form(column)
-        nu, tau = (part[line.order, column] for part in (self.sites.nu, self.sites.tau))
-        return line.times, layout, rates, rows, factors, nu, tau
+        """What the autograd functions below take, differentiable where gradients are enabled."""
+        line = self._line(column)
+        layout, *form = state_space(self.latent_kernel(column)).at(line.times)
+        return layout, line.gaps, *form, line.sort(self.sites.nu[:, column]), line.sort(self.sites.tau[:, column])
 
     @cached_property
     def _chains(self) -> tuple[Chain, ...]:
         with torch.no_grad():
             return tuple(_chain(*self._inputs(c)) for c in self._columns)
 
-    def _to_rows(self, column: int, values: Any) -> Tensor:
-        """Values [N] in the order of the times, in the order of the rows."""
-        order = self.plan.lines[self._latent(column)].order
-        values = torch.as_tensor(values).to(self.sites.nu)
-        return torch.empty_like(values).index_copy(0, order, values)
-
     def _stacked(self, values: Callable[[int], Any]) -> Tensor:
-        """[N, C] from the values [N] of every column in the order of the times."""
-        return torch.stack([self._to_rows(c, values(c)) for c in self._columns], 1)
+        """[N, C] from the values [N] of every column by time."""
+        rows = [self._line(c).unsort(torch.as_tensor(values(c)).to(self.sites.nu)) for c in self._columns]
+        return torch.stack(rows, 1)
 
     @property
     def log_partition(self) -> Tensor:
@@ -161,8 +165,10 @@ class StateSpacePosterior(Posterior):
         return self._stacked(lambda c: moved[c].mean), self._stacked(lambda c: moved[c].variance)
 
     def _along(self, column: int, direction: Sites) -> Chain:
-        order = self.plan.lines[self._latent(column)].order
-        return self._chains[column].along(*(_numbers(part[order, column]) for part in (direction.nu, direction.tau)))
+        line = self._line(column)
+        return self._chains[column].along(
+            *(_numbers(line.sort(part[:, column])) for part in (direction.nu, direction.tau))
+        )
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and variance [N, C] of f at the data, differentiable in hyperparameters and sites."""
@@ -187,7 +193,7 @@ class StateSpacePosterior(Posterior):
             raise StructureError(
                 "StateSpace has no gradients in the inputs of predictions; use engines.Exact() for them."
             )
-        line = self.plan.lines[self._latent(column)]
+        line = self._line(column)
         times, order = torch.sort(torch.cat([line.times, x[:, line.column].detach().double()]), stable=True)
         place = torch.empty_like(order).index_copy(0, order, torch.arange(len(order)).to(order)).cpu().numpy()
         with torch.no_grad():
@@ -196,7 +202,7 @@ class StateSpacePosterior(Posterior):
         sites = [np.zeros(len(times)) for _ in range(2)]
         for site, own in zip(sites, (chain.nu, chain.tau), strict=True):
             site[place[:count]] = own
-        return Chain(form[0], _numbers(times), *map(_numbers, form[1:]), *sites), place[count:]
+        return Chain(form[0], _gaps(times), *map(_numbers, form[1:]), *sites), place[count:]
 
     def joint(self, x: Tensor) -> tuple[Tensor, Tensor]:
         means, covariances = [], []
@@ -228,10 +234,10 @@ class StateSpacePosterior(Posterior):
         options: Any = {"generator": generator, "dtype": self.sites.nu.dtype, "device": self.sites.nu.device}
         features = feature_map(self.latent_kernel(column), PATH_FEATURES, self.plan.x.shape[1], generator)
         weights, noise = torch.randn(features.size, n, **options), torch.randn(len(self.plan.x), n, **options)
-        order, tau = self.plan.lines[self._latent(column)].order, self.sites.tau[:, [column]]
+        line, tau = self._line(column), self.sites.tau[:, [column]]
         with torch.no_grad():
             misfit = self.sites.nu[:, [column]] - tau * (features(self.plan.x) @ weights) - tau.sqrt() * noise
-        misfits = _numbers(misfit[order].mT)
+        misfits = _numbers(line.sort(misfit).mT)
 
         def draw(x: Tensor) -> Tensor:
             chain, places = self._merged(column, x)
@@ -266,13 +272,21 @@ class _Evidence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, times: Tensor, layout: Layout, rates: Tensor, rows: Tensor, factors: Tensor, nu: Tensor, tau: Tensor
+        ctx: Any,
+        layout: Layout,
+        gaps: np.ndarray,
+        rates: Tensor,
+        rows: Tensor,
+        factors: Tensor,
+        nu: Tensor,
+        tau: Tensor,
     ) -> Any:
-        ctx.chain = _chain(times, layout, rates, rows, factors, nu, tau)
+        ctx.chain = _chain(layout, gaps, rates, rows, factors, nu, tau)
         ctx.save_for_backward(rates, nu, tau)
+        if any(ctx.needs_input_grad):
+            _ = ctx.chain.filtered  # one pass for the value and the smoother
         partition, density = ctx.chain.evidence()
-        seen = tau[tau > 0]
-        density = density + 0.5 * float((seen / (2 * math.pi)).log().sum())
+        density -= 0.5 * math.log(2 * math.pi) * int((tau > 0).sum())
         return nu.new_tensor(float(partition)), nu.new_tensor(float(density))
 
     @staticmethod
@@ -296,9 +310,16 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, times: Tensor, layout: Layout, rates: Tensor, rows: Tensor, factors: Tensor, nu: Tensor, tau: Tensor
+        ctx: Any,
+        layout: Layout,
+        gaps: np.ndarray,
+        rates: Tensor,
+        rows: Tensor,
+        factors: Tensor,
+        nu: Tensor,
+        tau: Tensor,
     ) -> Any:
-        ctx.chain = _chain(times, layout, rates, rows, factors, nu, tau)
+        ctx.chain = _chain(layout, gaps, rates, rows, factors, nu, tau)
         ctx.save_for_backward(rates, nu)
         smoothed = ctx.chain.smoothed
         return tuple(torch.as_tensor(v).to(nu) for v in (smoothed.mean, smoothed.variance))
@@ -319,9 +340,13 @@ def _parameters(smoothed: Smoothed, grad: Tensor, like: Tensor) -> Sequence[Tens
 
 
 def _chain(
-    times: Tensor, layout: Layout, rates: Tensor, rows: Tensor, factors: Tensor, nu: Tensor, tau: Tensor
+    layout: Layout, gaps: np.ndarray, rates: Tensor, rows: Tensor, factors: Tensor, nu: Tensor, tau: Tensor
 ) -> Chain:
-    return Chain(layout, *map(_numbers, (times, rates, rows, factors, nu, tau)))
+    return Chain(layout, gaps, *map(_numbers, (rates, rows, factors, nu, tau)))
+
+
+def _gaps(times: Tensor) -> np.ndarray:
+    return np.diff(_numbers(times), prepend=_numbers(times[:1]))
 
 
 def _numbers(values: Tensor) -> np.ndarray:

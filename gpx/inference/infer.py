@@ -52,9 +52,8 @@ def infer(problem: Problem) -> Inferred:
     residual halves.
     Raises: NumericalError if there is no finite start. Cost: a factorisation per step; `max_steps` of the problem at most.
     """
-    exact = problem.likelihood.exact_sites(problem.data)
-    if exact is not None:
-        return Inferred(problem.condition(exact))
+    if problem.exact_sites is not None:
+        return Inferred(problem.condition(problem.exact_sites))
     state = _State(problem, first_posterior(problem))
     if not state.finite and problem.start is not None:
         state = _State(problem, first_posterior(problem.anew()))

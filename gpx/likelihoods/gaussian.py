@@ -96,8 +96,8 @@ class Gaussian(Likelihood):
         return Normal(mean, (variance + added).sqrt(), validate_args=False)
 
     def exact_sites(self, data: Data) -> Sites:
-        tau = torch.where(data.observed, 1 / self.variances(data.y), torch.zeros_like(data.y))
-        return Sites(torch.nan_to_num(data.y) * tau, tau)
+        tau = torch.where(data.observed, 1 / self.variances(data.y), 0.0)
+        return Sites(data.filled * tau, tau)
 
     def init_from(self, data: Data) -> None:
         if self.known_noise is not None:

@@ -34,16 +34,28 @@ class Smoothed:
 
 
 @dataclass(frozen=True, eq=False)
+class Filtered:
+    """evidence: see `Chain.evidence`; bounds: of stretches of time; starts: the state before each of them; moments: predicted
+    ones of the last stretch.
+    """
+
+    evidence: np.ndarray
+    bounds: tuple[tuple[int, int], ...]
+    starts: tuple[tuple[np.ndarray, ...], ...]
+    moments: tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
 class Chain:
     """``f(t) = sum_j factors_j(t) rows . z_j(t)`` with sites ``exp(nu f - tau f^2 / 2)`` at n ordered times.
 
-    times [n]: ascending; rates [B]; rows: weights of observed coordinates, block by block; factors [n, J], or [1, J] where
-    they are constant; nu, tau [n], real or complex. Cost: O(n S^2 (p + 1)) for either pass; memory: the predicted moments, or
-    those of sqrt(n) times where they would be more than 256 MB.
+    gaps [n]: to the time before, 0 for the first; rates [B]; rows: weights of observed coordinates, block by block; factors
+    [n, J], or [1, J] where they are constant; nu, tau [n], real or complex. Cost: O(n S^2 (p + 1)) for either pass; memory: the
+    predicted moments, or those of sqrt(n) times where they would be more than 256 MB.
     """
 
     layout: Layout
-    times: np.ndarray
+    gaps: np.ndarray
     rates: np.ndarray
     rows: np.ndarray
     factors: np.ndarray
@@ -54,47 +66,59 @@ class Chain:
     def _kind(self) -> Any:
         return np.result_type(self.nu, self.tau)
 
-    @cached_property
+    @property
     def _inputs(self) -> tuple[np.ndarray, ...]:
-        gaps = np.diff(self.times, prepend=self.times[:1])
-        return gaps, self.rates, self.rows, self.factors, self.nu.astype(self._kind), self.tau.astype(self._kind)
+        nu, tau = (part.astype(self._kind, copy=False) for part in (self.nu, self.tau))
+        return self.gaps, self.rates, self.rows, self.factors, nu, tau
 
-    def _start(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.zeros(self.layout.size, self._kind), self.layout.stationary.astype(self._kind)
+    def _zeros(self, *shape: int) -> np.ndarray:
+        return np.zeros(shape, self._kind)
 
     def _moments(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         size = self.layout.size
         return np.empty((count, size), self._kind), np.empty((count, size * (size + 1) // 2), self._kind)
 
-    def evidence(self) -> tuple[Any, Any]:
-        """The log partition, and the log density of ``nu / tau`` without ``sum log(tau / 2 pi) / 2``."""
-        nothing = self._moments(0)
-        if not len(self.times):
-            return 0.0, 0.0
-        return compiled(self.layout).filter(*self._inputs, *self._start(), 0, len(self.times), *nothing)
+    def _filter(
+        self, state: tuple[np.ndarray, ...], start: int, stop: int, moments: tuple[np.ndarray, ...]
+    ) -> np.ndarray:
+        return np.array(compiled(self.layout).filter(*self._inputs, *state, start, stop, *moments))
+
+    def _start(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._zeros(self.layout.size), self.layout.stationary.astype(self._kind)
+
+    @cached_property
+    def filtered(self) -> Filtered:
+        """The filter's pass, with what the smoother needs."""
+        n, width = len(self.gaps), self.layout.size * (self.layout.size + 3) // 2
+        length = max(1, n if n * width <= MEMORY else math.isqrt(n))
+        state, starts, moments = self._start(), [], self._moments(min(length, n))
+        bounds = tuple((start, min(start + length, n)) for start in range(0, n, length))
+        total = self._zeros(2)
+        # Of every stretch but the last only the state at its start is kept; its moments are computed again.
+        for start, stop in bounds:
+            starts.append(tuple(part.copy() for part in state))
+            total += self._filter(state, start, stop, moments if stop == n else self._moments(0))
+        return Filtered(total, bounds, tuple(starts), moments)
+
+    def evidence(self) -> np.ndarray:
+        """The log partition, and the log density of nu / tau where tau > 0, without its ``log(2 pi) / 2``."""
+        if "filtered" in self.__dict__:
+            return self.filtered.evidence
+        return self._filter(self._start(), 0, len(self.gaps), self._moments(0)) if len(self.gaps) else self._zeros(2)
 
     @cached_property
     def smoothed(self) -> Smoothed:
-        """The smoother's pass, after the filter's."""
-        loops, n = compiled(self.layout), len(self.times)
-        zeros = lambda shape: np.zeros(shape, self._kind)  # noqa: E731
-        result = Smoothed(
-            *(zeros(n) for _ in range(3)), *(zeros(v.shape) for v in (self.rates, self.rows, self.factors))
-        )
-        width = self.layout.size * (self.layout.size + 3) // 2
-        length = max(1, n if n * width <= MEMORY else math.isqrt(n))
-        bounds = [(start, min(start + length, n)) for start in range(0, n, length)]
-        # Of every stretch but the last only the state at its start is kept; its moments are computed again.
-        state, starts, moments = self._start(), [], self._moments(min(length, n))
-        for start, stop in bounds:
-            starts.append(tuple(part.copy() for part in state))
-            loops.filter(*self._inputs, *state, start, stop, *(moments if stop == n else self._moments(0)))
-        rho, M = zeros(self.layout.size), zeros((self.layout.size, self.layout.size))
-        for (start, stop), state in zip(reversed(bounds), reversed(starts), strict=True):
+        """The smoother's pass."""
+        n, size, f = len(self.gaps), self.layout.size, self.filtered
+        parts = [self._zeros(n) for _ in range(3)] + [
+            self._zeros(*v.shape) for v in (self.rates, self.rows, self.factors)
+        ]
+        rho, M = self._zeros(size), self._zeros(size, size)
+        for (start, stop), state in zip(reversed(f.bounds), reversed(f.starts), strict=True):
             if stop < n:
-                loops.filter(*self._inputs, *state, start, stop, *moments)
-            loops.smoother(*self._inputs, start, stop, *moments, rho, M, *(getattr(result, f) for f in FIELDS))
-        return result
+                self._filter(tuple(part.copy() for part in state), start, stop, f.moments)
+            compiled(self.layout).smoother(*self._inputs, start, stop, *f.moments, rho, M, *parts)
+        return Smoothed(*parts)
 
     def along(self, nu: np.ndarray, tau: np.ndarray) -> Chain:
         """The chain with its sites moved by a complex step in a direction."""
@@ -102,10 +126,7 @@ class Chain:
 
     def path(self, random: np.random.Generator) -> np.ndarray:
         """A draw [n] of f from the prior."""
-        f, noise = np.empty(len(self.times)), random.standard_normal((len(self.times), self.layout.size))
+        f, noise = np.empty(len(self.gaps)), random.standard_normal((len(self.gaps), self.layout.size))
         if len(f):
             compiled(self.layout).simulate(*self._inputs[:4], noise, f)
         return f
-
-
-FIELDS = tuple(Smoothed.__dataclass_fields__)

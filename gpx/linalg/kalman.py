@@ -173,13 +173,14 @@ def compiled(layout: Layout) -> Compiled:
         """Filter from start to stop, from the state (m [S], P [S, S]), which is moved. Predicted moments are written to
         means [k, S] and covariances [k, S (S + 1) / 2], unless these have fewer than stop - start rows.
 
-        Returns: log partition, and the sum of ``log N(nu / tau)`` without its constants and ``log tau``.
+        Returns: log partition, and the sum of ``log N(nu / tau; f, v + 1 / tau)`` where tau > 0, without ``log(2 pi) / 2``.
         """
         A, Q, gamma = np.zeros((B, D, D)), np.zeros((B, D, D)), np.empty(K)
         h, g, zero = np.zeros(S), np.zeros(S, m.dtype), m[0] * 0
         T, V = np.empty((S, S), m.dtype), np.empty((D, S), m.dtype)
         store, moving = len(means) >= stop - start, len(factors) > 1
-        partition, density, product, last = zero, zero, zero + 1, -1.0
+        partition, density, last = zero, zero, -1.0
+        spreads, noises = zero + 1, zero + 1
         for k in range(R):
             h[seen[k]] = factors[0, copy_of[k]] * rows[row_of[k]]
         for s in range(start, stop):
@@ -241,21 +242,23 @@ def compiled(layout: Layout) -> Compiled:
             spread = 1 + t * v
             inverse, e = 1 / spread, n - t * f
             partition += (n * f + 0.5 * n * n * v - 0.5 * t * f * f) * inverse
+            spreads *= spread
             if t.real > 0:
-                density -= 0.5 * e * e * inverse / t
-            product *= spread
-            if product.real > LARGE:
-                logarithm = 0.5 * np.log(product)
-                partition -= logarithm
-                density -= logarithm
-                product = zero + 1
+                noise = 1 / t
+                density -= 0.5 * e * e * inverse * noise
+                noises *= spread * noise
+                if not 1 / LARGE < noises.real < LARGE:
+                    density -= 0.5 * np.log(noises)
+                    noises = zero + 1
+            if spreads.real > LARGE:
+                partition -= 0.5 * np.log(spreads)
+                spreads = zero + 1
             a, r = e * inverse, t * inverse
             for i in range(S):
                 m[i] += g[i] * a
                 for j in range(S):
                     P[i, j] -= g[i] * g[j] * r
-        logarithm = 0.5 * np.log(product)
-        return partition - logarithm, density - logarithm
+        return partition - 0.5 * np.log(spreads), density - 0.5 * np.log(noises)
 
     @numba.njit(**COMPILATION)
     def smoother(
