@@ -1,5 +1,6 @@
 """What a kernel can offer an engine, asked by open generic functions (`functools.singledispatch`)."""
 
 from gpx.structure.feature_map import FeatureMap, feature_map, frequencies
+from gpx.structure.spectral_density import SpectralDensity, spectral_density
 
-__all__ = ["FeatureMap", "feature_map", "frequencies"]
+__all__ = ["FeatureMap", "SpectralDensity", "feature_map", "frequencies", "spectral_density"]
