@@ -114,7 +114,7 @@ def compare(setting: Setting, fit: Callable[[ndarray], dict[str, float]]) -> dic
 
 TASK = Task(
     name="whittle",
-    description="Whittle likelihoods on an Ornstein-Uhlenbeck process, rate = variance = spacing = 1, noise 0.1; n = 2,048, 30 series.",
+    description="Whittle likelihoods on 30 Ornstein-Uhlenbeck series of 2,048: rate = variance = spacing = 1, noise 0.1.",
     metrics=(
         *(Metric(name, "mean estimate") for name in TRUTH),
         *(Metric(f"{name} off", "sd of exact ML", "difference") for name in TRUTH),

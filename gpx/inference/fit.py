@@ -274,7 +274,7 @@ def _minimise(
             outcome = minimize(
                 search, start, jac=True, method="L-BFGS-B", bounds=bounds, callback=report, options=limits
             )  # fmt: skip
-            # Far trial points leave curvatures in the memory that fit nowhere, and steps become tiny on a slope: forget them.
+            # Trial points far away leave wrong curvatures in the memory, and steps become tiny on a slope: forget them.
             steep = search.steepness(bounds) > STEEP * root
             if outcome.status == 1 or not steep or iterations >= options.max_iter or search.best_z is None:
                 break

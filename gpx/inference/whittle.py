@@ -83,7 +83,7 @@ class Whittle:
 
 @dataclass(frozen=True)
 class Periodograms:
-    """`Whittle` for one set of data: rows [N'] of the data on a lattice, of the outputs with two observed targets or more."""
+    """`Whittle` for one set of data: its rows [N'] on a lattice, and its outputs with two observed targets or more."""
 
     needs_all_rows: ClassVar[bool] = True  # some rows of a series are another series
 
