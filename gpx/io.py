@@ -25,10 +25,10 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 import gpx
-from gpx import engines, kernels, likelihoods
+from gpx import engines, kernels, likelihoods, objectives
 from gpx.encoding import Encoding
 from gpx.errors import InputError, StructureError
-from gpx.inference import objectives, rules
+from gpx.inference import rules
 from gpx.inference.coordinates import trainable_modules
 from gpx.inference.fit import FitResult
 from gpx.parameters import Box, Choice, LogInterval, Parameterised, prior_arguments

@@ -15,7 +15,7 @@ from gpx.errors import NumericalError
 from gpx.inference.alternate import alternate
 from gpx.inference.coordinates import Coordinate, Coordinates
 from gpx.inference.infer import MAX_STEPS, Inferred
-from gpx.inference.objectives import Objective
+from gpx.inference.objectives import Objective, prepared
 from gpx.inference.problem import Problem
 from gpx.posterior import make_generator
 from gpx.progress import progress_bar
@@ -23,6 +23,8 @@ from gpx.sites import Sites
 
 FTOL = 1e-8  # relative to the gain over a constant with white noise
 GTOL = 1e-5  # nats per unit of a coordinate, times the square root of N
+STEEP = 1e-2  # likewise: a search that stops on a steeper slope is begun anew from there
+MAX_RENEWALS = 3
 WARM_STEPS = 30  # from the sites of a neighbour: where these do not do, it is no neighbour
 COARSE = 1e-3  # residual of the sites above which an objective is not trusted
 START_ROWS = 500
@@ -136,6 +138,12 @@ class _Search:
         self.record(loss, z, gradient, None if found is None else found.posterior.sites)
         return loss, gradient
 
+    def steepness(self, bounds: np.ndarray) -> float:
+        """The largest entry of the projected gradient at the best point."""
+        if self.best_z is None or self.best_gradient is None:
+            return 0.0
+        return float(np.abs(_projected(self.best_z, self.best_gradient, bounds)).max())
+
     def record(self, loss: float, z: np.ndarray, gradient: np.ndarray, sites: Sites | None) -> bool:
         """Keep a point that is better than the best; whether it is."""
         better = loss < self.best
@@ -188,12 +196,13 @@ def fit(
     Returns: how it ended, and the problem to be solved there.
 
     Starts: `start` if given; else the data-driven values, with the lengthscales and the noise that the data decide
-    multiplied by the best of a few factors (judged on at most 500 rows); then `restarts` random ones. The best end is
-    kept.
+    multiplied by the best of a few factors (judged on at most 500 rows, unless the objective needs all of them); then
+    `restarts` random ones. The best end is kept.
     Raises: NumericalError if the objective is not finite at any start.
     """
     began = time.monotonic()
     deadline = began + (math.inf if options.max_seconds is None else options.max_seconds)
+    objective = prepared(objective, problem)
     baseline = _baseline(problem)
     bounds = coordinates.bounds()
     first = coordinates.read()
@@ -223,7 +232,6 @@ def fit(
     coordinates.assign(search.best_z)
     log_prior = float(coordinates.log_prior().detach())
     labels = coordinates.labels()
-    inside = _projected(search.best_z, search.best_gradient, bounds)
     result = FitResult(
         converged=converged,
         reason=reason,
@@ -232,7 +240,7 @@ def fit(
         iterations=iterations,
         evaluations=sum(run[0].evaluations for run in runs),
         rejected=sum(run[0].rejected for run in runs),
-        gradient_norm=float(np.abs(inside).max()),
+        gradient_norm=search.steepness(bounds),
         seconds=time.monotonic() - began,
         seed=options.seed,
         at_bounds=tuple(n for n, z, (a, b) in zip(labels, search.best_z, bounds, strict=True) if z <= a or z >= b),
@@ -255,13 +263,22 @@ def _minimise(
         bar.update()
         bar.set_postfix_str(f"objective {search.baseline - search.best:.3f}", refresh=False)
 
-    rows = max(1, int(search.problem.data.observed.sum()))
-    limits = {"maxiter": options.max_iter, "maxfun": 20 * options.max_iter, "ftol": FTOL, "maxcor": 20}
-    limits["gtol"] = GTOL * math.sqrt(rows)
+    root = math.sqrt(max(1, int(search.problem.data.observed.sum())))
     try:
-        outcome = minimize(
-            search, start, jac=True, method="L-BFGS-B", bounds=bounds, callback=report, options=limits
-        )  # fmt: skip
+        for _ in range(1 + MAX_RENEWALS):
+            limits = {
+                "maxiter": options.max_iter - iterations,
+                "maxfun": max(1, 20 * options.max_iter - search.evaluations),
+            }
+            limits |= {"ftol": FTOL, "gtol": GTOL * root, "maxcor": 20}
+            outcome = minimize(
+                search, start, jac=True, method="L-BFGS-B", bounds=bounds, callback=report, options=limits
+            )  # fmt: skip
+            # Trial points far away leave wrong curvatures in the memory, and steps become tiny on a slope: forget them.
+            steep = search.steepness(bounds) > STEEP * root
+            if outcome.status == 1 or not steep or iterations >= options.max_iter or search.best_z is None:
+                break
+            start = search.best_z
     except _Timeout:
         return False, "max_seconds is up", iterations
     if outcome.status == 1:
@@ -289,15 +306,24 @@ def _choose_start(
 ) -> np.ndarray:
     """Multiply the lengthscales and the noise that the data decide by the factors with the best objective on some rows."""
     scales, noise = _free(coordinates, "lengthscale"), _free(coordinates, "noise")
-    small = _thinned(problem)
+    whole = getattr(objective, "needs_all_rows", False)
+    small = problem if whole else _thinned(problem)
     search = _Search(small, objective, coordinates, _baseline(small), math.inf)
     bounds = coordinates.bounds()
-    shifts = [math.log(f) * scales + math.log(g) * noise for f in LENGTHSCALE_FACTORS for g in NOISE_FACTORS]
+    factors = [*_finer(len(problem.data.x)), *LENGTHSCALE_FACTORS] if whole else LENGTHSCALE_FACTORS
+    shifts = [math.log(f) * scales + math.log(g) * noise for f in factors for g in NOISE_FACTORS]
     candidates = np.unique([np.clip(z + s, bounds[:, 0], bounds[:, 1]) for s in [0 * z, *shifts]], axis=0)
     if len(candidates) == 1:
         return z
     losses = [search.loss(c) if time.monotonic() < deadline else math.inf for c in candidates]
     return candidates[int(np.argmin(losses))] if np.isfinite(losses).any() else z
+
+
+def _finer(rows: int) -> list[float]:
+    """Factors below the usual ones, down to about the spacing of the rows: a long series may vary that fast."""
+    ratio, smallest = 0.3, min(LENGTHSCALE_FACTORS)
+    count = math.floor(math.log(2 / (rows * smallest)) / math.log(ratio)) if rows * smallest > 2 else 0
+    return [smallest * ratio**j for j in range(count, 0, -1)]
 
 
 def _free(coordinates: Coordinates, name: str) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,11 +24,20 @@ GRADIENTS = ("implicit", "fixed-sites")
 
 
 class Objective(Protocol):
-    """A function of a problem, to be maximised, differentiable in the hyperparameters."""
+    """A function of a problem, to be maximised, differentiable in the hyperparameters.
+
+    An objective may have a method ``prepared(problem)``: itself, with what does not depend on the hyperparameters done once;
+    `fit` then evaluates that. ``needs_all_rows = True`` keeps `fit` from judging starts on some rows only.
+    """
 
     def __call__(self, problem: Problem) -> Tensor:
         """The value, in nats."""
         ...
+
+
+def prepared(objective: Any, problem: Problem) -> Objective:
+    """The objective to evaluate many times on the data of a problem; see `Objective`."""
+    return objective.prepared(problem) if hasattr(objective, "prepared") else objective
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from gpx.kernels.auto import MAX_PERIODS, RULES
 from gpx.kernels.dense import dense
 from gpx.kernels.expressions import parse
 from gpx.structure.feature_map import feature_map
+from gpx.structure.spectral_density import spectral_density
 from gpx.structure.state_space import state_space, time_column
 
 
@@ -50,9 +51,10 @@ def explain(kernel: Any) -> Explanation:
 
     >>> print(explain("Linear"))
     Linear(outputscale=1, center=0)
-      dense matrix  yes  any gpytorch kernel
-      feature map   yes  exact: functions can be drawn (gp.paths)
-      engine Exact  yes  uses the dense matrix
+      dense matrix      yes  any gpytorch kernel
+      feature map       yes  exact: functions can be drawn (gp.paths)
+      spectral density  no   Linear has no spectral density that is a function of frequency, or none is registered; use ...
+      engine Exact      yes  uses the dense matrix
     """
     if isinstance(kernel, str) and kernel == "auto":
         return Explanation(_describe_auto(), _findings(parse(next(iter(RULES.values())))))
@@ -76,9 +78,12 @@ def _findings(kernel: gpytorch.kernels.Kernel) -> tuple[Finding, ...]:
     matrix = _probe("dense matrix", lambda: dense(kernel, *(2 * [_points(kernel)])), lambda _: "any gpytorch kernel")
     features = _probe("feature map", lambda: _features(kernel), _describe_features)
     states = _probe("state space", lambda: _states(kernel), _describe_states)
+    density = _probe(
+        "spectral density", lambda: spectral_density(kernel), lambda _: "exact: objectives.Whittle(debiased=False)"
+    )
     engine = Finding("engine Exact", matrix.supported, "uses the dense matrix" if matrix.supported else matrix.note)
     sequential = Finding("engine StateSpace", states.supported, "linear time" if states.supported else states.note)
-    return matrix, features, states, engine, sequential
+    return matrix, features, states, density, engine, sequential
 
 
 def _points(kernel: gpytorch.kernels.Kernel) -> torch.Tensor:

@@ -161,7 +161,7 @@ def _gaussian(lengthscale: Tensor, count: int, columns: int, generator: torch.Ge
 
 
 def _student(lengthscale: Tensor, freedom: int, count: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Frequencies [count, columns] of a Matern kernel: a multivariate Student t with 2 nu (an odd integer) degrees of freedom."""
+    """Frequencies [count, columns] of a Matern kernel: a multivariate Student t, freedom = 2 nu (an odd integer)."""
     square = torch.randn(count, freedom, generator=generator, dtype=torch.float64, device=generator.device).square()
     return _gaussian(lengthscale, count, columns, generator) / square.mean(1, keepdim=True).sqrt()
 
