@@ -39,7 +39,7 @@ class Stationary(Kernel):
         if diag:
             return self.level(x1)
         lengthscale = self.lengthscale
-        if self.ard:
+        if lengthscale.shape[-1] > 1:
             r2 = squared_distance(x1 / lengthscale, x2 / lengthscale)
         else:  # scaled last, the gradient in the lengthscale keeps its digits for points that are almost equal
             r2 = squared_distance(x1, x2) / lengthscale.square()

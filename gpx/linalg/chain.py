@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gpx.linalg.kalman import Layout, compiled
+from gpx.linalg.kalman import Layout, Loops, loops
 
 MEMORY = 1 << 25  # numbers of predicted moments that are held: 256 MB
 STEP = 1e-100  # of complex steps: its square is nothing
@@ -63,6 +63,10 @@ class Chain:
     tau: np.ndarray
 
     @property
+    def _loops(self) -> Loops:
+        return loops(self.layout, len(self.gaps))
+
+    @property
     def _kind(self) -> Any:
         return np.result_type(self.nu, self.tau)
 
@@ -81,7 +85,7 @@ class Chain:
     def _filter(
         self, state: tuple[np.ndarray, ...], start: int, stop: int, moments: tuple[np.ndarray, ...]
     ) -> np.ndarray:
-        return np.array(compiled(self.layout).filter(*self._inputs, *state, start, stop, *moments))
+        return np.array(self._loops.filter(*self._inputs, *state, start, stop, *moments))
 
     def _start(self) -> tuple[np.ndarray, np.ndarray]:
         return self._zeros(self.layout.size), self.layout.stationary.astype(self._kind)
@@ -117,7 +121,7 @@ class Chain:
         for (start, stop), state in zip(reversed(f.bounds), reversed(f.starts), strict=True):
             if stop < n:
                 self._filter(tuple(part.copy() for part in state), start, stop, f.moments)
-            compiled(self.layout).smoother(*self._inputs, start, stop, *f.moments, rho, M, *parts)
+            self._loops.smoother(*self._inputs, start, stop, *f.moments, rho, M, *parts)
         return Smoothed(*parts)
 
     def along(self, nu: np.ndarray, tau: np.ndarray) -> Chain:
@@ -128,5 +132,5 @@ class Chain:
         """A draw [n] of f from the prior."""
         f, noise = np.empty(len(self.gaps)), random.standard_normal((len(self.gaps), self.layout.size))
         if len(f):
-            compiled(self.layout).simulate(*self._inputs[:4], noise, f)
+            self._loops.simulate(*self._inputs[:4], noise, f)
         return f

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -23,6 +23,7 @@ SMALL_TERMS, SMALL, TERMS = (
     1.0,
     60,
 )  # terms of the series for the incomplete gamma function, below this argument and in all
+MANY = 50_000  # times from which compiling for a layout pays
 LARGE = 1e150  # products of innovation variances are turned into logarithms beyond
 
 
@@ -131,284 +132,389 @@ def _process_noise(x, decay, W, series, inverses, d, gamma, Q):
             Q[j, i] = value
 
 
+class Tables(NamedTuple):
+    """What the loops know of a layout. By copy: blocks, starts (first state), dims; by observed coordinate: seen (its state),
+    copy_of, row_of (its place in `rows`); by block: sizes, N, W, F, q (see above) and series of the incomplete gamma function.
+    """
+
+    blocks: np.ndarray
+    starts: np.ndarray
+    dims: np.ndarray
+    seen: np.ndarray
+    copy_of: np.ndarray
+    row_of: np.ndarray
+    sizes: np.ndarray
+    N: np.ndarray
+    W: np.ndarray
+    F: np.ndarray
+    q: np.ndarray
+    series: np.ndarray
+    inverses: np.ndarray
+    root: np.ndarray  # of the stationary covariance
+    S: int  # states
+    J: int  # copies
+    B: int  # blocks
+    D: int  # largest dimension of a copy
+    K: int  # largest number of gamma functions
+    R: int  # observed coordinates
+
+
+@lru_cache(maxsize=64)
+def tables(layout: Layout) -> Tables:
+    """The tables of a layout."""
+    blocks, S = layout.block_of_copy, layout.size
+    B, J, D, K = len(layout.orders), len(blocks), max(layout.orders) + 1, 2 * max(layout.orders) + 1
+    sizes = np.array(layout.orders) + 1
+    dims = sizes[blocks]
+    starts = np.cumsum(dims) - dims
+    first = np.cumsum(layout.widths) - layout.widths
+    places = [(starts[c] + w, c, first[blocks[c]] + w) for c in range(J) for w in range(layout.widths[blocks[c]])]
+    seen, copy_of, row_of = (np.array(column) for column in zip(*places, strict=True))
+    N, W, F, q = np.zeros((B, D, D, D)), np.zeros((B, D, D, K)), np.zeros((B, D, D)), np.zeros(B)
+    for b, p in enumerate(layout.orders):
+        N[b, : p + 1, : p + 1, : p + 1], F[b, : p + 1, : p + 1] = transition_terms(p), companion(p)
+        W[b, : p + 1, : p + 1, : 2 * p + 1], _, q[b] = noise_terms(p)
+    # gamma(a, z) = z^a e^-z / a (1 + z / (a + 1) (1 + z / (a + 2) (...)))
+    series = np.array([np.cumprod([1.0, *1 / (2 * p + 1 + np.arange(1.0, TERMS))]) for p in layout.orders])
+    inverses, root = 1.0 / np.arange(1, K + 1), np.linalg.cholesky(layout.stationary)
+    return Tables(
+        blocks, starts, dims, seen, copy_of, row_of, sizes, N, W, F, q, series, inverses, root, S, J, B, D, K, len(seen)
+    )
+
+
+def _filter(tables, gaps, rates, rows, factors, nu, tau, m, P, start, stop, means, covariances):
+    """Filter from start to stop, from the state (m [S], P [S, S]), which is moved. Predicted moments are written to
+    means [k, S] and covariances [k, S (S + 1) / 2], unless these have fewer than stop - start rows.
+
+    Returns: log partition, and the sum of ``log N(nu / tau; f, v + 1 / tau)`` where tau > 0, without ``log(2 pi) / 2``.
+    """
+    blocks, starts, dims, seen, copy_of, row_of, sizes, N, W, series, inverses, S, J, B, D, K, R = (
+        tables.blocks,
+        tables.starts,
+        tables.dims,
+        tables.seen,
+        tables.copy_of,
+        tables.row_of,
+        tables.sizes,
+        tables.N,
+        tables.W,
+        tables.series,
+        tables.inverses,
+        tables.S,
+        tables.J,
+        tables.B,
+        tables.D,
+        tables.K,
+        tables.R,
+    )
+    A, Q, gamma = np.zeros((B, D, D)), np.zeros((B, D, D)), np.empty(K)
+    h, g, zero = np.zeros(S), np.zeros(S, m.dtype), m[0] * 0
+    T, V = np.empty((S, S), m.dtype), np.empty((D, S), m.dtype)
+    store, moving = len(means) >= stop - start, len(factors) > 1
+    partition, density, last = zero, zero, -1.0
+    spreads, noises = zero + 1, zero + 1
+    for k in range(R):
+        h[seen[k]] = factors[0, copy_of[k]] * rows[row_of[k]]
+    for s in range(start, stop):
+        gap = gaps[s]
+        if gap != last:
+            last = gap
+            for b in range(B):
+                x = min(rates[b] * gap, LONGEST)
+                decay = _transition(x, N[b], sizes[b], A[b])
+                _process_noise(x, decay, W[b], series[b], inverses, sizes[b], gamma, Q[b])
+        # m <- A m, P <- A P A^T + Q: rows of P, then rows of (A P)^T, so that the inner loops are over neighbours in memory.
+        for c in range(J):
+            o, d, b = starts[c], dims[c], blocks[c]
+            for i in range(d):
+                value = A[b, i, 0] * m[o]
+                for k in range(1, d):
+                    value += A[b, i, k] * m[o + k]
+                g[o + i] = value
+                for j in range(S):
+                    T[o + i, j] = A[b, i, 0] * P[o, j]
+                for k in range(1, d):
+                    for j in range(S):
+                        T[o + i, j] += A[b, i, k] * P[o + k, j]
+        for i in range(S):
+            m[i] = g[i]
+        for c in range(J):
+            o, d, b = starts[c], dims[c], blocks[c]
+            for k in range(d):
+                for j in range(S):
+                    V[k, j] = T[j, o + k]
+            for i in range(d):
+                for j in range(S):
+                    P[o + i, j] = A[b, i, 0] * V[0, j]
+                for k in range(1, d):
+                    for j in range(S):
+                        P[o + i, j] += A[b, i, k] * V[k, j]
+                for j in range(d):
+                    P[o + i, o + j] += Q[b, i, j]
+        if store:
+            k = 0
+            for i in range(S):
+                means[s - start, i] = m[i]
+                for j in range(i + 1):
+                    covariances[s - start, k] = P[i, j]
+                    k += 1
+        if moving:
+            for k in range(R):
+                h[seen[k]] = factors[s, copy_of[k]] * rows[row_of[k]]
+        # Times the site.
+        n, t, f, v = nu[s], tau[s], zero, zero
+        for i in range(S):
+            value = zero
+            for k in range(R):
+                value += P[i, seen[k]] * h[seen[k]]
+            g[i] = value
+        for k in range(R):
+            f += m[seen[k]] * h[seen[k]]
+            v += g[seen[k]] * h[seen[k]]
+        spread = 1 + t * v
+        inverse, e = 1 / spread, n - t * f
+        partition += (n * f + 0.5 * n * n * v - 0.5 * t * f * f) * inverse
+        spreads *= spread
+        if t.real > 0:
+            noise = 1 / t
+            density -= 0.5 * e * e * inverse * noise
+            noises *= spread * noise
+            if not 1 / LARGE < noises.real < LARGE:
+                density -= 0.5 * np.log(noises)
+                noises = zero + 1
+        if spreads.real > LARGE:
+            partition -= 0.5 * np.log(spreads)
+            spreads = zero + 1
+        a, r = e * inverse, t * inverse
+        for i in range(S):
+            m[i] += g[i] * a
+            for j in range(S):
+                P[i, j] -= g[i] * g[j] * r
+    return partition - 0.5 * np.log(spreads), density - 0.5 * np.log(noises)
+
+
+def _smoother(
+    tables, gaps, rates, rows, factors, nu, tau, start, stop, means, covariances, rho, M, mean, variance, share,
+    grad_rates, grad_rows, grad_factors,
+):  # fmt: skip
+    """From stop back to start. rho [S], M [S, S]: the gradient in the state, and minus the Hessian, of the log density of
+    all that comes later; they are moved. Written: mean, variance of f and ``share = 1 - tau variance`` [n]; added: the
+    gradients of the log partition in rates, rows and factors.
+    """
+    blocks, starts, dims, seen, copy_of, row_of, sizes, N, F, q, S, J, B, D, R = (
+        tables.blocks,
+        tables.starts,
+        tables.dims,
+        tables.seen,
+        tables.copy_of,
+        tables.row_of,
+        tables.sizes,
+        tables.N,
+        tables.F,
+        tables.q,
+        tables.S,
+        tables.J,
+        tables.B,
+        tables.D,
+        tables.R,
+    )
+    A, zero = np.zeros((B, D, D)), rho[0] * 0
+    h, g, u = np.zeros(S), np.zeros(S, rho.dtype), np.zeros(S, rho.dtype)
+    y, m = np.zeros(S, rho.dtype), np.zeros(S, rho.dtype)
+    P, T, V = np.zeros((S, S), rho.dtype), np.zeros((S, S), rho.dtype), np.zeros((D, S), rho.dtype)
+    moving, last = len(factors) > 1, -1.0
+    for k in range(R):
+        h[seen[k]] = factors[0, copy_of[k]] * rows[row_of[k]]
+    for s in range(stop - 1, start - 1, -1):
+        gap = gaps[s]
+        if gap != last:
+            last = gap
+            for b in range(B):
+                _transition(min(rates[b] * gap, LONGEST), N[b], sizes[b], A[b])
+        if moving:
+            for k in range(R):
+                h[seen[k]] = factors[s, copy_of[k]] * rows[row_of[k]]
+        k = 0
+        for i in range(S):
+            m[i] = means[s - start, i]
+            for j in range(i + 1):
+                P[i, j] = covariances[s - start, k]
+                P[j, i] = P[i, j]
+                k += 1
+        n, t, f, v = nu[s], tau[s], zero, zero
+        for i in range(S):
+            value = zero
+            for k in range(R):
+                value += P[i, seen[k]] * h[seen[k]]
+            g[i] = value
+        for k in range(R):
+            f += m[seen[k]] * h[seen[k]]
+            v += g[seen[k]] * h[seen[k]]
+        inverse, e = 1 / (1 + t * v), n - t * f
+        r, later, push = t * inverse, zero, zero
+        for i in range(S):
+            value = zero
+            for j in range(S):
+                value += M[i, j] * g[j]
+            u[i] = value
+            later += g[i] * value
+            push += g[i] * rho[i]
+        mean[s] = f + (push + v * e) * inverse
+        variance[s] = (v - later * inverse) * inverse
+        share[s] = (1 + r * later) * inverse
+        # To before the site.
+        a, twice = e * inverse - r * push, r * r * later + r
+        for i in range(S):
+            rho[i] += a * h[i]
+            for j in range(S):
+                M[i, j] += h[i] * (twice * h[j] - r * u[j]) - r * u[i] * h[j]
+        # Gradients in h: the mean of (nu - tau f) z over the posterior.
+        away = n - t * mean[s]
+        for i in range(S):
+            y[i] = away * rho[i] + t * (u[i] * inverse + h[i] * r * (v - later * inverse))
+        column = s if moving else 0
+        for k in range(R):
+            i = seen[k]
+            value = away * m[i] - t * g[i]
+            for j in range(S):
+                value += P[i, j] * y[j]
+            grad_factors[column, copy_of[k]] += value * rows[row_of[k]]
+            grad_rows[row_of[k]] += value * factors[column, copy_of[k]]
+        # Gradients in the rates: P moves by F P + P F^T + q e e^T, and the gradient in P is (rho rho^T - M) / 2.
+        for c in range(J):
+            o, d, b = starts[c], dims[c], blocks[c]
+            if 0 < rates[b] * gap < LONGEST:
+                top = o + d - 1
+                total = 0.5 * q[b] * (rho[top] * rho[top] - M[top, top])
+                for i in range(d):
+                    for k in range(d):
+                        if F[b, i, k] != 0:
+                            value = rho[o + i] * m[o + k]
+                            for j in range(S):
+                                value += (rho[o + i] * rho[j] - M[o + i, j]) * P[o + k, j]
+                            total += F[b, i, k] * value
+                grad_rates[b] += total * gap
+        # To before the step: rho <- A^T rho, M <- A^T M A.
+        for c in range(J):
+            o, d, b = starts[c], dims[c], blocks[c]
+            for i in range(d):
+                value = A[b, 0, i] * rho[o]
+                for k in range(1, d):
+                    value += A[b, k, i] * rho[o + k]
+                y[o + i] = value
+                for j in range(S):
+                    T[o + i, j] = A[b, 0, i] * M[o, j]
+                for k in range(1, d):
+                    for j in range(S):
+                        T[o + i, j] += A[b, k, i] * M[o + k, j]
+        for i in range(S):
+            rho[i] = y[i]
+        for c in range(J):
+            o, d, b = starts[c], dims[c], blocks[c]
+            for k in range(d):
+                for j in range(S):
+                    V[k, j] = T[j, o + k]
+            for i in range(d):
+                for j in range(S):
+                    M[o + i, j] = A[b, 0, i] * V[0, j]
+                for k in range(1, d):
+                    for j in range(S):
+                        M[o + i, j] += A[b, k, i] * V[k, j]
+
+
+def _simulate(tables, gaps, rates, rows, factors, noise, f):
+    """A path f [n] of the prior from standard normal noise [n, S]."""
+    blocks, starts, dims, seen, copy_of, row_of, N, W, series, inverses, root, S, J, D, K, R = (
+        tables.blocks,
+        tables.starts,
+        tables.dims,
+        tables.seen,
+        tables.copy_of,
+        tables.row_of,
+        tables.N,
+        tables.W,
+        tables.series,
+        tables.inverses,
+        tables.root,
+        tables.S,
+        tables.J,
+        tables.D,
+        tables.K,
+        tables.R,
+    )
+    A, Q, L, gamma = np.zeros((D, D)), np.zeros((D, D)), np.zeros((D, D)), np.empty(K)
+    z, y, scale = np.zeros(S), np.zeros(D), np.zeros(D)
+    moving = len(factors) > 1
+    for i in range(S):
+        for j in range(i + 1):
+            z[i] += root[i, j] * noise[0, j]
+    for s in range(len(gaps)):
+        for c in range(J):
+            o, d, b = starts[c], dims[c], blocks[c]
+            x = min(rates[b] * gaps[s], LONGEST)
+            if x > 0:
+                decay = _transition(x, N[b], d, A)
+                _process_noise(x, decay, W[b], series[b], inverses, d, gamma, Q)
+                # Scaled so, the factorisation keeps its digits for any x.
+                for i in range(d):
+                    scale[i] = min(x, 1.0) ** (d - i - 0.5)
+                for i in range(d):
+                    for j in range(i + 1):
+                        value = Q[i, j] / (scale[i] * scale[j])
+                        for k in range(j):
+                            value -= L[i, k] * L[j, k]
+                        L[i, j] = math.sqrt(max(value, 0.0)) if i == j else (value / L[j, j] if L[j, j] > 0 else 0.0)
+                for i in range(d):
+                    y[i] = 0.0
+                    for k in range(d):
+                        y[i] += A[i, k] * z[o + k]
+                    for k in range(i + 1):
+                        y[i] += scale[i] * L[i, k] * noise[s, o + k]
+                for i in range(d):
+                    z[o + i] = y[i]
+        f[s] = 0.0
+        for k in range(R):
+            f[s] += factors[s if moving else 0, copy_of[k]] * rows[row_of[k]] * z[seen[k]]
+
+
 @dataclass(frozen=True)
-class Compiled:
-    """The loops for a layout; see `compiled`."""
+class Loops:
+    """`_filter`, `_smoother` and `_simulate` for a layout, without their first argument."""
 
     filter: Callable[..., Any]
     smoother: Callable[..., Any]
     simulate: Callable[..., Any]
 
 
+_ANY = tuple(numba.njit(**COMPILATION)(f) for f in (_filter, _smoother, _simulate))
+_INLINED = tuple(numba.njit(inline="always", **COMPILATION)(f) for f in (_filter, _smoother))
+
+
+def loops(layout: Layout, times: int) -> Loops:
+    """The loops for a layout and a number of times: compiled for that layout where that pays, for any layout otherwise."""
+    if times >= MANY:
+        return _special(layout)
+    known = tables(layout)
+    return Loops(*(partial(f, known) for f in _ANY))
+
+
 @lru_cache(maxsize=64)
-def compiled(layout: Layout) -> Compiled:
-    """Compile the loops for a layout, or load them from disk.
-
-    Inputs of all: gaps [n] to the time before (0 first); rates [B], 0 for a static block; rows [sum of widths], the weights of
-    the observed coordinates; factors [n, J], or [1, J] if constant, the modulations of the J copies; nu, tau [n].
-    """
-    blocks, S = layout.block_of_copy, layout.size
-    B, J, D, K = len(layout.orders), len(blocks), max(layout.orders) + 1, 2 * max(layout.orders) + 1
-    sizes = np.array(layout.orders) + 1
-    dims = sizes[blocks]
-    starts = np.cumsum(dims) - dims
-    # Observed coordinates: their place in the state, their copy and their place in `rows`.
-    first = np.cumsum(layout.widths) - layout.widths
-    places = [(starts[c] + w, c, first[blocks[c]] + w) for c in range(J) for w in range(layout.widths[blocks[c]])]
-    seen, copy_of, row_of = (np.array(column) for column in zip(*places, strict=True))
-    R = len(seen)
-
-    N, W = np.zeros((B, D, D, D)), np.zeros((B, D, D, K))
-    F, q = np.zeros((B, D, D)), np.zeros(B)
-    for b, p in enumerate(layout.orders):
-        N[b, : p + 1, : p + 1, : p + 1], F[b, : p + 1, : p + 1] = transition_terms(p), companion(p)
-        W[b, : p + 1, : p + 1, : 2 * p + 1], _, q[b] = noise_terms(p)
-    inverses = 1.0 / np.arange(1, K + 1)
-    # gamma(a, z) = z^a e^-z / a (1 + z / (a + 1) (1 + z / (a + 2) (...)))
-    series = np.array([np.cumprod([1.0, *1 / (2 * p + 1 + np.arange(1.0, TERMS))]) for p in layout.orders])
-    root = np.linalg.cholesky(layout.stationary)
+def _special(layout: Layout) -> Loops:
+    """Loops that have the tables as constants, so that the compiler unrolls them; compiled code is kept on disk."""
+    known, inlined_filter, inlined_smoother = tables(layout), *_INLINED
 
     @numba.njit(**COMPILATION)
     def filter(gaps, rates, rows, factors, nu, tau, m, P, start, stop, means, covariances):
-        """Filter from start to stop, from the state (m [S], P [S, S]), which is moved. Predicted moments are written to
-        means [k, S] and covariances [k, S (S + 1) / 2], unless these have fewer than stop - start rows.
-
-        Returns: log partition, and the sum of ``log N(nu / tau; f, v + 1 / tau)`` where tau > 0, without ``log(2 pi) / 2``.
-        """
-        A, Q, gamma = np.zeros((B, D, D)), np.zeros((B, D, D)), np.empty(K)
-        h, g, zero = np.zeros(S), np.zeros(S, m.dtype), m[0] * 0
-        T, V = np.empty((S, S), m.dtype), np.empty((D, S), m.dtype)
-        store, moving = len(means) >= stop - start, len(factors) > 1
-        partition, density, last = zero, zero, -1.0
-        spreads, noises = zero + 1, zero + 1
-        for k in range(R):
-            h[seen[k]] = factors[0, copy_of[k]] * rows[row_of[k]]
-        for s in range(start, stop):
-            gap = gaps[s]
-            if gap != last:
-                last = gap
-                for b in range(B):
-                    x = min(rates[b] * gap, LONGEST)
-                    decay = _transition(x, N[b], sizes[b], A[b])
-                    _process_noise(x, decay, W[b], series[b], inverses, sizes[b], gamma, Q[b])
-            # m <- A m, P <- A P A^T + Q: rows of P, then rows of (A P)^T, so that the inner loops are over neighbours in memory.
-            for c in range(J):
-                o, d, b = starts[c], dims[c], blocks[c]
-                for i in range(d):
-                    value = A[b, i, 0] * m[o]
-                    for k in range(1, d):
-                        value += A[b, i, k] * m[o + k]
-                    g[o + i] = value
-                    for j in range(S):
-                        T[o + i, j] = A[b, i, 0] * P[o, j]
-                    for k in range(1, d):
-                        for j in range(S):
-                            T[o + i, j] += A[b, i, k] * P[o + k, j]
-            for i in range(S):
-                m[i] = g[i]
-            for c in range(J):
-                o, d, b = starts[c], dims[c], blocks[c]
-                for k in range(d):
-                    for j in range(S):
-                        V[k, j] = T[j, o + k]
-                for i in range(d):
-                    for j in range(S):
-                        P[o + i, j] = A[b, i, 0] * V[0, j]
-                    for k in range(1, d):
-                        for j in range(S):
-                            P[o + i, j] += A[b, i, k] * V[k, j]
-                    for j in range(d):
-                        P[o + i, o + j] += Q[b, i, j]
-            if store:
-                k = 0
-                for i in range(S):
-                    means[s - start, i] = m[i]
-                    for j in range(i + 1):
-                        covariances[s - start, k] = P[i, j]
-                        k += 1
-            if moving:
-                for k in range(R):
-                    h[seen[k]] = factors[s, copy_of[k]] * rows[row_of[k]]
-            # Times the site.
-            n, t, f, v = nu[s], tau[s], zero, zero
-            for i in range(S):
-                value = zero
-                for k in range(R):
-                    value += P[i, seen[k]] * h[seen[k]]
-                g[i] = value
-            for k in range(R):
-                f += m[seen[k]] * h[seen[k]]
-                v += g[seen[k]] * h[seen[k]]
-            spread = 1 + t * v
-            inverse, e = 1 / spread, n - t * f
-            partition += (n * f + 0.5 * n * n * v - 0.5 * t * f * f) * inverse
-            spreads *= spread
-            if t.real > 0:
-                noise = 1 / t
-                density -= 0.5 * e * e * inverse * noise
-                noises *= spread * noise
-                if not 1 / LARGE < noises.real < LARGE:
-                    density -= 0.5 * np.log(noises)
-                    noises = zero + 1
-            if spreads.real > LARGE:
-                partition -= 0.5 * np.log(spreads)
-                spreads = zero + 1
-            a, r = e * inverse, t * inverse
-            for i in range(S):
-                m[i] += g[i] * a
-                for j in range(S):
-                    P[i, j] -= g[i] * g[j] * r
-        return partition - 0.5 * np.log(spreads), density - 0.5 * np.log(noises)
+        return inlined_filter(known, gaps, rates, rows, factors, nu, tau, m, P, start, stop, means, covariances)
 
     @numba.njit(**COMPILATION)
     def smoother(
         gaps, rates, rows, factors, nu, tau, start, stop, means, covariances, rho, M, mean, variance, share,
         grad_rates, grad_rows, grad_factors,
     ):  # fmt: skip
-        """From stop back to start. rho [S], M [S, S]: the gradient in the state, and minus the Hessian, of the log density of
-        all that comes later; they are moved. Written: mean, variance of f and ``share = 1 - tau variance`` [n]; added: the
-        gradients of the log partition in rates, rows and factors.
-        """
-        A, zero = np.zeros((B, D, D)), rho[0] * 0
-        h, g, u = np.zeros(S), np.zeros(S, rho.dtype), np.zeros(S, rho.dtype)
-        y, m = np.zeros(S, rho.dtype), np.zeros(S, rho.dtype)
-        P, T, V = np.zeros((S, S), rho.dtype), np.zeros((S, S), rho.dtype), np.zeros((D, S), rho.dtype)
-        moving, last = len(factors) > 1, -1.0
-        for k in range(R):
-            h[seen[k]] = factors[0, copy_of[k]] * rows[row_of[k]]
-        for s in range(stop - 1, start - 1, -1):
-            gap = gaps[s]
-            if gap != last:
-                last = gap
-                for b in range(B):
-                    _transition(min(rates[b] * gap, LONGEST), N[b], sizes[b], A[b])
-            if moving:
-                for k in range(R):
-                    h[seen[k]] = factors[s, copy_of[k]] * rows[row_of[k]]
-            k = 0
-            for i in range(S):
-                m[i] = means[s - start, i]
-                for j in range(i + 1):
-                    P[i, j] = covariances[s - start, k]
-                    P[j, i] = P[i, j]
-                    k += 1
-            n, t, f, v = nu[s], tau[s], zero, zero
-            for i in range(S):
-                value = zero
-                for k in range(R):
-                    value += P[i, seen[k]] * h[seen[k]]
-                g[i] = value
-            for k in range(R):
-                f += m[seen[k]] * h[seen[k]]
-                v += g[seen[k]] * h[seen[k]]
-            inverse, e = 1 / (1 + t * v), n - t * f
-            r, later, push = t * inverse, zero, zero
-            for i in range(S):
-                value = zero
-                for j in range(S):
-                    value += M[i, j] * g[j]
-                u[i] = value
-                later += g[i] * value
-                push += g[i] * rho[i]
-            mean[s] = f + (push + v * e) * inverse
-            variance[s] = (v - later * inverse) * inverse
-            share[s] = (1 + r * later) * inverse
-            # To before the site.
-            a, twice = e * inverse - r * push, r * r * later + r
-            for i in range(S):
-                rho[i] += a * h[i]
-                for j in range(S):
-                    M[i, j] += h[i] * (twice * h[j] - r * u[j]) - r * u[i] * h[j]
-            # Gradients in h: the mean of (nu - tau f) z over the posterior.
-            away = n - t * mean[s]
-            for i in range(S):
-                y[i] = away * rho[i] + t * (u[i] * inverse + h[i] * r * (v - later * inverse))
-            column = s if moving else 0
-            for k in range(R):
-                i = seen[k]
-                value = away * m[i] - t * g[i]
-                for j in range(S):
-                    value += P[i, j] * y[j]
-                grad_factors[column, copy_of[k]] += value * rows[row_of[k]]
-                grad_rows[row_of[k]] += value * factors[column, copy_of[k]]
-            # Gradients in the rates: P moves by F P + P F^T + q e e^T, and the gradient in P is (rho rho^T - M) / 2.
-            for c in range(J):
-                o, d, b = starts[c], dims[c], blocks[c]
-                if 0 < rates[b] * gap < LONGEST:
-                    top = o + d - 1
-                    total = 0.5 * q[b] * (rho[top] * rho[top] - M[top, top])
-                    for i in range(d):
-                        for k in range(d):
-                            if F[b, i, k] != 0:
-                                value = rho[o + i] * m[o + k]
-                                for j in range(S):
-                                    value += (rho[o + i] * rho[j] - M[o + i, j]) * P[o + k, j]
-                                total += F[b, i, k] * value
-                    grad_rates[b] += total * gap
-            # To before the step: rho <- A^T rho, M <- A^T M A.
-            for c in range(J):
-                o, d, b = starts[c], dims[c], blocks[c]
-                for i in range(d):
-                    value = A[b, 0, i] * rho[o]
-                    for k in range(1, d):
-                        value += A[b, k, i] * rho[o + k]
-                    y[o + i] = value
-                    for j in range(S):
-                        T[o + i, j] = A[b, 0, i] * M[o, j]
-                    for k in range(1, d):
-                        for j in range(S):
-                            T[o + i, j] += A[b, k, i] * M[o + k, j]
-            for i in range(S):
-                rho[i] = y[i]
-            for c in range(J):
-                o, d, b = starts[c], dims[c], blocks[c]
-                for k in range(d):
-                    for j in range(S):
-                        V[k, j] = T[j, o + k]
-                for i in range(d):
-                    for j in range(S):
-                        M[o + i, j] = A[b, 0, i] * V[0, j]
-                    for k in range(1, d):
-                        for j in range(S):
-                            M[o + i, j] += A[b, k, i] * V[k, j]
+        inlined_smoother(
+            known, gaps, rates, rows, factors, nu, tau, start, stop, means, covariances, rho, M, mean, variance, share,
+            grad_rates, grad_rows, grad_factors,
+        )  # fmt: skip
 
-    @numba.njit(**COMPILATION)
-    def simulate(gaps, rates, rows, factors, noise, f):
-        """A path f [n] of the prior from standard normal noise [n, S]."""
-        A, Q, L, gamma = np.zeros((D, D)), np.zeros((D, D)), np.zeros((D, D)), np.empty(K)
-        z, y, scale = np.zeros(S), np.zeros(D), np.zeros(D)
-        moving = len(factors) > 1
-        for i in range(S):
-            for j in range(i + 1):
-                z[i] += root[i, j] * noise[0, j]
-        for s in range(len(gaps)):
-            for c in range(J):
-                o, d, b = starts[c], dims[c], blocks[c]
-                x = min(rates[b] * gaps[s], LONGEST)
-                if x > 0:
-                    decay = _transition(x, N[b], d, A)
-                    _process_noise(x, decay, W[b], series[b], inverses, d, gamma, Q)
-                    # Scaled so, the factorisation keeps its digits for any x.
-                    for i in range(d):
-                        scale[i] = min(x, 1.0) ** (d - i - 0.5)
-                    for i in range(d):
-                        for j in range(i + 1):
-                            value = Q[i, j] / (scale[i] * scale[j])
-                            for k in range(j):
-                                value -= L[i, k] * L[j, k]
-                            L[i, j] = (
-                                math.sqrt(max(value, 0.0)) if i == j else (value / L[j, j] if L[j, j] > 0 else 0.0)
-                            )
-                    for i in range(d):
-                        y[i] = 0.0
-                        for k in range(d):
-                            y[i] += A[i, k] * z[o + k]
-                        for k in range(i + 1):
-                            y[i] += scale[i] * L[i, k] * noise[s, o + k]
-                    for i in range(d):
-                        z[o + i] = y[i]
-            f[s] = 0.0
-            for k in range(R):
-                f[s] += factors[s if moving else 0, copy_of[k]] * rows[row_of[k]] * z[seen[k]]
-
-    return Compiled(filter, smoother, simulate)
+    return Loops(filter, smoother, partial(_ANY[2], known))
