@@ -56,6 +56,11 @@ class Data:
         seen = self.y[self.observed]
         return torch.where(self.observed, self.y, seen[0] if len(seen) else torch.ones_like(self.y[:0].sum()))
 
+    @property
+    def length_box(self) -> tuple[float, float]:
+        """Bounds of a lengthscale as multiples of its start: down to a tenth of the spacing of a long series."""
+        return min(1e-5, 0.1 / max(1, len(self.x))), 1e5
+
     def select(self, dims: Tensor | None) -> Data:
         """The same data with some input columns only."""
         if dims is None:

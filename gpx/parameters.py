@@ -61,11 +61,20 @@ class Choice:
 class Value:
     """A hyperparameter on its natural scale, stored as ``raw_NAME`` (the logarithm if positive).
 
-    A value that may be zero is not positive, and has a `lower` bound: it is stored as it is, and stays in a box.
+    A value that may be zero is not positive, and has a `lower` bound: it is stored as it is, and stays in a box. length: whether
+    it is a length in input units, of which `fit` tries several.
     """
 
-    def __init__(self, default: float, *, positive: bool = True, fixed: bool = False, lower: float = -math.inf):
-        self.default, self.positive, self.fixed = default, positive, fixed
+    def __init__(
+        self,
+        default: float,
+        *,
+        positive: bool = True,
+        fixed: bool = False,
+        lower: float = -math.inf,
+        length: bool = False,
+    ):
+        self.default, self.positive, self.fixed, self.length = default, positive, fixed, length
         self.lower = 0.0 if positive else lower
 
     def __set_name__(self, owner: type, name: str) -> None:

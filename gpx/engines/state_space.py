@@ -95,6 +95,12 @@ class StateSpace:
             state_space(kernel)
         return StateSpacePlan(data.x, tuple(Line.of(c, data.x) for c in columns))
 
+    def stretch(self, plan: StateSpacePlan, rows: int) -> Tensor:
+        """The rows of neighbouring times around the middle: `fit` judges starts on them."""
+        line, first = plan.lines[0], max(0, (len(plan.x) - rows) // 2)
+        kept = torch.arange(first, min(first + rows, len(plan.x)), device=plan.x.device)
+        return kept if line.order is None else line.order[kept]
+
     def parameters(self, prior: Prior, plan: StateSpacePlan) -> dict[str, Tensor]:
         """None."""
         return {}

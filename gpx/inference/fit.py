@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +29,7 @@ MAX_RENEWALS = 3
 WARM_STEPS = 30  # from the sites of a neighbour: where these do not do, it is no neighbour
 COARSE = 1e-3  # residual of the sites above which an objective is not trusted
 START_ROWS = 500
+STRETCH_ROWS = 20_000  # of a long series, neighbours
 LENGTHSCALE_FACTORS = (0.03, 0.1, 0.3, 1.0, 3.0)
 NOISE_FACTORS = (1.0, 0.01)
 RESTART_SPREAD = 1.5
@@ -305,12 +307,13 @@ def _choose_start(
     problem: Problem, objective: Objective, coordinates: Coordinates, z: np.ndarray, deadline: float
 ) -> np.ndarray:
     """Multiply the lengthscales and the noise that the data decide by the factors with the best objective on some rows."""
-    scales, noise = _free(coordinates, "lengthscale"), _free(coordinates, "noise")
-    whole = getattr(objective, "needs_all_rows", False)
+    scales, noise = _free(coordinates, _is_length), _free(coordinates, lambda module, name: name == "noise")
+    whole, stretch = getattr(objective, "needs_all_rows", False), getattr(problem.engine, "stretch", None)
     small = problem if whole else _thinned(problem)
     search = _Search(small, objective, coordinates, _baseline(small), math.inf)
     bounds = coordinates.bounds()
-    factors = [*_finer(len(problem.data.x)), *LENGTHSCALE_FACTORS] if whole else LENGTHSCALE_FACTORS
+    fine = _finer(len(problem.data.x)) if whole or stretch else []
+    factors = [*fine, *LENGTHSCALE_FACTORS]
     shifts = [math.log(f) * scales + math.log(g) * noise for f in factors for g in NOISE_FACTORS]
     candidates = np.unique([np.clip(z + s, bounds[:, 0], bounds[:, 1]) for s in [0 * z, *shifts]], axis=0)
     if len(candidates) == 1:
@@ -326,26 +329,36 @@ def _finer(rows: int) -> list[float]:
     return [smallest * ratio**j for j in range(count, 0, -1)]
 
 
-def _free(coordinates: Coordinates, name: str) -> np.ndarray:
-    """1 for coordinates of values called `name` that the data decide, 0 for others."""
+def _free(coordinates: Coordinates, wanted: Callable[[Any, str], bool]) -> np.ndarray:
+    """1 for coordinates of wanted values (module, name) that the data decide, 0 for others."""
 
     def free(entry: Coordinate) -> bool:
         choices = getattr(entry.module, "choices", {})
-        return entry.name == name and name in choices and not choices[name].given
+        return entry.name in choices and not choices[entry.name].given and wanted(entry.module, entry.name)
 
     parts = [np.full(e.raw.numel(), float(free(e))) for e in coordinates.entries]
     return np.concatenate(parts)
 
 
+def _is_length(module: Any, name: str) -> bool:
+    return type(module).values()[name].length
+
+
 def _thinned(problem: Problem) -> Problem:
-    """The problem on at most START_ROWS rows with an observed target, drawn evenly at random by a fixed seed."""
+    """The problem on fewer rows with an observed target: a stretch of neighbours if the engine is for series, else at most
+    START_ROWS, drawn evenly at random by a fixed seed.
+    """
     rows = problem.data.observed.any(1).nonzero().flatten()
-    if len(rows) <= START_ROWS or getattr(problem.likelihood, "known_noise", None) is not None:
+    stretch = getattr(problem.engine, "stretch", None)
+    few = STRETCH_ROWS if stretch else START_ROWS
+    if len(rows) <= few or getattr(problem.likelihood, "known_noise", None) is not None:
         return problem
-    order = torch.randperm(len(rows), generator=make_generator(0))[:START_ROWS].sort().values
-    return Problem.planned(
-        problem.prior, problem.data.rows(rows[order.to(rows.device)]), problem.likelihood, problem.engine, problem.rule
-    )
+    if stretch:
+        kept = stretch(problem.plan, few)
+    else:
+        order = torch.randperm(len(rows), generator=make_generator(0))[:few].sort().values
+        kept = rows[order.to(rows.device)]
+    return Problem.planned(problem.prior, problem.data.rows(kept), problem.likelihood, problem.engine, problem.rule)
 
 
 def _random_starts(first: np.ndarray, bounds: np.ndarray, options: FitOptions) -> list[np.ndarray]:

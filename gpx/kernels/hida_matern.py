@@ -37,7 +37,7 @@ class HidaMatern(Kernel):
     """
 
     structure = ("order",)
-    lengthscale = Value(1.0)  # pyright: ignore[reportAssignmentType]
+    lengthscale = Value(1.0, length=True)  # pyright: ignore[reportAssignmentType]
     frequency = Value(0.0, positive=False, lower=0.0)
     outputscale = Value(1.0)
 
@@ -71,7 +71,7 @@ class HidaMatern(Kernel):
             self.fix("frequency", self._is_zero())
 
     def _init_from(self, data: Data) -> None:
-        self.start("lengthscale", float(data.spread[0]) * data.resolution)
+        self.start("lengthscale", float(data.spread[0]) * data.resolution, box=data.length_box)
         self.start("outputscale", data.variance)
         if data.x.shape[1] == 1:
             self._start_frequency(data)

@@ -33,7 +33,7 @@ class QuasiPeriodic(Repeating):
 
     structure = ("order",)
     lengthscale = Value(1.0)  # pyright: ignore[reportAssignmentType]
-    decay = Value(1.0)
+    decay = Value(1.0, length=True)
 
     def __init__(self, period: Any = None, lengthscale: Any = None, decay: Any = None, order: int = 1,
                  outputscale: Any = None, *, active_dims: Any = None, batch_shape: Any = ()):  # fmt: skip
@@ -56,4 +56,4 @@ class QuasiPeriodic(Repeating):
     def _init_from(self, data: Data) -> None:
         super()._init_from(data)
         self.start("lengthscale", 1.0, box=(1e-2, 1e3))
-        self.start("decay", float(data.spread[0]) * data.resolution)
+        self.start("decay", float(data.spread[0]) * data.resolution, box=data.length_box)

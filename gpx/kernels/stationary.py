@@ -18,7 +18,7 @@ class Stationary(Kernel):
     """``k(x, x') = outputscale * correlation(|x - x'|^2 / lengthscale^2)``; a subclass gives ``correlation``."""
 
     per_dimension = ("lengthscale",)
-    lengthscale = Value(1.0)  # pyright: ignore[reportAssignmentType]
+    lengthscale = Value(1.0, length=True)  # pyright: ignore[reportAssignmentType]
     outputscale = Value(1.0)
 
     def __init__(self, lengthscale: Any, outputscale: Any, ard: bool, active_dims: Any, batch_shape: Any):
@@ -49,7 +49,7 @@ class Stationary(Kernel):
         # Distances between random points are about sqrt(2 D) spreads: start at a correlation that is neither 0 nor 1.
         spread = data.spread * math.sqrt(len(data.spread)) if self.ard else data.spread.square().sum().sqrt()
         spread = spread * data.resolution
-        self.start("lengthscale", spread.reshape(1, -1).expand(*self.batch_shape, 1, -1))
+        self.start("lengthscale", spread.reshape(1, -1).expand(*self.batch_shape, 1, -1), box=data.length_box)
         self.start("outputscale", data.variance)
 
 
