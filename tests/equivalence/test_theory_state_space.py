@@ -1,0 +1,202 @@
+"""Each derivation of docs/theory/state_space.md, against matrix exponentials, quadrature, dense algebra and differences."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import expm
+
+from gpx.kernels import Cosine, Linear, Matern, Periodic
+from gpx.kernels.dense import dense
+from gpx.linalg import chain as chains
+from gpx.linalg import kalman
+from gpx.linalg.chain import STEP, Chain
+from gpx.structure.state_space import matern_profile, periodic_weights, spectral_factor, state_space
+from gpx.testing.assertions import close
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "theory" / "state_space.md"
+ORDERS = range(7)
+N = 30
+
+
+def setting(kernel=None, n=N, seed=0):
+    """A chain, and the same as numpy arrays: times, covariance."""
+    random = np.random.default_rng(seed)
+    times = torch.as_tensor(np.sort(random.uniform(0, 4, n)))
+    times[5], times[8] = times[4], times[7] + 1e-9
+    kernel = kernel or Matern(nu=1.5, lengthscale=0.8) * Cosine(period=1.3) + Matern(nu=2.5) * Matern(nu=0.5)
+    layout, *form = state_space(kernel).at(times)
+    tau = random.uniform(0.5, 9.0, n)
+    tau[3] = 0.0
+    nu = random.standard_normal(n) * tau
+    K = dense(kernel, times[:, None], times[:, None]).detach().numpy()
+    gaps = np.diff(times.numpy(), prepend=times[:1].numpy())
+    return Chain(layout, gaps, *(v.detach().numpy() for v in form), nu, tau), K
+
+
+def posterior(K, nu, tau):
+    """Log partition, mean and covariance by the B-form."""
+    root = np.sqrt(tau)
+    B = np.eye(len(K)) + root[:, None] * K * root
+    covariance = K - K @ (root[:, None] * np.linalg.solve(B, root[:, None] * K))
+    return 0.5 * nu @ covariance @ nu - 0.5 * np.linalg.slogdet(B)[1], covariance @ nu, covariance
+
+
+def process(order, x):
+    """A(x) and Q(x) as the loops compute them: from two times, without sites."""
+    layout = kalman.Layout((order,), (1,), (1,))
+    size, known = order + 1, kalman.tables(layout)
+    A, Q, gamma = np.zeros((size, size)), np.zeros((size, size)), np.empty(known.K)
+    decay = kalman._transition(x, known.N[0], size, A)
+    kalman._process_noise(x, decay, known.W[0], known.series[0], known.inverses, size, gamma, Q)
+    return A, Q
+
+
+@pytest.mark.parametrize("p", ORDERS)
+def test_transition(p):
+    """ss-matern: the finite sum is the matrix exponential, and the stationary covariance solves Lyapunov's equation."""
+    F = kalman.companion(p)
+    for x in (1e-9, 0.3, 4.0, 30.0):
+        close(process(p, x)[0], expm(F * x), "transition", atol=1e-11)
+    _, limit, q = kalman.noise_terms(p)
+    close(F @ limit + limit @ F.T, -q * np.diag([0.0] * p + [1.0]), "Lyapunov", atol=1e-9)
+    assert limit[0, 0] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("p", ORDERS)
+def test_process_noise(p):
+    """ss-noise: the integral, entry by entry to 1e-10 relative, for gaps over nine orders of magnitude."""
+    q, (nodes, weights) = kalman.noise_terms(p)[2], np.polynomial.legendre.leggauss(100)
+    for x in (1e-5, 1e-2, 0.4, 1.1 * (p + 1), 20.0):
+        Q = process(p, x)[1]
+        columns = np.array([process(p, 0.5 * x * (1 + node))[0][:, p] for node in nodes])
+        exact = 0.5 * x * q * np.einsum("n,ni,nj->ij", weights, columns, columns)
+        scale = np.sqrt(np.diag(exact))
+        close(Q / np.outer(scale, scale), exact / np.outer(scale, scale), f"Q at {x}", atol=1e-10)
+
+
+def test_modulation():
+    """ss-factors: the model is the kernel; the weights of a periodic kernel sum to one, and what is left out to `error`."""
+    times = torch.linspace(0, 5, 11, dtype=torch.float64)
+    for kernel in (Cosine(period=1.3) * Matern(nu=0.5), Periodic(period=1.7, lengthscale=0.4), Linear(0.3, center=0.7)):
+        form = state_space(kernel)
+        close(
+            form.covariance(times, times).detach(),
+            dense(kernel, times[:, None], times[:, None]).detach(),
+            "kernel",
+            1e-9,
+        )
+    for lengthscale in (0.2, 1.0, 5.0):
+        weights, error = periodic_weights(torch.tensor(lengthscale, dtype=torch.float64))
+        assert float(weights.sum()) + error == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize(("one", "two"), [(0, 1), (1, 1), (2, 1), (3, 2), (0, 0)])
+def test_products(one, two):
+    """ss-products: the factor's process has the product's covariance; the dimension is p_1 + p_2 + 1; gradcheck."""
+    kernel = Matern(nu=one + 0.5, lengthscale=0.7) * Matern(nu=two + 0.5, lengthscale=1.9)
+    chain, K = setting(kernel)
+    assert chain.layout.size == one + two + 1
+    close(chain.evidence()[0], posterior(K, chain.nu, chain.tau)[0], "log partition", rtol=1e-9)
+    profile = state_space(kernel).blocks[0].profile.detach().requires_grad_()
+    degree = max(one, two)
+    if degree:
+        assert torch.autograd.gradcheck(lambda c: spectral_factor(c, degree), profile, eps=1e-6, atol=1e-5)
+    close(matern_profile(one)[0], 1.0, "profile at zero")
+
+
+def test_filter():
+    """ss-filter: the log partition of dense algebra, with a site of precision zero."""
+    chain, K = setting()
+    close(chain.evidence()[0], posterior(K, chain.nu, chain.tau)[0], "log partition", rtol=1e-10)
+
+
+def test_smoother():
+    """ss-smoother: the moments of dense algebra; the share equals its definition."""
+    chain, K = setting()
+    _, mean, covariance = posterior(K, chain.nu, chain.tau)
+    close(chain.smoothed.mean, mean, "mean", atol=1e-10)
+    close(chain.smoothed.variance, np.diag(covariance), "variance", atol=1e-10)
+    close(chain.smoothed.share, 1 - chain.tau * np.diag(covariance), "share", atol=1e-10)
+
+
+def test_gradients():
+    """ss-gradients: central differences in rates, rows and factors."""
+    chain, _ = setting()
+    for name in ("rates", "rows", "factors"):
+        values, grad = getattr(chain, name), getattr(chain.smoothed, name)
+        for place in list(np.ndindex(values.shape))[:6]:
+            step = np.zeros_like(values)
+            step[place] = 1e-6
+            up, down = (replace(chain, **{name: values + s}).evidence()[0] for s in (step, -step))
+            close(grad[place], (up - down) / 2e-6, f"gradient in {name}", atol=1e-6 * max(1.0, abs(grad).max()))
+
+
+def test_complex_steps():
+    """ss-complex: the response of dense algebra, ``S (dnu - m dtau)`` and ``-(S o S) dtau``, to 1e-10."""
+    chain, K = setting()
+    _, mean, covariance = posterior(K, chain.nu, chain.tau)
+    dnu, dtau = np.random.default_rng(1).standard_normal((2, N))
+    moved = chain.along(dnu, dtau)
+    close(moved.smoothed.imag().mean, covariance @ (dnu - mean * dtau), "change of the mean", atol=1e-9)
+    close(moved.smoothed.imag().variance, -(covariance**2) @ dtau, "change of the variance", atol=1e-9)
+    slope = dnu @ mean - 0.5 * dtau @ (mean**2 + np.diag(covariance))
+    close(moved.evidence()[0].imag / STEP, slope, "slope of the log partition", rtol=1e-9)
+
+
+@pytest.mark.parametrize("memory", [1, 10**9])
+def test_memory(memory, monkeypatch):
+    """ss-memory: stretches give what one pass gives."""
+    chain, _ = setting()
+    whole = chain.smoothed
+    monkeypatch.setattr(chains, "MEMORY", memory)
+    parts = replace(chain).smoothed
+    for name in ("mean", "variance", "rates", "rows", "factors"):
+        close(getattr(parts, name), getattr(whole, name), name, rtol=1e-12)
+
+
+def test_long_series_have_loops_of_their_own(monkeypatch):
+    """Compiled for the layout or for any: the same numbers."""
+    chain, _ = setting(Matern(nu=1.5))
+    monkeypatch.setattr(kalman, "MANY", 1)
+    special = replace(chain)
+    close(special.evidence(), chain.evidence(), "evidence", rtol=1e-12)
+    close(special.smoothed.variance, chain.smoothed.variance, "variance", rtol=1e-10)
+    close(special.smoothed.rates, chain.smoothed.rates, "gradient", rtol=1e-10)
+
+
+def test_long_gaps_forget():
+    """A gap of any length: independent parts."""
+    chain, _ = setting(Matern(nu=2.5))
+    apart = chain.gaps.copy()
+    apart[N // 2] = 1e30
+    halves = [
+        replace(chain, gaps=np.concatenate([[0.0], chain.gaps[part][1:]]), nu=chain.nu[part], tau=chain.tau[part])
+        for part in (slice(0, N // 2), slice(N // 2, N))
+    ]
+    total = sum(half.evidence()[0] for half in halves)
+    close(replace(chain, gaps=apart).evidence()[0], total, "independent parts", rtol=1e-12)
+
+
+def test_prior_paths_have_the_covariance():
+    """Second moments of 4,000 paths at five times; each within 5 standard errors: false alarm 1e-5."""
+    kernel = Matern(nu=2.5, lengthscale=0.8) + Cosine(period=1.3)
+    chain, K = setting(kernel, n=12)
+    random = np.random.default_rng(3)
+    paths = np.array([chain.path(random) for _ in range(4000)])
+    error = np.sqrt((K**2 + np.outer(np.diag(K), np.diag(K))) / len(paths))
+    assert np.all(np.abs(paths.T @ paths / len(paths) - K) < 5 * error)
+
+
+def test_every_section_is_cited():
+    labels = set(re.findall(r"^\(([a-z-]+)\)=$", DOCUMENT.read_text(), re.MULTILINE))
+    docs = [inspect.getdoc(f) or "" for name, f in vars(sys.modules[__name__]).items() if name.startswith("test_")]
+    cited = {label for label in labels if any(f"{label}:" in text for text in docs)}
+    assert labels == cited, f"not cited: {labels - cited}"
