@@ -14,6 +14,7 @@ from typing import Literal
 MODULES = {
     "exact": "benchmarks.tasks.exact",
     "memory": "benchmarks.tasks.memory",
+    "state-space": "benchmarks.tasks.state_space",
     "whittle": "benchmarks.tasks.whittle",
     "classification": "benchmarks.tasks.classification",
     "classification-gpytorch": "benchmarks.tasks.classification_gpytorch",
