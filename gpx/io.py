@@ -95,7 +95,7 @@ def save(gp: GP, path: str | os.PathLike[str]) -> None:
     """
     problem, target = gp._fitted(), _as_path(path)
     tensors: dict[str, Tensor] = {"data.x": problem.data.x, "data.y": problem.data.y}
-    if problem.likelihood.exact_sites(problem.data) is None:
+    if not problem.likelihood.conjugate:
         tensors.update({"sites.nu": gp.posterior_.sites.nu, "sites.tau": gp.posterior_.sites.tau})
     modules = _modules(problem.prior.mean, problem.prior.kernels, problem.likelihood)
     header = {

@@ -7,7 +7,7 @@ from typing import Any
 from gpx.errors import InputError, StructureError
 from gpx.inference.objectives import ELBO, EPEvidence, Evidence, Objective
 from gpx.inference.rules import Laplace, Rule, Variational
-from gpx.likelihoods import Gaussian, Likelihood
+from gpx.likelihoods import Likelihood
 
 
 def choose_rule(rule: Any, likelihood: Likelihood) -> Rule:
@@ -36,6 +36,6 @@ def choose_objective(objective: Any, likelihood: Likelihood, rule: Rule) -> Obje
         if isinstance(objective, (str, type)) or not callable(objective):
             raise InputError(f"objective must be 'auto' or an object such as objectives.Evidence(), got {objective!r}.")
         return objective
-    if isinstance(likelihood, Gaussian) or isinstance(rule, Laplace):
+    if likelihood.conjugate or isinstance(rule, Laplace):
         return Evidence()
     return EPEvidence() if likelihood.num_latents == 1 else ELBO()

@@ -52,8 +52,9 @@ def infer(problem: Problem) -> Inferred:
     residual halves.
     Raises: NumericalError if there is no finite start. Cost: a factorisation per step; `max_steps` of the problem at most.
     """
-    if problem.exact_sites is not None:
-        return Inferred(problem.condition(problem.exact_sites))
+    exact = problem.likelihood.exact_sites(problem.data)
+    if exact is not None:
+        return Inferred(problem.condition(exact))
     state = _State(problem, first_posterior(problem))
     if not state.finite and problem.start is not None:
         state = _State(problem, first_posterior(problem.anew()))

@@ -53,7 +53,7 @@ class Evidence:
 
     def __call__(self, problem: Problem) -> Tensor:
         """``log p(y)``, in nats."""
-        if problem.exact_sites is not None:
+        if problem.likelihood.conjugate:
             return problem.posterior().log_density
         if not isinstance(problem.rule, Laplace):
             raise StructureError(
@@ -185,7 +185,7 @@ class LeaveOneOut:
     def __call__(self, problem: Problem) -> Tensor:
         """The sum of leave-one-out log densities, in nats."""
         likelihood, data = problem.likelihood, problem.data
-        if problem.exact_sites is not None:
+        if problem.likelihood.conjugate:
             return torch.nansum(leave_one_out_density(data.y, *problem.posterior().leave_one_out()))
         if likelihood.num_latents > 1:
             raise StructureError(

@@ -55,16 +55,12 @@ class Problem:
         centred = self.engine.condition(prior, self.plan, params, sites.centred(at_sites))
         return Shifted(centred, sites, at_sites, partial(prior.mean_at, columns=columns))
 
-    @cached_property
-    def exact_sites(self) -> Sites | None:
-        """The sites of a Gaussian likelihood, differentiable; None for another one."""
-        return self.likelihood.exact_sites(self.data)
-
     def posterior(self) -> Shifted:
         """The posterior at the present hyperparameters: of a Gaussian likelihood, differentiable in all of them; of another
         one, with the sites of `inferred`, as numbers.
         """
-        return self.inferred.posterior if self.exact_sites is None else self.condition(self.exact_sites)
+        sites = self.likelihood.exact_sites(self.data)
+        return self.inferred.posterior if sites is None else self.condition(sites)
 
     @cached_property
     def inferred(self) -> Inferred:

@@ -25,6 +25,7 @@ class Likelihood(Parameterised, gpytorch.Module):
     """
 
     num_latents = 1
+    conjugate = False  # whether it has exact sites
     domain = "finite numbers"  # what targets are allowed, in words
 
     def __init__(self) -> None:

@@ -31,6 +31,7 @@ class Gaussian(Likelihood):
     Gaussian(noise=0.01)
     """
 
+    conjugate = True
     noise = Value(0.1)
 
     def __init__(self, noise: Any = None):
