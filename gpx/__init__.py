@@ -9,7 +9,7 @@ torch.Size([2])
 
 __version__ = "0.1.0"
 
-from gpx import checking, datasets, engines, errors, kernels, likelihoods, objectives, rules, structure
+from gpx import checking, datasets, engines, errors, kernels, likelihoods, models, objectives, rules, structure
 from gpx.errors import FitWarning, InputError, NumericalError, StructureError
 from gpx.gp import GP
 from gpx.io import load, register
@@ -29,6 +29,7 @@ __all__ = [
     "kernels",
     "likelihoods",
     "load",
+    "models",
     "objectives",
     "register",
     "rules",

@@ -340,6 +340,13 @@ class _Moments(torch.autograd.Function):
         return None, None, *_parameters(moved, torch.ones(()).to(nu), rates), grad_nu, grad_tau
 
 
+def log_partition(
+    layout: Layout, gaps: np.ndarray, rates: Tensor, rows: Tensor, factors: Tensor, nu: Tensor, tau: Tensor
+) -> Tensor:
+    """The log partition of a `Chain`, differentiable in its tensors."""
+    return _Evidence.apply(layout, gaps, rates, rows, factors, nu, tau)[0]
+
+
 def _parameters(smoothed: Smoothed, grad: Tensor, like: Tensor) -> Sequence[Tensor]:
     """Gradients in rates, rows and factors."""
     return [grad * torch.as_tensor(v).to(like) for v in (smoothed.rates, smoothed.rows, smoothed.factors)]

@@ -1,7 +1,8 @@
 """Kalman filter and smoother of sums of Matern processes with modulated observations: compiled loops, numbers in and out.
 
 The state is a list of copies of Matern-(p + 1/2) processes in unit-free coordinates ``z_i = f^(i) / rate^i``; the observed
-function is ``f(t) = h(t) . z(t)``. Times are visited in order; every time has a site ``exp(nu f - tau f^2 / 2)``, and
+function is ``f(t) = h(t) . z(t)``. Times are visited in order (a gap of infinity starts
+an independent series); every time has a site ``exp(nu f - tau f^2 / 2)``, and
 nu = tau = 0 where nothing was observed. Theory: docs/theory/state_space.md.
 """
 
@@ -86,6 +87,12 @@ def noise_terms(order: int) -> tuple[np.ndarray, np.ndarray, float]:
     limit = weights @ [math.factorial(k) for k in range(2 * order + 1)]
     intensity = 1 / limit[0, 0]
     return weights * intensity, limit * intensity, intensity
+
+
+@numba.njit(inline="always", **COMPILATION)
+def _away(rate, gap):
+    """A gap in units of 1 / rate; an infinite one starts anew, whatever the rate."""
+    return min(rate * gap, LONGEST) if gap < np.inf else LONGEST
 
 
 @numba.njit(inline="always", **COMPILATION)
@@ -220,7 +227,7 @@ def _filter(tables, gaps, rates, rows, factors, nu, tau, m, P, start, stop, mean
         if gap != last:
             last = gap
             for b in range(B):
-                x = min(rates[b] * gap, LONGEST)
+                x = _away(rates[b], gap)
                 decay = _transition(x, N[b], sizes[b], A[b])
                 _process_noise(x, decay, W[b], series[b], inverses, sizes[b], gamma, Q[b])
         # m <- A m, P <- A P A^T + Q: rows of P, then rows of (A P)^T, so that the inner loops are over neighbours in memory.
@@ -330,7 +337,7 @@ def _smoother(
         if gap != last:
             last = gap
             for b in range(B):
-                _transition(min(rates[b] * gap, LONGEST), N[b], sizes[b], A[b])
+                _transition(_away(rates[b], gap), N[b], sizes[b], A[b])
         if moving:
             for k in range(R):
                 h[seen[k]] = factors[s, copy_of[k]] * rows[row_of[k]]
@@ -451,7 +458,7 @@ def _simulate(tables, gaps, rates, rows, factors, noise, f):
     for s in range(len(gaps)):
         for c in range(J):
             o, d, b = starts[c], dims[c], blocks[c]
-            x = min(rates[b] * gaps[s], LONGEST)
+            x = _away(rates[b], gaps[s])
             if x > 0:
                 decay = _transition(x, N[b], d, A)
                 _process_noise(x, decay, W[b], series[b], inverses, d, gamma, Q)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import gpytorch
 import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter1d
 from scipy.optimize import minimize
 from torch import Tensor
 from torch.distributions import Normal
 
 from gpx.errors import InputError
 from gpx.kernels import HidaMatern
+from gpx.kernels.walk import fix_outputscale
 from gpx.likelihoods import Gaussian, Likelihood, NegativeBinomial, Poisson
-from gpx.models.population import Bins, VectorSites, smooth, update
+from gpx.models.population import Bins, VectorSites, expected_log_prob, projected, smooth, update
 from gpx.posterior import Prediction
 from gpx.progress import progress_bar
 
@@ -31,8 +35,8 @@ WINDOW = 3.0  # standard deviation of the smoothing, in bins, that starts the lo
 class LatentTrajectories:
     """``y_tn ~ likelihood(c_n . x_t + d_n)``, the latents x_l independent Gaussian processes of the bin index.
 
-    Every bin has a Gaussian site on all latents, so that the posterior of the trajectories is that of a Kalman smoother; loadings,
-    offsets and kernels maximise the evidence lower bound.
+    Every bin has a Gaussian site on all latents, so that the posterior of the trajectories is that of a Kalman smoother;
+    loadings, offsets and kernels maximise the evidence lower bound.
 
     Parameters
     ----------
@@ -55,7 +59,9 @@ class LatentTrajectories:
     likelihood: str | Likelihood = "poisson"
     latents_: list[Prediction] = field(default_factory=list, init=False, repr=False)
 
-    def fit(self, trials: Sequence[Any], *, max_rounds: int = ROUNDS, verbose: bool | None = None) -> LatentTrajectories:
+    def fit(
+        self, trials: Sequence[Any], *, max_rounds: int = ROUNDS, verbose: bool | None = None
+    ) -> LatentTrajectories:
         """Learn from trials: a list of [T_r, N] arrays of counts, NaN where missing; lengths may differ.
 
         Raises: InputError for trials with different numbers of neurons or counts that the likelihood does not allow.
@@ -77,3 +83,165 @@ class LatentTrajectories:
         sites, (mean, variance) = self._infer(bins, y, sites)
         self.latents_ = self._predictions(bins, mean, variance)
         return self
+
+    def predict_rates(self, trials: Sequence[Any]) -> list[Tensor]:
+        """Expected counts [T_r, N] of every trial, the latents inferred from what is not NaN in it: from some neurons to others.
+
+        Raises: InputError for trials with another number of neurons than those of the fit.
+        """
+        data = [_as_trial(trial, i, len(self.offset_)) for i, trial in enumerate(trials)]
+        bins = Bins.of([len(y) for y in data])
+        _, (mean, variance) = self._infer(bins, torch.cat(data), None)
+        with torch.no_grad():
+            rates = self.likelihood_.predict(*projected(self.loading_, self.offset_, mean, variance)).mean
+        return list(bins.split(rates))
+
+    def _start(self, data: Sequence[Tensor]) -> None:
+        """Loadings from principal components of smoothed square roots, offsets from mean counts, kernels as given."""
+        if not data:
+            raise InputError("fit needs at least one trial: an array [bins, neurons].")
+        widths = sorted({y.shape[1] for y in data})
+        if len(widths) > 1:
+            raise InputError(
+                f"All trials need the same number of neurons (columns), got {', '.join(map(str, widths))}."
+            )
+        self.likelihood_ = _as_likelihood(self.likelihood)
+        for i, y in enumerate(data):
+            _check(self.likelihood_, y, i)
+        kernels = [HidaMatern(1, frequency=0.0) for _ in range(2)] if self.kernels is None else self.kernels
+        self.kernels_ = [copy.deepcopy(kernel).double() for kernel in kernels]
+        for kernel in self.kernels_:
+            fix_outputscale(kernel)
+            _start_lengths(kernel, max(len(y) for y in data))
+        self.loading_, self.offset_ = _principal_loadings(data, len(self.kernels_), self._log_link)
+
+    @property
+    def _log_link(self) -> bool:
+        return not isinstance(self.likelihood_, Gaussian)
+
+    @torch.no_grad()
+    def _infer(self, bins: Bins, y: Tensor, start: VectorSites | None) -> tuple[VectorSites, tuple[Tensor, Tensor]]:
+        """The sites at the present parameters, by damped steps that never lower the bound; sets elbo_."""
+        L = len(self.kernels_)
+        none = VectorSites(torch.zeros(len(y), L).double(), torch.zeros(len(y), L, L).double())
+        sites, step = start or none, 1.0 if start else 0.5
+        bound, target, found = self._bound(bins, y, sites)
+        for _ in range(SITE_STEPS):
+            trial = sites.towards(target, step)
+            new, new_target, new_found = self._bound(bins, y, trial)
+            if not new >= bound - 1e-9 * abs(bound):
+                step *= 0.5
+                continue
+            gain, sites, bound, target, found = new - bound, trial, new, new_target, new_found
+            step = min(1.0, 1.5 * step)
+            if gain < SITE_TOLERANCE * y.numel() ** 0.5 and step == 1.0:
+                break
+        self.elbo_ = bound
+        return sites, found
+
+    def _bound(self, bins: Bins, y: Tensor, sites: VectorSites) -> tuple[float, VectorSites, tuple[Tensor, Tensor]]:
+        found = smooth(self.kernels_, bins, sites)
+        expected, target = update(self.likelihood_, y, self.loading_, self.offset_, found.mean, found.variance)
+        bound = found.log_partition + expected - sites.expected_log(found.mean, found.variance)
+        return float(bound), target, (found.mean, found.variance)
+
+    def _learn_readout(self, y: Tensor, mean: Tensor, variance: Tensor) -> None:
+        """Loadings, offsets and the likelihood's own parameters, at fixed posteriors of the latents."""
+        loading, offset = (v.clone().requires_grad_() for v in (self.loading_, self.offset_))
+        own = [p for p in self.likelihood_.parameters() if p.requires_grad]
+
+        def value() -> Tensor:
+            return expected_log_prob(self.likelihood_, y, *projected(loading, offset, mean, variance))
+
+        _ascend(value, [loading, offset, *own], READOUT_STEPS)
+        self.loading_, self.offset_ = loading.detach(), offset.detach()
+
+    def _learn_kernels(self, bins: Bins, sites: VectorSites) -> None:
+        """The kernels at fixed sites: where the sites are optimal, the log partition has the gradient of the bound."""
+        raws = [p for kernel in self.kernels_ for p in kernel.parameters() if p.requires_grad]
+        if raws:
+            _ascend(lambda: smooth(self.kernels_, bins, sites).log_partition, raws, KERNEL_STEPS)
+
+    def _predictions(self, bins: Bins, mean: Tensor, variance: Tensor) -> list[Prediction]:
+        spread = variance.diagonal(dim1=-2, dim2=-1).sqrt()
+        pairs = zip(bins.split(mean), bins.split(spread), strict=True)
+        return [Prediction(Normal(m, s, validate_args=False), of="f") for m, s in pairs]
+
+
+def bits_per_spike(rates: Sequence[Tensor], counts: Sequence[Any]) -> float:
+    """``(log p(counts | rates) - log p(counts | mean counts)) / (spikes log 2)`` for Poisson counts; NaN is left out.
+
+    >>> bits_per_spike([torch.full((4, 1), 2.0)], [np.full((4, 1), 2.0)])
+    0.0
+    """
+    rate = torch.cat(list(rates)).double()
+    y = torch.cat([torch.as_tensor(np.asarray(c), dtype=torch.float64) for c in counts])
+    level = y.nanmean(0).expand_as(y)
+    gain = torch.nansum(torch.special.xlogy(y, rate) - rate - torch.special.xlogy(y, level) + level)
+    return float(gain / (torch.nansum(y) * math.log(2)))
+
+
+def _ascend(value: Callable[[], Tensor], tensors: Sequence[Tensor], steps: int) -> None:
+    """A few steps of L-BFGS uphill; the tensors are moved."""
+
+    def loss(z: np.ndarray) -> tuple[float, np.ndarray]:
+        with torch.no_grad():
+            for tensor, part in zip(tensors, torch.as_tensor(z).split([t.numel() for t in tensors]), strict=True):
+                tensor.copy_(part.reshape(tensor.shape))
+        with torch.enable_grad():
+            total = value()
+            grads = torch.autograd.grad(total, list(tensors))
+        return -float(total.detach()), -torch.cat([g.reshape(-1) for g in grads]).numpy()
+
+    start = torch.cat([t.detach().reshape(-1) for t in tensors]).numpy().copy()
+    loss(minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": steps}).x)
+
+
+def _principal_loadings(data: Sequence[Tensor], latents: int, log_link: bool) -> tuple[Tensor, Tensor]:
+    """Loadings [N, L] and offsets [N] that make unit-variance latents of the principal components."""
+    filled = [torch.where(torch.isnan(y), torch.nanmean(torch.cat(list(data)), 0), y) for y in data]
+    smoothed = torch.cat([torch.as_tensor(gaussian_filter1d(y.numpy(), WINDOW, axis=0)) for y in filled])
+    level = smoothed.mean(0)
+    signal = torch.log(smoothed + 0.1 * level + 1e-3) if log_link else smoothed
+    centred = signal - signal.mean(0)
+    if latents > min(centred.shape):
+        raise InputError(f"{latents} latents need at least as many neurons and bins, got {list(centred.shape)[::-1]}.")
+    _, singular, axes = torch.linalg.svd(centred, full_matrices=False)
+    loading = axes[:latents].mT * singular[:latents] / len(centred) ** 0.5
+    return loading, torch.log(level + 1e-3) - 0.5 * loading.square().sum(1) if log_link else level
+
+
+def _start_lengths(kernel: gpytorch.kernels.Kernel, bins: int) -> None:
+    """A lengthscale that was left open starts at a twentieth of a trial."""
+    for module in kernel.modules():
+        choices = getattr(module, "choices", {})
+        if "lengthscale" in choices and not choices["lengthscale"].given:
+            module.assign("lengthscale", max(2.0, bins / 20))
+
+
+def _as_likelihood(likelihood: Any) -> Likelihood:
+    if isinstance(likelihood, str) and likelihood in LIKELIHOODS:
+        return LIKELIHOODS[likelihood]().double()
+    if isinstance(likelihood, Likelihood) and likelihood.num_latents == 1:
+        return copy.deepcopy(likelihood).double()
+    names = ", ".join(map(repr, LIKELIHOODS))
+    raise InputError(f"likelihood must be {names} or a likelihood with one latent function, got {likelihood!r}.")
+
+
+def _as_trial(trial: Any, index: int, neurons: int | None = None) -> Tensor:
+    y = torch.as_tensor(np.asarray(trial, dtype=float))
+    if y.dim() != 2 or not len(y):
+        raise InputError(f"Trial {index} must be an array [bins, neurons], got shape {list(y.shape)}.")
+    if neurons is not None and y.shape[1] != neurons:
+        raise InputError(f"Trial {index} has {y.shape[1]} neurons (columns), the fit had {neurons}.")
+    return y
+
+
+def _check(likelihood: Likelihood, y: Tensor, index: int) -> None:
+    bad = ~torch.isnan(y) & ~likelihood.allows(torch.nan_to_num(y))
+    if bool(bad.any()):
+        row, column = bad.nonzero()[0].tolist()
+        raise InputError(
+            f"{type(likelihood).__name__} needs {likelihood.domain}; trial {index} has {float(y[row, column]):g} in bin {row},"
+            f" neuron {column}."
+        )

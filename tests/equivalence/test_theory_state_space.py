@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy.linalg import expm
 
-from gpx.kernels import Cosine, Linear, Matern, Periodic
+from gpx.kernels import Constant, Cosine, Linear, Matern, Periodic
 from gpx.kernels.dense import dense
 from gpx.linalg import chain as chains
 from gpx.linalg import kalman
@@ -172,11 +172,11 @@ def test_long_series_have_loops_of_their_own(monkeypatch):
     close(special.smoothed.rates, chain.smoothed.rates, "gradient", rtol=1e-10)
 
 
-def test_long_gaps_forget():
-    """A gap of any length: independent parts."""
-    chain, _ = setting(Matern(nu=2.5))
+def test_infinite_gaps_start_anew():
+    """Independent parts, also of what does not decay."""
+    chain, _ = setting(Matern(nu=2.5) + Constant(0.5))
     apart = chain.gaps.copy()
-    apart[N // 2] = 1e30
+    apart[N // 2] = np.inf
     halves = [
         replace(chain, gaps=np.concatenate([[0.0], chain.gaps[part][1:]]), nu=chain.nu[part], tau=chain.tau[part])
         for part in (slice(0, N // 2), slice(N // 2, N))

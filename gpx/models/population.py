@@ -1,0 +1,144 @@
+"""The posterior of several latent processes in bins, with a Gaussian site on all of them in every bin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import gpytorch
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpx.engines.state_space import log_partition
+from gpx.likelihoods import Likelihood
+from gpx.linalg.chain import Chain
+from gpx.linalg.kalman import Layout
+from gpx.structure.state_space import state_space
+
+
+@dataclass(frozen=True)
+class Bins:
+    """The bins of all trials in a row. times [T]: within the trial; lengths: of the trials."""
+
+    times: Tensor
+    lengths: tuple[int, ...]
+
+    @staticmethod
+    def of(lengths: Sequence[int]) -> Bins:
+        """Trials one after the other."""
+        return Bins(torch.cat([torch.arange(n, dtype=torch.float64) for n in lengths]), tuple(lengths))
+
+    def gaps(self, steps: int) -> np.ndarray:
+        """[steps T]: gaps with so many steps at every bin; infinite between trials, which are independent."""
+        gaps = np.zeros((len(self.times), steps))
+        gaps[:, 0] = 1.0
+        starts = np.cumsum(self.lengths) - self.lengths
+        gaps[starts, 0] = np.inf
+        gaps[0, 0] = 0.0
+        return gaps.reshape(-1)
+
+    def split(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Values [T, ...] by trial."""
+        return values.split(list(self.lengths))
+
+
+@dataclass(frozen=True)
+class VectorSites:
+    """``exp(nu . x - x^T tau x / 2)``: nu [T, L], tau [T, L, L], symmetric and not negative."""
+
+    nu: Tensor
+    tau: Tensor
+
+    def towards(self, other: VectorSites, step: float) -> VectorSites:
+        """A share `step` of the way to others."""
+        return VectorSites(torch.lerp(self.nu, other.nu, step), torch.lerp(self.tau, other.tau, step))
+
+    def expected_log(self, mean: Tensor, variance: Tensor) -> Tensor:
+        """The sum of their expected logarithms."""
+        second = variance + mean.unsqueeze(-1) * mean.unsqueeze(-2)
+        return (self.nu * mean).sum() - 0.5 * (self.tau * second).sum()
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """log Z of prior x sites, differentiable in the kernels; mean [T, L] and variance [T, L, L] of the latents, numbers."""
+
+    log_partition: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
+def smooth(kernels: Sequence[gpytorch.kernels.Kernel], bins: Bins, sites: VectorSites) -> Smoothing:
+    """Filter and smooth.
+
+    A site on L latents is L sites on one function each, along the eigenvectors of its precision, at equal times; means and
+    covariances are those of functions without a site, along the axes and the sums of two axes.
+    """
+    T, L = sites.nu.shape
+    precisions, axes = torch.linalg.eigh(sites.tau)
+    asked = _directions(L)
+    directions = torch.cat([axes.mT, asked.expand(T, -1, -1)], 1)  # [T, L + A, L]
+    steps = directions.shape[1]
+    nothing = torch.zeros(T, len(asked), dtype=torch.float64)
+    nu = torch.cat([(axes.mT @ sites.nu.unsqueeze(-1)).squeeze(-1), nothing], 1).flatten()
+    tau = torch.cat([precisions.clamp_min(0), nothing], 1).flatten()
+    layout, rates, rows, waves, latent = _joined(kernels, bins.times)
+    factors = (directions[:, :, latent] * waves.unsqueeze(1)).flatten(0, 1)
+    gaps = bins.gaps(steps)
+    value = log_partition(layout, gaps, rates, rows, factors, nu, tau)
+    chain = Chain(layout, gaps, *(v.detach().numpy() for v in (rates, rows, factors, nu, tau)))
+    moments = (torch.as_tensor(v).reshape(T, steps)[:, L:] for v in (chain.smoothed.mean, chain.smoothed.variance))
+    return Smoothing(value, *_moments(L, *moments))
+
+
+def _directions(latents: int) -> Tensor:
+    """[A, L]: the axes, and the sums of two."""
+    eye = torch.eye(latents, dtype=torch.float64)
+    pairs = torch.combinations(torch.arange(latents), 2)
+    return torch.cat([eye, eye[pairs[:, 0]] + eye[pairs[:, 1]]]) if len(pairs) else eye
+
+
+def _moments(latents: int, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [T, L] and covariance [T, L, L] from those of the directions asked for."""
+    covariance = torch.diag_embed(variance[:, :latents])
+    for column, (i, j) in enumerate(torch.combinations(torch.arange(latents), 2).tolist(), start=latents):
+        both = 0.5 * (variance[:, column] - variance[:, i] - variance[:, j])
+        covariance[:, i, j], covariance[:, j, i] = both, both
+    return mean[:, :latents], covariance
+
+
+def _joined(kernels: Sequence[gpytorch.kernels.Kernel], times: Tensor) -> tuple[Layout, Tensor, Tensor, Tensor, Tensor]:
+    """The blocks of all kernels as one model; the latent of every factor."""
+    forms = [state_space(kernel).at(times) for kernel in kernels]
+    layout = Layout(*(sum((getattr(f[0], name) for f in forms), ()) for name in ("orders", "copies", "widths")))
+    rates, rows = (torch.cat([f[i] for f in forms]) for i in (1, 2))
+    waves = torch.cat([f[3].expand(len(times), -1) for f in forms], 1)
+    latent = torch.cat([torch.full((f[3].shape[1],), i) for i, f in enumerate(forms)])
+    return layout, rates, rows, waves, latent
+
+
+def update(
+    likelihood: Likelihood, y: Tensor, loading: Tensor, offset: Tensor, mean: Tensor, variance: Tensor
+) -> tuple[Tensor, VectorSites]:
+    """``E log p(y | x)`` in all, and the sites whose natural parameters are its gradient; y [T, N], NaN where missing."""
+    with torch.enable_grad():
+        m, v = (part.detach().requires_grad_() for part in projected(loading, offset, mean, variance))
+        expected = expected_log_prob(likelihood, y, m, v)
+        slope, curvature = torch.autograd.grad(expected, (m, v))
+    weights = (-2 * curvature).clamp_min(0)
+    tau = torch.einsum("tn,nk,nl->tkl", weights, loading, loading)
+    nu = slope @ loading + (tau @ mean.unsqueeze(-1)).squeeze(-1)
+    return expected.detach(), VectorSites(nu, tau)
+
+
+def projected(loading: Tensor, offset: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance [T, N] of ``c_n . x + d_n``."""
+    return mean @ loading.mT + offset, torch.einsum("nk,tkl,nl->tn", loading, variance, loading)
+
+
+def expected_log_prob(likelihood: Likelihood, y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """The sum over what was observed."""
+    seen = ~torch.isnan(y)
+    filled = torch.where(seen, y, 1.0)
+    return torch.where(seen, likelihood.expected_log_prob(filled, mean, variance), 0.0).sum()

@@ -1,0 +1,145 @@
+"""Latent trajectories: the posterior of dense algebra, a bound that is one, and what users ask of a population."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import gpx
+from gpx.errors import InputError
+from gpx.kernels import HidaMatern, Matern
+from gpx.kernels.dense import dense
+from gpx.models import LatentTrajectories, bits_per_spike
+from gpx.models.population import Bins, VectorSites, smooth
+from gpx.testing.assertions import close
+
+LENGTHS = (7, 4, 9)
+KERNELS = (Matern(nu=1.5, lengthscale=3.0).double(), HidaMatern(0, 5.0, 0.1).double())
+
+
+def population(neurons=12, latents=2, bins=(60, 40), rate=2.0, seed=0):
+    """Counts [T_r, N] driven by smooth trajectories."""
+    random = np.random.default_rng(seed)
+    loading = 0.7 * random.standard_normal((neurons, latents))
+    trials, paths = [], []
+    for n in bins:
+        phase = random.uniform(0, 2 * np.pi)
+        x = np.stack([np.sin(2 * np.pi * np.arange(n) / 25 + phase + k) for k in range(latents)], 1) * 2**0.5
+        paths.append(x)
+        trials.append(random.poisson(rate * np.exp(x @ loading.T - 0.25)).astype(float))
+    return trials, paths
+
+
+def test_smoothing_is_dense_algebra():
+    """Log partition, means and covariances of two latents in three trials, with precisions that are not diagonal or full."""
+    generator = torch.Generator().manual_seed(0)
+    bins, T = Bins.of(LENGTHS), sum(LENGTHS)
+    root = torch.randn(T, 2, 2, generator=generator, dtype=torch.float64)
+    root[3], root[5, :, 1] = 0.0, 0.0
+    sites = VectorSites(torch.randn(T, 2, generator=generator, dtype=torch.float64), root @ root.mT)
+    found = smooth(KERNELS, bins, sites)
+    t = bins.times[:, None]
+    within = torch.block_diag(*(torch.ones(n, n) for n in LENGTHS)).double()  # trials are independent
+    K = torch.block_diag(*(within * dense(k, t, t).detach() for k in KERNELS)).numpy()  # by latent
+    J = np.zeros((2 * T, 2 * T))
+    for i in range(2):
+        for j in range(2):
+            J[i * T : (i + 1) * T, j * T : (j + 1) * T] = np.diag(sites.tau[:, i, j].numpy())
+    nu = sites.nu.mT.reshape(-1).numpy()
+    B = np.eye(2 * T) + K @ J
+    covariance = np.linalg.solve(B, K)
+    close(
+        found.log_partition.detach(), 0.5 * nu @ covariance @ nu - 0.5 * np.linalg.slogdet(B)[1], "log partition", 1e-9
+    )
+    close(found.mean.mT.reshape(-1), covariance @ nu, "mean", atol=1e-9)
+    for i in range(2):
+        for j in range(2):
+            block = np.diag(covariance[i * T : (i + 1) * T, j * T : (j + 1) * T])
+            close(found.variance[:, i, j], block, f"covariance {i}, {j}", atol=1e-9)
+
+
+def test_gaussian_counts_have_the_exact_evidence():
+    """The bound of a Gaussian model is its log evidence, by dense algebra."""
+    trials, _ = population(neurons=5, bins=(12, 8))
+    model = LatentTrajectories([HidaMatern(1, 4.0, 0.0), HidaMatern(0, 9.0, 0.0)], "gaussian").fit(trials, max_rounds=3)
+    y, t = np.concatenate(trials), Bins.of([12, 8]).times[:, None]
+    within = torch.block_diag(torch.ones(12, 12), torch.ones(8, 8)).double()
+    C, noise = model.loading_.numpy(), float(model.likelihood_.noise.detach())
+    covariance = noise * np.eye(y.size)
+    for k, kernel in enumerate(model.kernels_):
+        covariance += np.kron((within * dense(kernel, t, t).detach()).numpy(), np.outer(C[:, k], C[:, k]))
+    residual = (y - model.offset_.numpy()).reshape(-1)
+    _, logdet = np.linalg.slogdet(2 * np.pi * covariance)
+    assert model.elbo_ == pytest.approx(
+        -0.5 * residual @ np.linalg.solve(covariance, residual) - 0.5 * logdet, rel=1e-8
+    )
+
+
+def test_the_bound_is_stationary_in_the_sites():
+    """Its gradient in a kernel at fixed sites is that of the bound solved anew: central differences to 1e-4."""
+    trials, _ = population(neurons=6, bins=(30, 20))
+    model = LatentTrajectories([HidaMatern(1, 6.0, 0.0), HidaMatern(1, 4.0, 0.0)]).fit(trials, max_rounds=1)
+    bins, y = Bins.of([30, 20]), torch.as_tensor(np.concatenate(trials))
+    raw, values = model.kernels_[0].raw_lengthscale, []
+    sites, _ = model._infer(bins, y, None)
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(smooth(model.kernels_, bins, sites).log_partition, raw)
+    for step in (1e-3, -1e-3):
+        with torch.no_grad():
+            raw += step
+            model._infer(bins, y, sites)
+            values.append(model.elbo_)
+            raw -= step
+    assert float(slope) == pytest.approx((values[0] - values[1]) / 2e-3, rel=1e-3)
+
+
+def test_trajectories_and_held_out_neurons():
+    """Trajectories up to an affine map; neurons predicted from the others better than by their mean."""
+    trials, paths = population(neurons=30, bins=(120, 100, 80))
+    model = LatentTrajectories().fit(trials[:2])
+    assert [tuple(p.mean.shape) for p in model.latents_] == [(120, 2), (100, 2)]
+    assert model.loading_.shape == (30, 2) and model.offset_.shape == (30,)
+    design = np.c_[np.concatenate([p.mean for p in model.latents_]), np.ones(220)]
+    truth = np.concatenate(paths[:2])
+    rest = truth - design @ np.linalg.lstsq(design, truth, rcond=None)[0]
+    assert 1 - (rest**2).sum() / (truth**2).sum() > 0.95
+    hidden = trials[2].copy()
+    hidden[:, :5] = np.nan
+    (rates,) = model.predict_rates([hidden])
+    assert bits_per_spike([rates[:, :5]], [trials[2][:, :5]]) > 0.1
+
+
+def test_more_rounds_do_not_lower_the_bound():
+    trials, _ = population(neurons=8)
+    bounds = [LatentTrajectories().fit(trials, max_rounds=n).elbo_ for n in (1, 2, 4, 8)]
+    assert all(b >= a - 1e-6 * abs(a) for a, b in itertools.pairwise(bounds))
+
+
+@pytest.mark.parametrize("likelihood", ["negative_binomial", gpx.likelihoods.Poisson()])
+def test_other_likelihoods(likelihood):
+    trials, _ = population(neurons=6, bins=(25,))
+    assert np.isfinite(LatentTrajectories(likelihood=likelihood).fit(trials, max_rounds=2).elbo_)
+
+
+def test_bad_input():
+    counts, _ = population(neurons=6, bins=(25, 20))
+    model = LatentTrajectories()
+    with pytest.raises(InputError, match="same number of neurons.*5, 6"):
+        model.fit([counts[0], counts[1][:, :5]])
+    negative = counts[1].copy()
+    negative[3, 2] = -1
+    with pytest.raises(InputError, match=r"trial 1 has -1 in bin 3, neuron 2"):
+        model.fit([counts[0], negative])
+    with pytest.raises(InputError, match=r"Trial 0 must be an array \[bins, neurons\], got shape \[3\]"):
+        model.fit([[1, 2, 3]])
+    with pytest.raises(InputError, match="at least one trial"):
+        model.fit([])
+    with pytest.raises(InputError, match="likelihood must be 'poisson'"):
+        LatentTrajectories(likelihood="normal").fit(counts)
+    with pytest.raises(InputError, match="7 latents need at least as many neurons"):
+        LatentTrajectories([Matern()] * 7).fit(counts)
+    with pytest.raises(InputError, match="5 neurons.*the fit had 6"):
+        model.fit(counts, max_rounds=1).predict_rates([counts[0][:, :5]])
