@@ -15,6 +15,7 @@ MODULES = {
     "exact": "benchmarks.tasks.exact",
     "memory": "benchmarks.tasks.memory",
     "state-space": "benchmarks.tasks.state_space",
+    "trajectories": "benchmarks.tasks.trajectories",
     "whittle": "benchmarks.tasks.whittle",
     "classification": "benchmarks.tasks.classification",
     "classification-gpytorch": "benchmarks.tasks.classification_gpytorch",
