@@ -8,31 +8,40 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpx.engines.base import Engine
+from gpx.engines.block_circulant import BlockCirculant, covers
 from gpx.engines.exact import Exact
 from gpx.errors import InputError
 from gpx.inputs import Data
 from gpx.kernels.expressions import parse_call
 from gpx.prior import Prior
+from gpx.sites import Sites
 
-ENGINES = {"Exact": Exact}
+ENGINES = {"Exact": Exact, "BlockCirculant": BlockCirculant}
 
 
 @dataclass(frozen=True)
 class EngineRule:
-    """An engine, when it applies, and the reason that is printed."""
+    """An engine, when it applies (sites: the exact ones of the likelihood, if it has any), and the reason that is printed."""
 
     engine: Engine
-    applies: Callable[[Prior, Data], bool]
+    applies: Callable[[Prior, Data, Sites | None], bool]
     reason: str
 
 
-RULES = (EngineRule(Exact(), lambda prior, data: True, "exact inference works for any kernel and is the reference"),)
+RULES = (
+    EngineRule(
+        BlockCirculant(),
+        lambda prior, data, sites: covers(prior, data.x, sites),
+        "the blocks of the kernel are circulant, no step is missing and the noise is the same everywhere: exact in linear time",
+    ),
+    EngineRule(Exact(), lambda prior, data, sites: True, "exact inference works for any kernel and is the reference"),
+)
 
 
-def choose_engine(engine: Any, prior: Prior, data: Data) -> tuple[Engine, str]:
+def choose_engine(engine: Any, prior: Prior, data: Data, sites: Sites | None = None) -> tuple[Engine, str]:
     """The engine to use and why.
 
-    Arguments: engine: "auto", the name of an engine, or an engine.
+    Arguments: engine: "auto", the name of an engine, or an engine; sites: the exact ones of the likelihood, None: it has none.
     Raises: InputError for an unknown name, or if the chosen engine's arrays would not fit into memory.
     """
     if isinstance(engine, str) and engine != "auto":
@@ -40,7 +49,7 @@ def choose_engine(engine: Any, prior: Prior, data: Data) -> tuple[Engine, str]:
     if engine != "auto":
         chosen, reason = _checked(engine), "chosen by the user"
     else:
-        rule = next(rule for rule in RULES if rule.applies(prior, data))
+        rule = next(rule for rule in RULES if rule.applies(prior, data, sites))
         chosen, reason = rule.engine, f"auto: {rule.reason} (N = {len(data.x):,})"
     if isinstance(chosen, Exact):
         _require_memory(data)

@@ -314,7 +314,8 @@ def _free(coordinates: Coordinates, name: str) -> np.ndarray:
 def _thinned(problem: Problem) -> Problem:
     """The problem on at most START_ROWS rows with an observed target, drawn evenly at random by a fixed seed."""
     rows = problem.data.observed.any(1).nonzero().flatten()
-    if len(rows) <= START_ROWS or getattr(problem.likelihood, "known_noise", None) is not None:
+    bound = getattr(problem.engine, "whole_rows", False) or getattr(problem.likelihood, "known_noise", None) is not None
+    if len(rows) <= START_ROWS or bound:
         return problem
     order = torch.randperm(len(rows), generator=make_generator(0))[:START_ROWS].sort().values
     return Problem.planned(

@@ -2,12 +2,13 @@
 
 from gpx.kernels.algebra import Product, Sum
 from gpx.kernels.base import Kernel, matrix
+from gpx.kernels.block import BlockQuasiPeriodic
 from gpx.kernels.expressions import parse
 from gpx.kernels.periodic import Cosine, Periodic
 from gpx.kernels.simple import Constant, Linear
 from gpx.kernels.stationary import RBF, Matern, RationalQuadratic
 
 __all__ = [
-    "RBF", "Constant", "Cosine", "Kernel", "Linear", "Matern", "Periodic", "Product", "RationalQuadratic", "Sum", "matrix",
-    "parse",
+    "RBF", "BlockQuasiPeriodic", "Constant", "Cosine", "Kernel", "Linear", "Matern", "Periodic", "Product",
+    "RationalQuadratic", "Sum", "matrix", "parse",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from gpx.errors import InputError, StructureError
 from gpx.kernels.auto import MAX_PERIODS, RULES
 from gpx.kernels.dense import dense
 from gpx.kernels.expressions import parse
+from gpx.structure.block_form import BlockForm, block_form
 from gpx.structure.feature_map import feature_map
 
 
@@ -49,9 +50,11 @@ def explain(kernel: Any) -> Explanation:
 
     >>> print(explain("Linear"))
     Linear(outputscale=1, center=0)
-      dense matrix  yes  any gpytorch kernel
-      feature map   yes  exact: functions can be drawn (gp.paths)
-      engine Exact  yes  uses the dense matrix
+      dense matrix           yes  any gpytorch kernel
+      feature map            yes  exact: functions can be drawn (gp.paths)
+      block form             no   Linear has no block-circulant form: use kernels.BlockQuasiPeriodic, or engines.Exact().
+      engine Exact           yes  uses the dense matrix
+      engine BlockCirculant  no   needs a block form
     """
     if isinstance(kernel, str) and kernel == "auto":
         return Explanation(_describe_auto(), _findings(parse(next(iter(RULES.values())))))
@@ -75,7 +78,9 @@ def _findings(kernel: gpytorch.kernels.Kernel) -> tuple[Finding, ...]:
     matrix = _probe("dense matrix", lambda: dense(kernel, *(2 * [_points(kernel)])), lambda _: "any gpytorch kernel")
     features = _probe("feature map", lambda: _features(kernel), _describe_features)
     engine = Finding("engine Exact", matrix.supported, "uses the dense matrix" if matrix.supported else matrix.note)
-    return matrix, features, engine
+    blocks = _probe("block form", lambda: block_form(kernel), _describe_blocks)
+    note = "one series without gaps, Gaussian noise" if blocks.supported else "needs a block form"
+    return matrix, features, blocks, engine, Finding("engine BlockCirculant", blocks.supported, note)
 
 
 def _points(kernel: gpytorch.kernels.Kernel) -> torch.Tensor:
@@ -96,6 +101,10 @@ def _features(kernel: gpytorch.kernels.Kernel) -> Any:
 def _describe_features(features: Any) -> str:
     kind = "exact" if features.exact else "random Fourier features"
     return f"{kind}: functions can be drawn (gp.paths)"
+
+
+def _describe_blocks(form: BlockForm) -> str:
+    return f"exact: blocks of {form.period} steps, an autoregression per frequency"
 
 
 def _probe(name: str, ask: Callable[[], Any], note: Callable[[Any], str]) -> Finding:
