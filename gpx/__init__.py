@@ -9,7 +9,18 @@ torch.Size([2])
 
 __version__ = "0.1.0"
 
-from gpx import checking, datasets, engines, errors, kernels, likelihoods, objectives, rules, structure
+from gpx import (
+    checking,
+    datasets,
+    engines,
+    errors,
+    kernels,
+    likelihoods,
+    objectives,
+    rules,
+    structural_equation,
+    structure,
+)
 from gpx.errors import FitWarning, InputError, NumericalError, StructureError
 from gpx.gp import GP
 from gpx.io import load, register
@@ -32,5 +43,6 @@ __all__ = [
     "objectives",
     "register",
     "rules",
+    "structural_equation",
     "structure",
 ]

@@ -45,7 +45,7 @@ class BlockQuasiPeriodic(Kernel):
     def __init__(self, period: int, correlation: Any = None, within: Any = None, *,
                  active_dims: Any = None, batch_shape: Any = ()):  # fmt: skip
         super().__init__(active_dims, batch_shape)
-        self.period = _as_period(period)
+        self.period = as_period(period)
         if not (within is None or isinstance(within, gpytorch.kernels.Kernel)):
             raise InputError(f"within must be a kernel such as kernels.Periodic(), got {within!r}.")
         self.within = Periodic() if within is None else within
@@ -93,7 +93,7 @@ class BlockQuasiPeriodic(Kernel):
         return w.pow(lag) / (1 - w.square()) * dense(self.within, s1[..., None], s2[..., None])
 
     def _init_from(self, data: Data) -> None:
-        block, position = self.blocks(data.x)
+        _, position = self.blocks(data.x)
         self.start("correlation", _lag_correlation(data, self.period))
         innovations = data.component(data.variance * (1 - float(self.correlation.detach().square().mean())))
         init_from(self.within, replace(innovations, x=position[:, None]))
@@ -109,7 +109,8 @@ def _(kernel: BlockQuasiPeriodic) -> None:
     fix_outputscale(kernel.within)
 
 
-def _as_period(period: Any) -> int:
+def as_period(period: Any) -> int:
+    """The number of steps, if it is one. Raises InputError otherwise."""
     number = getattr(period, "item", lambda: period)()
     if isinstance(number, bool) or not isinstance(number, (int, float)) or number < 1 or not float(number).is_integer():
         raise InputError(

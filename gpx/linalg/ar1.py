@@ -1,7 +1,7 @@
 """Many scalar autoregressions in noise at once: log density and its hand-written derivative, and smoothing in torch.
 
-For every frequency j, ``F_1 ~ N(0, l_j / (1 - w^2))``, ``F_(i+1) = w F_i + N(0, l_j)`` and ``z_i = F_i + N(0, noise)``. Arrays are
-time-major, [K, c, p]: K steps, c columns that share the variances, p frequencies. Theory: docs/theory/block.md.
+For every frequency j, ``F_1 ~ N(0, l_j / (1 - w^2))``, ``F_(i+1) = w F_i + N(0, l_j)`` and ``z_i = F_i + N(0, noise)``. Arrays
+are time-major, [K, c, p]: K steps, c columns that share the variances, p frequencies. Theory: docs/theory/block.md.
 """
 
 from __future__ import annotations

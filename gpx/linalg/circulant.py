@@ -1,7 +1,7 @@
 """Symmetric circulant matrices, ``R[s, s'] = row[(s - s') mod p]`` with ``row[d] = row[p - d]``, in the Hartley basis.
 
-``H[j, s] = (cos + sin)(2 pi j s / p) / sqrt(p)`` is real, symmetric and its own inverse, and ``R = H diag(eigenvalues) H``: unlike
-the Fourier basis it keeps real vectors real, one number per frequency.
+``H[j, s] = (cos + sin)(2 pi j s / p) / sqrt(p)`` is real, symmetric and its own inverse, and ``R = H diag(eigenvalues) H``:
+unlike the Fourier basis it keeps real vectors real, one number per frequency.
 """
 
 from __future__ import annotations
