@@ -19,7 +19,7 @@ from gpx.posterior import draw_count, make_generator
 from gpx.progress import progress_bar
 from gpx.sites import Sites
 
-METHODS = ("bias-corrected", "percentile")
+METHODS = ("percentile", "bias-corrected")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Bootstrap:
         """[P]: mean of the draws minus the estimate."""
         return self.draws.mean(0) - self.estimate
 
-    def interval(self, level: float = 0.95, method: str = "bias-corrected") -> np.ndarray:
+    def interval(self, level: float = 0.95, method: str = "percentile") -> np.ndarray:
         """Confidence intervals [P, 2] of probability `level`.
 
         Arguments: method: "percentile": quantiles of the draws; "bias-corrected": quantiles at levels that are moved by twice the
@@ -88,8 +88,9 @@ def bootstrap(
 ) -> Bootstrap:  # fmt: skip
     """n data sets drawn from a fitted model at its inputs, each fitted from the estimates of the model, priors included.
 
-    Missing targets stay missing. The model is left as it is. Raises: InputError for n < 2 or nothing to learn; StructureError for a
-    likelihood that is not Gaussian; NumericalError if every fit fails. Cost: that of n fits from a close start.
+    Missing targets stay missing. The model is left as it is. Cost: that of n fits from a close start.
+    Raises: InputError for n < 2 or nothing to learn; StructureError for a likelihood that is not Gaussian; NumericalError if
+    every fit fails.
     """
     if draw_count(n) < 2:
         raise InputError(f"A bootstrap needs n >= 2 data sets, got {n}; 200 are enough for standard errors.")
