@@ -14,6 +14,7 @@ from typing import Literal
 MODULES = {
     "exact": "benchmarks.tasks.exact",
     "memory": "benchmarks.tasks.memory",
+    "block": "benchmarks.tasks.block",
     "classification": "benchmarks.tasks.classification",
     "classification-gpytorch": "benchmarks.tasks.classification_gpytorch",
     "classification-sklearn": "benchmarks.tasks.classification_sklearn",

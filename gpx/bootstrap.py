@@ -47,10 +47,10 @@ class Bootstrap:
     def interval(self, level: float = 0.95, method: str = "percentile") -> np.ndarray:
         """Confidence intervals [P, 2] of probability `level`.
 
-        Arguments: method: "percentile": quantiles of the draws; "bias-corrected": quantiles at levels that are moved by twice the
-        normal score of the share of draws below the estimate, which undoes a bias of the median.
-        Raises: InputError for another method or level. Source: Efron & Tibshirani (1993), "An introduction to the bootstrap",
-        sections 13.3 and 14.3 (without acceleration).
+        Arguments: method: "percentile": quantiles of the draws; "bias-corrected": quantiles at levels that are moved by
+        twice the normal score of the share of draws below the estimate, which undoes a bias of the median.
+        Raises: InputError for another method or level. Source: Efron & Tibshirani (1993), "An introduction to the
+        bootstrap", sections 13.3 and 14.3 (without acceleration).
         """
         if method not in METHODS:
             raise InputError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}.")

@@ -218,7 +218,10 @@ class GP:
         return "\n".join([*lines, "", str(self.parameters())])
 
     def bootstrap(self, n: int = 200, seed: int | None = 0, *, verbose: bool | None = None) -> Bootstrap:
-        """Standard errors and intervals of the hyperparameters from n data sets that are simulated from the model and fitted."""
+        """Standard errors and intervals of the hyperparameters, from n data sets drawn from the model and fitted.
+
+        Cost: that of n fits from a close start. Raises: StructureError for a likelihood that is not Gaussian.
+        """
         return bootstrap(self._fitted(), self.objective_, n, seed, verbose)
 
     def plot(self, ax: Any = None) -> Any:

@@ -1,7 +1,7 @@
-"""The structural-equation family as published: periodic innovations, no noise, complete blocks; and the choice of its period.
+"""The structural-equation family as published (periodic innovations, no noise, complete blocks); choice of its period.
 
 `estimate` is a lean fit for simulations: maximum likelihood in microseconds per evaluation, or the published iteration. For
-noise, other innovations, predictions and a bootstrap use ``gpx.GP(kernels.BlockQuasiPeriodic(period))``: the same likelihood.
+noise, other innovations, predictions and a bootstrap: ``gpx.GP(kernels.BlockQuasiPeriodic(period))``, the same likelihood.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Likelihood:
         return Likelihood(as_period(period), len(z), stats, np.sin(np.pi * np.arange(as_period(period)) / period) ** 2)
 
     def __call__(self, correlation: float, lengthscale: float, outputscale: float) -> tuple[float, np.ndarray]:
-        """The value in nats and its gradient [3] in the arguments. Cost: O(p log p): two Fourier transforms of the kernel."""
+        """The value in nats and its gradient [3] in the arguments. Cost: O(p log p), two Fourier transforms."""
         row = np.exp(-2 / lengthscale**2 * self.squares)
         raw = outputscale * _spectrum(row)
         floor = np.finfo(float).eps * raw.max()
@@ -99,9 +99,9 @@ def estimate(y: Any, period: int, method: str = "exact") -> Estimate:
     """Fit the published model to a series of complete blocks, with mean zero and without noise.
 
     Arguments: y: [n], n a multiple of the period, at least two blocks, none missing. method: "exact": maximum likelihood;
-    "iterative": the published estimator, which alternates between an unstructured innovation covariance and the correlation, and
-    fits the kernel to that covariance by least squares; "iterative-circulant": the same with the covariance inverted as the
-    circulant of its first row (the two published programs differ in this).
+    "iterative": the published estimator, which alternates between an unstructured innovation covariance and the
+    correlation, and fits the kernel to that covariance by least squares; "iterative-circulant": the same with the
+    covariance inverted as the circulant of its first row (the two published programs differ in this).
     Raises: InputError for a period that is not an integer, incomplete blocks, missing values, or another method.
     Source: Nigam, Srivastava, Marzbanrad & Burke (2025), arXiv 2511.01151.
 
@@ -125,8 +125,8 @@ def _blocks(y: Any, period: int) -> np.ndarray:
     period, values = as_period(period), as_data(np.arange(len(y)), y).y.double().numpy()
     if values.shape[1] != 1 or len(values) % period or not len(values):
         raise InputError(
-            f"The published model takes one series of complete blocks, got shape {list(values.shape)} for the period {period}:"
-            " cut the rest off, or use gpx.GP(kernels.BlockQuasiPeriodic(period))."
+            f"The published model takes one series of complete blocks, got shape {list(values.shape)} for the period"
+            f" {period}: cut the rest off, or use gpx.GP(kernels.BlockQuasiPeriodic(period))."
         )
     if np.isnan(values).any():
         raise InputError(
@@ -178,14 +178,14 @@ def _iterate(blocks: np.ndarray, likelihood: Likelihood, circulant: bool) -> Est
 
 
 def _inverse(matrix: np.ndarray) -> tuple[np.ndarray, float]:
-    """Inverse and log determinant, by eigenvalues: those of a singular matrix are rounding errors, in the published code too."""
+    """Inverse and log determinant, by eigenvalues: as published, those of a singular matrix are rounding errors."""
     values, vectors = np.linalg.eigh(matrix)
     values = np.where(values == 0, np.finfo(float).tiny, values)
     return (vectors / values) @ vectors.T, float(np.log(abs(values)).sum())
 
 
 def _circulant_inverse(row: np.ndarray) -> tuple[np.ndarray, float]:
-    """The real part of the inverse of the circulant with this first row, which need not be symmetric, and its determinant."""
+    """The real part of the inverse of a circulant by its first row, which need not be symmetric, and its log determinant."""
     values = np.fft.fft(row)
     values = np.where(values == 0, np.finfo(float).tiny, values)
     inverse = np.fft.ifft(1 / values).real

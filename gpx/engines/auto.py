@@ -21,7 +21,7 @@ ENGINES = {"Exact": Exact, "BlockCirculant": BlockCirculant}
 
 @dataclass(frozen=True)
 class EngineRule:
-    """An engine, when it applies (sites: the exact ones of the likelihood, if it has any), and the reason that is printed."""
+    """An engine, when it applies (to prior, data and the exact sites of the likelihood), and the reason that is printed."""
 
     engine: Engine
     applies: Callable[[Prior, Data, Sites | None], bool]
@@ -32,7 +32,7 @@ RULES = (
     EngineRule(
         BlockCirculant(),
         lambda prior, data, sites: covers(prior, data.x, sites),
-        "the blocks of the kernel are circulant, no step is missing and the noise is the same everywhere: exact in linear time",
+        "its blocks are circulant, no step is missing and the noise is the same everywhere: exact, in linear time",
     ),
     EngineRule(Exact(), lambda prior, data, sites: True, "exact inference works for any kernel and is the reference"),
 )
@@ -41,7 +41,7 @@ RULES = (
 def choose_engine(engine: Any, prior: Prior, data: Data, sites: Sites | None = None) -> tuple[Engine, str]:
     """The engine to use and why.
 
-    Arguments: engine: "auto", the name of an engine, or an engine; sites: the exact ones of the likelihood, None: it has none.
+    Arguments: engine: "auto", the name of an engine, or an engine; sites: the exact ones of the likelihood, if any.
     Raises: InputError for an unknown name, or if the chosen engine's arrays would not fit into memory.
     """
     if isinstance(engine, str) and engine != "auto":

@@ -30,8 +30,9 @@ def edge_density(
 ) -> Tensor:  # fmt: skip
     """The log density of the targets of the edges, given complete blocks.
 
-    z: [N, c], all targets by step; ends: mean [c, p] after the last complete block and before the first, which has the number
-    `start`, in the Hartley basis, the variance [p] of either, and their covariance [p]. Cost: O(q^3) for q steps, q < 2 p.
+    z: [N, c], all targets by step; ends: mean [c, p] after the last complete block and before the first, which has the
+    number `start`, in the Hartley basis, the variance [p] of either, and their covariance [p]. Cost: O(q^3) for q steps,
+    q < 2 p.
     """
     if not edges:
         return z.new_zeros(())
@@ -64,9 +65,9 @@ def _cholesky(covariance: Tensor, noise: Tensor) -> Tensor:
 class EdgeFactor:
     """The posterior of a chain of B blocks, given complete blocks and edges.
 
-    smoothed: given complete blocks; mean: [B, c, p], back in the basis of positions; covariances: for every edge the first rows
-    [B, p] of its covariances with all blocks; lower: [q, q], the Cholesky factor of the covariance of the targets of the edges;
-    residual: [q, c], these minus their means.
+    smoothed: given complete blocks; mean: [B, c, p], back in the basis of positions; covariances: for every edge the
+    first rows [B, p] of its covariances with all blocks; lower: [q, q], the Cholesky factor of the covariance of the
+    targets of the edges; residual: [q, c], these minus their means.
     """
 
     smoothed: Smoothed
@@ -119,8 +120,8 @@ class EdgeFactor:
     def weights(self, inside: slice, start: int, complete: slice, noise: Tensor) -> tuple[Tensor, Tensor]:
         """``C^-1 z`` [N, c] and the diagonal [N] of ``C^-1`` by step, C the covariance of all targets.
 
-        inside: places of the complete blocks, which all but the first and last are; start, complete: the number of the first,
-        and their rows.
+        inside: places of the complete blocks, which all but the first and last are; start, complete: the number of the
+        first, and their rows.
         """
         period, columns = self.mean.shape[-1], self.mean.shape[1]
         inverse = torch.linalg.solve_triangular(self.lower, torch.eye(self.size).to(self.lower), upper=False)
@@ -137,10 +138,11 @@ class EdgeFactor:
         return torch.cat(total), torch.cat(diagonal)
 
     def _with_edges(
-        self, alpha: Tensor, precision: Tensor, inverse: Tensor, alpha_edges: Tensor, inside: slice, start: int, noise: Tensor
+        self, alpha: Tensor, precision: Tensor, inverse: Tensor, alpha_edges: Tensor, inside: slice, start: int,
+        noise: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """What changes for complete blocks: with G the weights of their targets in the means of the edges, ``- G^T alpha_e`` and
-        the diagonal of ``G^T C_e^-1 G``.
+        """What changes for complete blocks: with G the weights of their targets in the means of the edges,
+        ``- G^T alpha_e`` and the diagonal of ``G^T C_e^-1 G``.
         """
         period = self.mean.shape[-1]
         after = self.smoothed.covariance_with(len(self.mean) - 1)[inside] / noise

@@ -1,7 +1,7 @@
 """Exact inference for a series in blocks whose covariance is circulant: in the Hartley basis, scalar Kalman filters.
 
-Theory: docs/theory/block.md. Blocks that the data cover completely go through the filters; what they cover in part, at most one
-block at either end, is then conditioned on densely.
+Theory: docs/theory/block.md. Blocks that the data cover completely go through the filters; what they cover in part, at
+most one block at either end, is then conditioned on densely.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gpx.engines.block_chain import Edge, EdgeFactor, conditioned, edge_density
+from gpx.engines.block_chain import CHUNK, Edge, EdgeFactor, conditioned, edge_density
 from gpx.errors import StructureError
 from gpx.inputs import Data
 from gpx.linalg.ar1 import NoiseFree, filtered, smooth, statistics
@@ -25,7 +25,6 @@ from gpx.prior import Prior
 from gpx.sites import SiteMarginals, Sites
 from gpx.structure.block_form import BlockForm, block_form
 
-CHUNK = 1 << 22  # entries of the weights of the edges that are held at a time
 NEGLIGIBLE = 1e-10  # nats: noise that changes the log density by less is none
 LARGEST_RESPONSE = 4096  # rows up to which variances are differentiated in precisions, by N x N arrays
 
@@ -34,9 +33,9 @@ LARGEST_RESPONSE = 4096  # rows up to which variances are differentiated in prec
 class BlockPlan:
     """How N consecutive steps fall into blocks.
 
-    x: [N, D]; order: [N], rows by step; start, count: number of the first complete block, and how many there are; edges: what is
-    left at the beginning and end. known: the targets [N, C] by step, blocks of them in the Hartley basis [count, C, p], and for
-    every kernel their statistics, with which an evaluation without noise costs O(p).
+    x: [N, D]; order: [N], rows by step; start, count: number of the first complete block, and how many there are; edges:
+    what is left at the beginning and end. known: the targets [N, C] by step, blocks of them in the Hartley basis [count,
+    C, p], and for every kernel their statistics, with which an evaluation without noise costs O(p).
     """
 
     x: Tensor
@@ -67,10 +66,10 @@ class BlockPlan:
 class BlockCirculant:
     """Exact inference for `kernels.BlockQuasiPeriodic` with the same Gaussian noise at all steps of a series without gaps.
 
-    Cost: O(N log p) once and O(N) per evaluation with its gradient; without noise, and with a mean that is not learned, O(p);
-    O(p^3) more where the first or last block is incomplete.
-    Raises: StructureError for another kernel; for missing, repeated or skipped steps; for noise that changes from step to step
-    (all likelihoods that are not Gaussian): `Exact` takes those.
+    Cost: O(N log p) once and O(N) per evaluation with its gradient; without noise, and with a mean that is not learned,
+    O(p); O(p^3) more where the first or last block is incomplete.
+    Raises: StructureError for another kernel; for missing, repeated or skipped steps; for noise that changes from step
+    to step (all likelihoods that are not Gaussian): `Exact` takes those.
 
     >>> BlockCirculant()
     BlockCirculant()
@@ -146,8 +145,8 @@ def _require_equal_sites(sites: Sites) -> None:
     if not bool((tau > 0).all()):
         missing = int((tau <= 0).sum())
         raise StructureError(
-            f"BlockCirculant needs a target at every step, {missing} of {tau.numel()} are missing; use engines.Exact(), which"
-            " leaves them out, or cut the series where they begin."
+            f"BlockCirculant needs a target at every step, {missing} of {tau.numel()} are missing; use engines.Exact(),"
+            " which leaves them out, or cut the series where they begin."
         )
     low, high = float(tau.min()), float(tau.max())
     if low != high:
@@ -310,8 +309,8 @@ class BlockCirculantPosterior(Posterior):
             return change, torch.zeros_like(change)
         if len(self.plan.x) > LARGEST_RESPONSE:
             raise StructureError(
-                f"BlockCirculant differentiates variances at {LARGEST_RESPONSE:,} steps at most, got {len(self.plan.x):,}; use"
-                " objectives.Evidence(), which needs none, or engines.Exact()."
+                f"BlockCirculant differentiates variances at {LARGEST_RESPONSE:,} steps at most, got {len(self.plan.x):,};"
+                " use objectives.Evidence(), which needs none, or engines.Exact()."
             )
         covariance = self.joint(self.plan.x)[1]
         return change, -torch.einsum("cnm,mc->nc", covariance.square(), direction.tau)
@@ -345,8 +344,8 @@ class BlockCirculantPosterior(Posterior):
         return z - alpha / precision, 1 / precision
 
     def paths(self, n: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-        """Matheron's rule: a path of the autoregression, whose innovations have a seed for every block, plus the posterior mean
-        of its misfit at the data. Exact. Cost: O(log p) per step between the data and x, and path.
+        """Matheron's rule: a path of the autoregression, whose innovations have a seed for every block, plus the
+        posterior mean of its misfit at the data. Exact. Cost: O(log p) per step between the data and x, and path.
         """
         seed = int(torch.randint(1 << 62, (), generator=generator, device=generator.device))
         columns = self.sites.nu.shape[1]

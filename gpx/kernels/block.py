@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +17,10 @@ from gpx.kernels.base import Kernel, Value
 from gpx.kernels.dense import dense, diagonal
 from gpx.kernels.periodic import Periodic
 from gpx.kernels.walk import fix_outputscale, init_from, parts
-from gpx.parameters import as_value
+from gpx.parameters import LogInterval, as_value
 
 LIMIT = 1 - 1e-6  # |correlation| of a fit: at 1 the variance is infinite
+UNCORRELATED = 1e-3  # correlation of neighbouring innovations that is as good as none
 
 
 class BlockQuasiPeriodic(Kernel):
@@ -29,9 +31,9 @@ class BlockQuasiPeriodic(Kernel):
     Stationary from block to block, not from step to step.
 
     Arguments: period: an integer >= 1, in steps; correlation: of a block with the next, in (-1, 1); within: a kernel of the
-    position in the block, None: `Periodic` (its period is fixed at that of the blocks, as is that of any `Periodic` or `Cosine`
-    in it). `engines.BlockCirculant` needs one that is stationary and repeats after `period` steps. X: one column of integers,
-    the number of the step.
+    position in the block, None: `Periodic` (its period is fixed at that of the blocks, as is that of any `Periodic` or
+    `Cosine` in it). `engines.BlockCirculant` needs one that is stationary and repeats after `period` steps. X: one
+    column of integers, the number of the step.
     Raises: InputError for a period or an X that is not an integer, a correlation outside (-1, 1), or several columns.
     Cost: O(N M). Source: Nigam, Srivastava, Marzbanrad & Burke (2025), arXiv 2511.01151. Theory: docs/theory/block.md.
 
@@ -77,8 +79,8 @@ class BlockQuasiPeriodic(Kernel):
         step = x.detach()[..., 0]
         if bool((wrong := step != step.round()).any()):
             raise InputError(
-                f"BlockQuasiPeriodic needs integer steps 0, 1, 2, ... as its input, got {float(step[wrong][0]):g}: number the"
-                " observations by their position in a regular grid of times."
+                f"BlockQuasiPeriodic needs integer steps 0, 1, 2, ... as its input, got {float(step[wrong][0]):g}: number"
+                " the observations by their position in a regular grid of times."
             )
         block = torch.div(step, self.period, rounding_mode="floor")
         return block, step - self.period * block
@@ -97,6 +99,9 @@ class BlockQuasiPeriodic(Kernel):
         self.start("correlation", _lag_correlation(data, self.period))
         innovations = data.component(data.variance * (1 - float(self.correlation.detach().square().mean())))
         init_from(self.within, replace(innovations, x=position[:, None]))
+        for part in self.within.modules():
+            if isinstance(part, Periodic):
+                _keep_correlated(part)
 
 
 @parts.register
@@ -136,6 +141,16 @@ def _fix_periods(within: gpytorch.kernels.Kernel, period: int) -> None:
             if not choice.given:
                 part.set(period=float(period))
             part.fix("period")
+
+
+def _keep_correlated(part: Periodic) -> None:
+    """Keep a lengthscale that the data decide where neighbours are correlated: below, likelihoods do not depend on it."""
+    choice = part.choices["lengthscale"]
+    lower = math.sqrt(-2 / math.log(UNCORRELATED)) * abs(math.sin(math.pi / float(part.period.detach().mean())))
+    if not (choice.given or choice.bounded) and lower > 1e-9:
+        part.assign("lengthscale", part.lengthscale.detach().clamp_min(lower))
+        upper = float(part.raw_lengthscale_constraint.upper_bound)
+        part.register_constraint("raw_lengthscale", LogInterval(lower, upper))
 
 
 def _lag_correlation(data: Data, period: int) -> float:

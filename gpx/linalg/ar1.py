@@ -1,7 +1,7 @@
 """Many scalar autoregressions in noise at once: log density and its hand-written derivative, and smoothing in torch.
 
-For every frequency j, ``F_1 ~ N(0, l_j / (1 - w^2))``, ``F_(i+1) = w F_i + N(0, l_j)`` and ``z_i = F_i + N(0, noise)``. Arrays
-are time-major, [K, c, p]: K steps, c columns that share the variances, p frequencies. Theory: docs/theory/block.md.
+For every frequency j, ``F_1 ~ N(0, l_j / (1 - w^2))``, ``F_(i+1) = w F_i + N(0, l_j)`` and ``z_i = F_i + N(0, noise)``.
+Arrays are time-major, [K, c, p]: K steps, c columns that share the variances, p frequencies. Theory: docs/theory/block.md.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def noise_free(
 
 
 def statistics(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What `noise_free` needs of z [K, c, p], each [p]: the sums over steps and columns of ``z_i^2``, of ``z_i z_(i+1)``, and of
-    ``z_i^2`` without the ends (for one step: minus its square, which cancels the initial variance).
+    """What `noise_free` needs of z [K, c, p], each [p]: the sums over steps and columns of ``z_i^2``, of
+    ``z_i z_(i+1)``, and of ``z_i^2`` without the ends (for one step: minus its square, which cancels the initial variance).
     """
     inner = z[:-1].square().sum((0, 1)) - z[0].square().sum(0)
     return z.square().sum((0, 1)), (z[1:] * z[:-1]).sum((0, 1)), inner
@@ -202,9 +202,9 @@ def filtered_plainly(z: Tensor, spectrum: Tensor, omega: Tensor, noise: Tensor, 
 class Smoothed:
     """Posterior of the chain at B chosen steps, some of them observed.
 
-    predicted, information: [B, p], variance given what came before, and what it and all that follows say of it; link: [B, p],
-    how an error at one step carries over to the next; mean: [B, c, p]; alpha: [B, c, p] and precision [B, p]: ``C^-1 z`` and the
-    diagonal of ``C^-1`` at observed steps, C the covariance of z; zero elsewhere.
+    predicted, information: [B, p], variance given what came before, and what it and all that follows say of it; link:
+    [B, p], how an error at one step carries over to the next; mean: [B, c, p]; alpha: [B, c, p] and precision [B, p]:
+    ``C^-1 z`` and the diagonal of ``C^-1`` at observed steps, C the covariance of z; zero elsewhere.
     """
 
     predicted: Tensor

@@ -1,4 +1,4 @@
-"""The block-circulant form of a kernel: blocks of p steps whose Fourier coefficients are independent scalar autoregressions."""
+"""The block-circulant form of a kernel: blocks of p steps whose frequencies are independent scalar autoregressions."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _require_circulant(kernel: BlockQuasiPeriodic, row: Tensor) -> None:
     gap = (row[1:] - row[1:].flip(0)).abs()
     if not kernel.within.is_stationary or bool((gap > SYMMETRY * row[0].abs()).any()):
         raise StructureError(
-            f"within={kernel.within!r} is not stationary with the period {kernel.period}, so that the covariance of a block is"
+            f"within={kernel.within!r} is not stationary with the period {kernel.period}, so that blocks are"
             f" not circulant: use kernels.Periodic(period={kernel.period}), or engines.Exact()."
         )
 
