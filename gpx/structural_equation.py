@@ -139,21 +139,22 @@ def _blocks(y: Any, period: int) -> np.ndarray:
 def _maximise(likelihood: Likelihood) -> Estimate:
     """L-BFGS-B in (correlation, log lengthscale, log outputscale), from a few lengthscales."""
     square, cross, _ = (float(s.sum()) for s in likelihood.statistics)
-    scale = square / (likelihood.steps * likelihood.period) or 1.0
+    size = likelihood.steps * likelihood.period  # per step, so that the first move is a moderate one
+    scale = square / size or 1.0
     correlation = min(max(cross / square if square else 0.0, -0.9), 0.9)
 
     def loss(z: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = likelihood(z[0], math.exp(z[1]), math.exp(z[2]))
-        return -value, -gradient * np.array([1.0, math.exp(z[1]), math.exp(z[2])])
+        return -value / size, -gradient / size * np.array([1.0, math.exp(z[1]), math.exp(z[2])])
 
     starts = [np.array([correlation, math.log(r), math.log(scale * (1 - correlation**2))]) for r in STARTS]
     centre = starts[0][2]
     bounds = [(-LIMIT, LIMIT), (math.log(1e-2), math.log(1e3)), (centre - 12, centre + 12)]
-    options = {"ftol": 1e-12, "gtol": 1e-6}
+    options = {"ftol": 1e-13, "gtol": 1e-7}
     runs = [minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options) for start in starts]
     found: Any = min(runs, key=lambda run: run.fun)
     w, lengthscale, outputscale = float(found.x[0]), math.exp(found.x[1]), math.exp(found.x[2])
-    return Estimate(likelihood.period, w, lengthscale, outputscale, -float(found.fun), int(found.nit))
+    return Estimate(likelihood.period, w, lengthscale, outputscale, -size * float(found.fun), int(found.nit))
 
 
 def _iterate(blocks: np.ndarray, likelihood: Likelihood, circulant: bool) -> Estimate:

@@ -305,6 +305,15 @@ def test_published_and_exact_estimators_agree_for_many_blocks():
     assert gp.log_evidence() == pytest.approx(found["exact"].log_likelihood, abs=1e-3)
 
 
+@pytest.mark.parametrize("seed", [57, 67])
+def test_fits_do_not_stop_below_a_cliff(seed):
+    """Without noise the evidence falls by many orders of magnitude where the innovations become smooth."""
+    y = simulated(20, seed)
+    best = structural_equation.estimate(y, 10).log_likelihood
+    gp = gpx.GP(BlockQuasiPeriodic(10), noiseless(), mean="zero").fit(np.arange(200), y, priors=None)
+    assert gp.log_evidence() > best - 0.05
+
+
 @pytest.mark.parametrize(
     ("y", "period", "method", "advice"),
     [
