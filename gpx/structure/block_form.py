@@ -16,7 +16,7 @@ from gpx.kernels.block import BlockQuasiPeriodic
 from gpx.kernels.dense import dense, select
 from gpx.linalg.circulant import eigenvalues
 
-SYMMETRY = 1e-9  # of R(0): how far the innovation covariance may be from a circulant matrix
+ROUNDING = 1e3  # units of rounding error of R(0): how far the innovation covariance may be from a circulant matrix
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _(kernel: BlockQuasiPeriodic) -> BlockForm:
 
 def _require_circulant(kernel: BlockQuasiPeriodic, row: Tensor) -> None:
     gap = (row[1:] - row[1:].flip(0)).abs()
-    if not kernel.within.is_stationary or bool((gap > SYMMETRY * row[0].abs()).any()):
+    if not kernel.within.is_stationary or bool((gap > ROUNDING * torch.finfo(row.dtype).eps * row[0].abs()).any()):
         raise StructureError(
             f"within={kernel.within!r} is not stationary with the period {kernel.period}, so that blocks are"
             f" not circulant: use kernels.Periodic(period={kernel.period}), or engines.Exact()."

@@ -219,6 +219,17 @@ def test_a_fit_takes_the_engine_and_finds_what_exact_finds():
     assert long.engine_ == engines.BlockCirculant()
 
 
+def test_single_precision():
+    """In plain torch, and close to double precision."""
+    x = torch.arange(43, dtype=torch.float32)
+    gp, double = (
+        gpx.GP(BlockQuasiPeriodic(9)).condition(x.to(t), torch.sin(0.7 * x).to(t)) for t in (torch.float32, DOUBLE)
+    )
+    assert gp.engine_ == engines.BlockCirculant() and gp.predict(x[:2]).mean.dtype == torch.float32
+    assert gp.log_evidence() == pytest.approx(double.log_evidence(), rel=1e-4)
+    close(gp.predict(x + 20).std, double.predict(x + 20).std, "standard deviations", rtol=1e-3)
+
+
 X = np.arange(24)
 
 
