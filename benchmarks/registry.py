@@ -17,6 +17,7 @@ MODULES = {
     "state-space": "benchmarks.tasks.state_space",
     "trajectories": "benchmarks.tasks.trajectories",
     "whittle": "benchmarks.tasks.whittle",
+    "block": "benchmarks.tasks.block",
     "classification": "benchmarks.tasks.classification",
     "classification-gpytorch": "benchmarks.tasks.classification_gpytorch",
     "classification-sklearn": "benchmarks.tasks.classification_sklearn",

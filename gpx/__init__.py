@@ -9,7 +9,19 @@ torch.Size([2])
 
 __version__ = "0.1.0"
 
-from gpx import checking, datasets, engines, errors, kernels, likelihoods, models, objectives, rules, structure
+from gpx import (
+    checking,
+    datasets,
+    engines,
+    errors,
+    kernels,
+    likelihoods,
+    models,
+    objectives,
+    rules,
+    structural_equation,
+    structure,
+)
 from gpx.errors import FitWarning, InputError, NumericalError, StructureError
 from gpx.gp import GP
 from gpx.io import load, register
@@ -33,5 +45,6 @@ __all__ = [
     "objectives",
     "register",
     "rules",
+    "structural_equation",
     "structure",
 ]

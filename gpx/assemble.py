@@ -61,7 +61,7 @@ def assemble(gp: GP, data: Data) -> tuple[Problem, Objective, str]:
     for module in (mean, likelihood, *kernels):
         module.to(dtype=data.x.dtype, device=data.x.device)
     prior = Prior(mean, tuple(kernels))
-    engine, reason = choose_engine(gp.engine, prior, data)
+    engine, reason = choose_engine(gp.engine, prior, data, likelihood.exact_sites(data))
     rule = choose_rule(gp.rule, likelihood)
     objective = choose_objective(gp.objective, likelihood, rule)
     return Problem.planned(prior, data, likelihood, engine, rule), objective, reason

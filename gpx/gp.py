@@ -15,6 +15,7 @@ from torch.distributions import Normal
 
 from gpx import checking, io, plot
 from gpx.assemble import assemble, check_parts, start_from_data
+from gpx.bootstrap import Bootstrap, bootstrap
 from gpx.encoding import Encoding
 from gpx.errors import FitWarning, InputError, StructureError
 from gpx.inference.coordinates import Coordinates, trainable_modules
@@ -215,6 +216,13 @@ class GP:
             f"fit: {self.result_ or 'hyperparameters as given'}",
         ]
         return "\n".join([*lines, "", str(self.parameters())])
+
+    def bootstrap(self, n: int = 200, seed: int | None = 0, *, verbose: bool | None = None) -> Bootstrap:
+        """Standard errors and intervals of the hyperparameters, from n data sets drawn from the model and fitted.
+
+        Cost: that of n fits from a close start. Raises: StructureError for a likelihood that is not Gaussian.
+        """
+        return bootstrap(self._fitted(), self.objective_, n, seed, verbose)
 
     def plot(self, ax: Any = None) -> Any:
         """Data, mean and 95 % band for one input column; leave-one-out predictions against targets for more. Returns ax."""

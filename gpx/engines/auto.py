@@ -8,28 +8,30 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpx.engines.base import Engine
+from gpx.engines.block_circulant import BlockCirculant, covers
 from gpx.engines.exact import Exact
 from gpx.engines.state_space import StateSpace
 from gpx.errors import InputError, StructureError
 from gpx.inputs import Data
 from gpx.kernels.expressions import parse_call
 from gpx.prior import Prior
+from gpx.sites import Sites
 from gpx.structure.state_space import state_space, time_column
 
 SEQUENTIAL = 500  # rows from which a filter is faster than a factorisation
-ENGINES = {"Exact": Exact, "StateSpace": StateSpace}
+ENGINES = {"Exact": Exact, "StateSpace": StateSpace, "BlockCirculant": BlockCirculant}
 
 
 @dataclass(frozen=True)
 class EngineRule:
-    """An engine, when it applies, and the reason that is printed."""
+    """An engine, when it applies (to prior, data and the exact sites of the likelihood), and the reason that is printed."""
 
     engine: Engine
-    applies: Callable[[Prior, Data], bool]
+    applies: Callable[[Prior, Data, Sites | None], bool]
     reason: str
 
 
-def _sequential(prior: Prior, data: Data) -> bool:
+def _sequential(prior: Prior, data: Data, sites: Sites | None) -> bool:
     """Whether there are many data on a line, and kernels that are state-space models."""
     if len(data.x) < SEQUENTIAL or data.x.device.type != "cpu":
         return False
@@ -44,15 +46,20 @@ def _sequential(prior: Prior, data: Data) -> bool:
 
 
 RULES = (
+    EngineRule(
+        BlockCirculant(),
+        lambda prior, data, sites: covers(prior, data.x, sites),
+        "its blocks are circulant, no step is missing and the noise is the same everywhere: exact, in linear time",
+    ),
     EngineRule(StateSpace(), _sequential, "the kernel is a state-space model of one input: exact in linear time"),
-    EngineRule(Exact(), lambda prior, data: True, "exact inference works for any kernel and is the reference"),
+    EngineRule(Exact(), lambda prior, data, sites: True, "exact inference works for any kernel and is the reference"),
 )
 
 
-def choose_engine(engine: Any, prior: Prior, data: Data) -> tuple[Engine, str]:
+def choose_engine(engine: Any, prior: Prior, data: Data, sites: Sites | None = None) -> tuple[Engine, str]:
     """The engine to use and why.
 
-    Arguments: engine: "auto", the name of an engine, or an engine.
+    Arguments: engine: "auto", the name of an engine, or an engine; sites: the exact ones of the likelihood, if any.
     Raises: InputError for an unknown name, or if the chosen engine's arrays would not fit into memory.
     """
     if isinstance(engine, str) and engine != "auto":
@@ -60,7 +67,7 @@ def choose_engine(engine: Any, prior: Prior, data: Data) -> tuple[Engine, str]:
     if engine != "auto":
         chosen, reason = _checked(engine), "chosen by the user"
     else:
-        rule = next(rule for rule in RULES if rule.applies(prior, data))
+        rule = next(rule for rule in RULES if rule.applies(prior, data, sites))
         chosen, reason = rule.engine, f"auto: {rule.reason} (N = {len(data.x):,})"
     if isinstance(chosen, Exact):
         _require_memory(data)

@@ -53,9 +53,10 @@ class FitResult:
     objective: value at the optimum, nats, without priors; log_prior: log density of the priors in the coordinates;
     gradient_norm: largest entry of the gradient in log coordinates, nats; at_bounds: names of values at their bounds;
     objectives: the final value of every start; jitter: by what share the noise variances were raised so that the final
-    factorisation succeeded; rejected: trial points at which the objective was not finite; sites_converged, site_steps,
-    site_residual: how the search for the sites of the likelihood ended at the optimum; zero_precisions: observed targets
-    whose precision was cut at zero there; unconverged: evaluations during the fit whose sites did not converge.
+    factorisation succeeded; rejected: trial points at which the objective was not finite, or far below the best;
+    sites_converged, site_steps, site_residual: how the search for the sites of the likelihood ended at the optimum;
+    zero_precisions: observed targets whose precision was cut at zero there; unconverged: evaluations during the fit whose
+    sites did not converge.
     """
 
     converged: bool
@@ -130,7 +131,9 @@ class _Search:
         warm = self.best_sites is not None
         problem = self.problem.anew(self.best_sites, WARM_STEPS if warm else MAX_STEPS)
         loss, gradient = self.evaluate(problem, z)
-        if not (math.isfinite(loss) and np.isfinite(gradient).all()):
+        # Of a cliff the line search learns nothing but that it is steep: its next step would be too short to go on from.
+        usable = math.isfinite(loss) and loss <= self.best + self._height and np.isfinite(gradient).all()
+        if not usable:
             return self._wall(z)
         found = problem.found
         if found is not None and not found.converged:
@@ -175,13 +178,17 @@ class _Search:
             return math.inf, np.zeros_like(z)
         return self.baseline - float(total.detach()), -self.coordinates.gradient(z, grads)
 
+    @property
+    def _height(self) -> float:
+        """Of the wall above the best loss; infinite where there is no best."""
+        return 1e3 + abs(self.best)
+
     def _wall(self, z: np.ndarray) -> tuple[float, np.ndarray]:
         """A parabola around the best point, so that the line search steps back to where the objective is finite."""
         self.rejected += 1
         if self.best_z is None:
             return math.inf, np.zeros_like(z)
-        away = z - self.best_z
-        height = 1e3 + abs(self.best)
+        away, height = z - self.best_z, self._height
         distance = max(float(away @ away), 1e-300)
         return self.best + height, 2 * height * away / distance
 
@@ -351,7 +358,8 @@ def _thinned(problem: Problem) -> Problem:
     rows = problem.data.observed.any(1).nonzero().flatten()
     stretch = getattr(problem.engine, "stretch", None)
     few = STRETCH_ROWS if stretch else START_ROWS
-    if len(rows) <= few or getattr(problem.likelihood, "known_noise", None) is not None:
+    bound = getattr(problem.engine, "whole_rows", False) or getattr(problem.likelihood, "known_noise", None) is not None
+    if len(rows) <= few or bound:
         return problem
     if stretch:
         kept = stretch(problem.plan, few)

@@ -9,6 +9,7 @@ from typing import Any
 from gpx.errors import InputError
 from gpx.kernels.algebra import Product, Sum, add, multiply
 from gpx.kernels.base import Kernel
+from gpx.kernels.block import BlockQuasiPeriodic
 from gpx.kernels.hida_matern import HidaMatern
 from gpx.kernels.periodic import Cosine, Periodic
 from gpx.kernels.quasi_periodic import QuasiPeriodic
@@ -18,7 +19,8 @@ from gpx.kernels.stationary import RBF, Matern, RationalQuadratic
 KERNELS = {
     c.__name__: c
     for c in (
-        RBF, Matern, RationalQuadratic, Periodic, Cosine, HidaMatern, QuasiPeriodic, Linear, Constant, Sum, Product,
+        RBF, Matern, RationalQuadratic, Periodic, Cosine, HidaMatern, QuasiPeriodic, Linear, Constant, BlockQuasiPeriodic, Sum,
+        Product,
     )
 }  # fmt: skip
 
@@ -63,7 +65,7 @@ def _construct(call: ast.Call, classes: Mapping[str, type], what: str, text: str
         raise InputError(f"Unknown {what} {name!r}; known are {', '.join(classes)}.")
     try:
         arguments = [_argument(a, classes, what, text) for a in call.args]
-        keywords = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        keywords = {str(k.arg): _argument(k.value, classes, what, text) for k in call.keywords}
         return lookup[name.lower()](*arguments, **keywords)
     except (TypeError, ValueError) as error:
         raise InputError(f"Cannot build {name} from {text!r}: {error}") from error

@@ -14,6 +14,7 @@ from gpx.errors import InputError, StructureError
 from gpx.kernels.auto import MAX_PERIODS, RULES
 from gpx.kernels.dense import dense
 from gpx.kernels.expressions import parse
+from gpx.structure.block_form import BlockForm, block_form
 from gpx.structure.feature_map import feature_map
 from gpx.structure.spectral_density import spectral_density
 from gpx.structure.state_space import state_space, time_column
@@ -51,10 +52,14 @@ def explain(kernel: Any) -> Explanation:
 
     >>> print(explain("Linear"))
     Linear(outputscale=1, center=0)
-      dense matrix      yes  any gpytorch kernel
-      feature map       yes  exact: functions can be drawn (gp.paths)
-      spectral density  no   Linear has no spectral density that is a function of frequency, or none is registered; use ...
-      engine Exact      yes  uses the dense matrix
+      dense matrix           yes  any gpytorch kernel
+      feature map            yes  exact: functions can be drawn (gp.paths)
+      state space            yes  1 state(s), exact
+      spectral density       no   Linear has no spectral density that is a function of frequency, or none is ...
+      block form             no   Linear has no block-circulant form: use kernels.BlockQuasiPeriodic, or ...
+      engine Exact           yes  uses the dense matrix
+      engine StateSpace      yes  linear time
+      engine BlockCirculant  no   needs a block form
     """
     if isinstance(kernel, str) and kernel == "auto":
         return Explanation(_describe_auto(), _findings(parse(next(iter(RULES.values())))))
@@ -83,7 +88,10 @@ def _findings(kernel: gpytorch.kernels.Kernel) -> tuple[Finding, ...]:
     )
     engine = Finding("engine Exact", matrix.supported, "uses the dense matrix" if matrix.supported else matrix.note)
     sequential = Finding("engine StateSpace", states.supported, "linear time" if states.supported else states.note)
-    return matrix, features, states, density, engine, sequential
+    blocks = _probe("block form", lambda: block_form(kernel), _describe_blocks)
+    note = "one series without gaps, Gaussian noise" if blocks.supported else "needs a block form"
+    circulant = Finding("engine BlockCirculant", blocks.supported, note)
+    return matrix, features, states, density, blocks, engine, sequential, circulant
 
 
 def _points(kernel: gpytorch.kernels.Kernel) -> torch.Tensor:
@@ -116,6 +124,10 @@ def _states(kernel: gpytorch.kernels.Kernel) -> tuple[int, float]:
 def _describe_states(states: tuple[int, float]) -> str:
     size, error = states
     return f"{size} state(s), " + (f"to {error:.0e} of the variance" if error else "exact")
+
+
+def _describe_blocks(form: BlockForm) -> str:
+    return f"exact: blocks of {form.period} steps, an autoregression per frequency"
 
 
 def _probe(name: str, ask: Callable[[], Any], note: Callable[[Any], str]) -> Finding:

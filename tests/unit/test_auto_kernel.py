@@ -43,7 +43,13 @@ def test_the_explanation_says_what_is_built():
     for data, rule in zip((season, as_data(T, NOISE), as_data(np.stack([T, T**2], 1), T)), RULES.values(), strict=True):
         assert _structure(auto_kernel(data)) == rule
     text = str(gpx.explain("auto"))
-    for part in (*RULES, *RULES.values(), "up to 2 periods", "engine Exact       yes", "engine StateSpace  yes"):
+    for part in (
+        *RULES,
+        *RULES.values(),
+        "up to 2 periods",
+        "engine Exact           yes",
+        "engine StateSpace      yes",
+    ):
         assert part in text
 
 
