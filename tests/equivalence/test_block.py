@@ -215,7 +215,7 @@ def test_a_fit_takes_the_engine_and_finds_what_exact_finds():
     assert fits[0].engine_ == engines.BlockCirculant() and "circulant" in fits[0].engine_reason_
     assert fits[0].log_evidence() == pytest.approx(fits[1].log_evidence(), abs=1e-4)
     assert fits[0].loo().log_density.sum() == pytest.approx(fits[0].loo().log_density.sum())
-    long = gpx.GP(BlockQuasiPeriodic(6)).fit(np.arange(900), random(900), max_iter=5, priors=None)
+    long = gpx.GP(BlockQuasiPeriodic(6)).fit(np.arange(900), random(900))
     assert long.engine_ == engines.BlockCirculant()
 
 
