@@ -103,11 +103,14 @@ class Mixture(Distribution):
             if not bool(short.any()):
                 break
             low, high = torch.where(short, high, low), torch.where(short, 2 * high, high)
-        while bool((high - low > 1).any()):
-            middle = ((low + high) / 2).floor()
+        while True:
+            middle = (0.5 * low + 0.5 * high).floor()
+            # Neighbouring counts, or beyond 2^53 (2^24 in single precision) neighbouring numbers, enclose no other.
+            between = (middle > low) & (middle < high)
+            if not bool(between.any()):
+                return high
             below = self.cdf(middle) < value
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return high
+            low, high = torch.where(between & below, middle, low), torch.where(between & ~below, middle, high)
 
     def _reals(self, value: Tensor) -> Tensor:
         to_real = torch.distributions.biject_to(self.support)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gpx import rules
+from gpx.errors import StructureError
 from gpx.inputs import as_data
 from gpx.likelihoods import Likelihood
 from gpx.likelihoods.predictive import Classes
@@ -38,7 +39,7 @@ def check_likelihood(
     - `expected_log_prob` and `tilted` and their derivatives in mean and variance are integrals over f by brute force, for
       means up to 8 and standard deviations from 0.01 to 10; the derivatives in its own parameters are central differences;
     - the density that `predict` returns is the exponential of `tilted`, sums or integrates to one, has the stated mean and
-      variance, and `icdf` is the inverse of `cdf`;
+      variance, and `icdf` is the inverse of `cdf`, in single precision and for large f too;
     - a Gaussian likelihood (one with exact sites): every rule returns the exact sites in one step, from any marginals;
     - deep copies and pickles are equal.
 
@@ -145,6 +146,22 @@ def _predictions(likelihood: Likelihood, y: Tensor, mean: Tensor, variance: Tens
             _sums(p, torch.arange(float(p.icdf(torch.tensor(1 - 1e-12)).max()) + 2, dtype=torch.float64))
         else:
             _integrates(p)
+        if known is None:
+            _extremes(likelihood, mean, variance)
+
+
+def _extremes(likelihood: Likelihood, mean: Tensor, variance: Tensor) -> None:
+    """Quantiles of f about 45, where a count is no whole number of the arithmetic, and in single precision."""
+    for dtype, level in ((torch.float64, 45.0), (torch.float32, 20.0)):
+        given = copy.deepcopy(likelihood).to(dtype)
+        try:
+            p = given.predict((mean + level).to(dtype), variance.to(dtype))
+            low, high = (p.icdf(torch.tensor(q, dtype=dtype)) for q in (0.1, 0.9))
+        except StructureError:  # no distribution function
+            return
+        finite(low, "icdf")
+        finite(high, "icdf")
+        assert bool((low <= high).all()), "quantiles ascend"
 
 
 def _sums(p: Any, values: Tensor) -> None:
