@@ -221,13 +221,12 @@ class Parameterised:
         """Start a value that the user did not give from the data, with a weak prior and wide bounds.
 
         A positive value gets the prior ``log value ~ N(log start, spread^2)`` and the bounds ``box x start``; a value of
-        either sign gets the unit `scale`. What the user chose stays.
+        either sign gets the unit `scale`. What the user chose stays; a list without numbers has no start.
         """
-        spec, choice = type(self).values()[name], self.choices[name]
+        spec, choice, raw = type(self).values()[name], self.choices[name], getattr(self, f"raw_{name}")
         self.choices[name] = replace(choice, scale=scale)
-        if choice.given or choice.fixed and not spec.fixed:
+        if choice.given or choice.fixed and not spec.fixed or not raw.numel():
             return
-        raw = getattr(self, f"raw_{name}")
         value = torch.as_tensor(value, dtype=raw.dtype, device=raw.device)
         if bounds := self._bounds(name):
             value = value.clamp(*bounds)

@@ -20,14 +20,17 @@ from gpx.likelihoods import (
     FromGPyTorch,
     Gamma,
     Heteroscedastic,
+    Likelihood,
     NegativeBinomial,
     Ordinal,
     Poisson,
     StudentT,
 )  # fmt: skip
 from gpx.objectives import ELBO, DataEmphasisedELBO, EPEvidence, Evidence, LeaveOneOut
+from gpx.parameters import Choice
 from gpx.rules import ExpectationPropagation, Laplace, Variational
 from gpx.testing.assertions import close
+from gpx.testing.cases import LIKELIHOODS, LikelihoodCase
 
 RANDOM = np.random.default_rng(3)
 X = np.sort(RANDOM.uniform(-3, 3, 40))
@@ -174,6 +177,25 @@ def test_numbers_of_classes(classes):
     for likelihood in (Ordinal, Categorical):
         with pytest.raises(InputError, match="num_classes, a whole number >= 2, got"):
             likelihood(classes)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_every_likelihood_can_be_fitted(name):
+    """With what it learns started from the data."""
+    case = LIKELIHOODS[name]
+    likelihood = case.build()
+    for key in likelihood.choices:  # as if not given
+        likelihood.choices[key] = Choice()
+    gp = few(case, likelihood)
+    assert gp.result_.sites_converged and np.isfinite(gp.result_.objective)
+    assert "objective" in gp.summary()
+
+
+def few(case: LikelihoodCase, likelihood: Likelihood) -> GP:
+    """A short fit on 10 rows that hold each target of the case."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FitWarning)  # of max_iter
+        return GP(RBF(0.5), likelihood).fit(X[::4], np.resize(np.array(case.y, dtype=float), 10), max_iter=1)
 
 
 def test_lists_of_kernels():
