@@ -150,7 +150,7 @@ class GP:
             if of == "f":
                 distribution = Normal(self._flat(mean), self._flat(variance).sqrt(), validate_args=False)
             else:
-                distribution = self._fitted().likelihood.predict(*self._latents(mean, variance), noise)
+                distribution = self._fitted().settled.predict(*self._latents(mean, variance), noise)
         return Prediction(distribution, of)
 
     def sample(self, X: Any, n: int, seed: int | None = 0) -> Tensor:
@@ -173,7 +173,7 @@ class GP:
         Cost: Exact: N^3, once; no refitting. Source: Rasmussen & Williams (2006), eqs. 5.10-5.12.
         """
         problem, posterior = self._fitted(), self.posterior_
-        data, likelihood = problem.data, problem.likelihood
+        data, likelihood = problem.data, problem.settled
         with torch.no_grad():
             if likelihood.exact_sites(data) is not None:
                 mean, variance = posterior.leave_one_out()

@@ -29,7 +29,7 @@ from gpx.likelihoods import (
 from gpx.objectives import ELBO, DataEmphasisedELBO, EPEvidence, Evidence, LeaveOneOut
 from gpx.parameters import Choice
 from gpx.rules import ExpectationPropagation, Laplace, Variational
-from gpx.testing.assertions import close
+from gpx.testing.assertions import close, gradients
 from gpx.testing.cases import LIKELIHOODS, LikelihoodCase
 
 RANDOM = np.random.default_rng(3)
@@ -189,6 +189,27 @@ def test_every_likelihood_can_be_fitted(name):
     gp = few(case, likelihood)
     assert gp.result_.sites_converged and np.isfinite(gp.result_.objective)
     assert "objective" in gp.summary()
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_predictions_are_numbers(name):
+    """The hyperparameters are not differentiated in; inputs that require a gradient are."""
+    case = LIKELIHOODS[name]
+    gp = few(case, case.build())
+    y = torch.tensor(np.resize(np.array(case.y, dtype=float), 3))
+    for p, at in ((gp.predict([-1.0, 0.1, 2.0]), y), (gp.loo(), torch.from_numpy(np.resize(case.y, 10)).double())):
+        for value in (p.mean, p.variance, p.std, p.log_prob(at), p.cdf(at), p.quantile(0.3), p.sample(2)):
+            assert not value.requires_grad and value.numpy().dtype == np.float64
+    x = torch.tensor([-1.0, 0.1, 2.0], dtype=torch.float64)
+    own = list(gp._solved.likelihood.parameters())
+    gradients(lambda x: gp.predict(x).log_prob(y), [x.clone().requires_grad_()], "derivatives in the inputs")
+    gp.predict(x.clone().requires_grad_()).log_prob(y).sum().backward()
+    assert all(p.grad is None for p in own)
+
+
+def test_predictions_of_a_wrapped_likelihood_are_numbers():
+    p = GP(RBF(), gpytorch.likelihoods.StudentTLikelihood()).condition(X, F).predict([1.0])
+    assert not any(v.requires_grad for v in (p.mean, p.std, p.log_prob([1.0])))
 
 
 def few(case: LikelihoodCase, likelihood: Likelihood) -> GP:
