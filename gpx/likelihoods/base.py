@@ -40,7 +40,9 @@ class Likelihood(Parameterised, gpytorch.Module):
         return mean, variance.sqrt()
 
     def peak(self, y: Tensor) -> Tensor | None:
-        """About where ``log p(y | f)`` is largest as a function of f; not needed if it is concave."""
+        """About where ``log p(y | f)`` is largest as a function of f [...], if it is not concave: a product with a Gaussian
+        then has a mode of its own near there.
+        """
         return None
 
     def expected_log_prob(self, y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

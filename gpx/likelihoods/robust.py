@@ -17,7 +17,7 @@ from gpx.likelihoods.base import Likelihood, exp
 from gpx.likelihoods.gaussian import NOISE_FLOOR
 from gpx.likelihoods.predictive import Mixture
 from gpx.likelihoods.special import student_cdf
-from gpx.linalg.quadrature import expectation, log_expectation, normal_log_density
+from gpx.linalg.quadrature import expectation, log_expectation_at_mode, normal_log_density
 from gpx.parameters import Value
 
 log_ndtr = torch.special.log_ndtr
@@ -52,10 +52,8 @@ class StudentT(Likelihood):
         width = (self.df.detach().sqrt() * self.scale.detach()).to(mean)
         return y.expand(mean.shape), width.expand(mean.shape)
 
-    def tilted(self, y: Tensor, mean: Tensor, variance: Tensor, power: float = 1.0) -> Tensor:
-        # The tails are flat beside the Gaussian: the bulk of the product is where the Gaussian is.
-        landmark = self.landmark(y, mean, variance)
-        return log_expectation(lambda f: power * self.log_prob(y.unsqueeze(-1), f), mean, variance, *landmark)
+    def peak(self, y: Tensor) -> Tensor:
+        return y
 
     def conditional(self, f: Tensor) -> Distribution:
         return _StudentT(self.df.detach().to(f), f, self.scale.detach().to(f), validate_args=False)
@@ -137,10 +135,12 @@ class Heteroscedastic(Likelihood):
     def tilted(self, y: Tensor, mean: Tensor, variance: Tensor, power: float = 1.0) -> Tensor:
         if power != 1:
             return super().tilted(y, mean, variance, power)
-        m, v = mean[..., 0].unsqueeze(-1), variance[..., 0].unsqueeze(-1)
-        given = lambda g: normal_log_density(y.unsqueeze(-1), m, v + exp(g))  # noqa: E731
-        landmark = mean[..., 1], variance[..., 1].sqrt().clamp_min(1e-3)
-        return log_expectation(given, mean[..., 1], variance[..., 1], *landmark)
+        m, v = mean[..., 0], variance[..., 0]
+        given = lambda g: normal_log_density(y.unsqueeze(-1), m.unsqueeze(-1), v.unsqueeze(-1) + exp(g))  # noqa: E731
+        # A target further from the mean than f_1 explains is likeliest where e^(f_2) makes up for the difference.
+        missing = (y - m).detach().square() - v.detach()
+        peak = torch.where(missing > 0, missing.clamp_min(torch.finfo(v.dtype).tiny).log(), mean[..., 1].detach())
+        return log_expectation_at_mode(given, mean[..., 1], variance[..., 1], peak)
 
     def predict(self, mean: Tensor, variance: Tensor, noise: Any = None) -> HeteroscedasticMixture:
         self._refuse(noise)

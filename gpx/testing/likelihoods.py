@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from gpx.testing.assertions import close, copies, finite, gradients
 from gpx.testing.reference import gaussian_integrals
 
 MEANS = (-8.0, -2.5, 0.0, 3.0, 8.0)
+POWERS = (1.0, 0.5)
 VARIANCES = (1e-4, 1e-2, 0.7, 10.0, 100.0)
 GRID = 60_000  # points of a product of grids
 
@@ -36,8 +38,9 @@ def check_likelihood(
 ) -> None:
     """Check the laws of a likelihood; the likelihood itself is left as it is.
 
-    - `expected_log_prob` and `tilted` and their derivatives in mean and variance are integrals over f by brute force, for
-      means up to 8 and standard deviations from 0.01 to 10; the derivatives in its own parameters are central differences;
+    - `expected_log_prob` and `tilted` (of powers 1 and 1/2) and their derivatives in mean and variance are integrals over f by
+      brute force, for means up to 8 and standard deviations from 0.01 to 10; the derivatives in its own parameters are central
+      differences;
     - the density that `predict` returns is the exponential of `tilted`, sums or integrates to one, has the stated mean and
       variance, and `icdf` is the inverse of `cdf`, in single precision and for large f too;
     - a Gaussian likelihood (one with exact sites): every rule returns the exact sites in one step, from any marginals;
@@ -75,26 +78,29 @@ def _integrals(likelihood: Likelihood, y: Tensor, features: Features, tolerance:
     names = [
         f"{what}{of}" for what in ("expected_log_prob", "tilted") for of in ("", ", in the mean", ", in the variance")
     ]
-    for m in MEANS:
-        for v in VARIANCES:
-            mean, variance = (torch.full_like(y, value).requires_grad_() for value in (m, v))
-            columns = []
-            for method in (likelihood.expected_log_prob, likelihood.tilted):
-                value = method(y, mean, variance)
-                grads = torch.autograd.grad(value.sum(), (mean, variance), allow_unused=True)
-                columns += [value, *(torch.zeros_like(y) if g is None else g for g in grads)]
-            for row, target in enumerate(y.tolist()):
-                expected = gaussian_integrals(*_density(likelihood, y, row), m, v, features(target))
-                for name, column, value in zip(names, columns, expected, strict=True):
-                    law = f"{name} is its integral, y = {target:g}, f ~ N({m:g}, {v:g})"
-                    close(column[row], value, law, atol=tolerance * max(1.0, abs(value)))
+    for m, v, power in itertools.product(MEANS, VARIANCES, POWERS):
+        if power < 1 and v not in VARIANCES[::2]:
+            continue
+        mean, variance = (torch.full_like(y, value).requires_grad_() for value in (m, v))
+        columns = []
+        for value in (
+            power * likelihood.expected_log_prob(y, mean, variance),
+            likelihood.tilted(y, mean, variance, power),
+        ):
+            grads = torch.autograd.grad(value.sum(), (mean, variance), allow_unused=True)
+            columns += [value, *(torch.zeros_like(y) if g is None else g for g in grads)]
+        for row, target in enumerate(y.tolist()):
+            expected = gaussian_integrals(*_density(likelihood, y, row, power), m, v, features(target))
+            for name, column, value in zip(names, columns, expected, strict=True):
+                law = f"{name} is its integral, y = {target:g}, f ~ N({m:g}, {v:g}), power {power:g}"
+                close(column[row], value, law, atol=tolerance * max(1.0, abs(value)))
 
 
-def _density(likelihood: Likelihood, y: Tensor, row: int) -> tuple[Callable, Callable]:
-    """``log p(y_row | f)`` and its derivative as functions of nodes [K]."""
+def _density(likelihood: Likelihood, y: Tensor, row: int, power: float) -> tuple[Callable, Callable]:
+    """``power log p(y_row | f)`` and its derivative as functions of nodes [K]."""
 
     def log_prob(f: Tensor) -> Tensor:
-        return likelihood.log_prob(y[:, None], f.expand(len(y), -1))[row]
+        return power * likelihood.log_prob(y[:, None], f.expand(len(y), -1))[row]
 
     def value(f: np.ndarray) -> np.ndarray:
         return log_prob(torch.from_numpy(f)).detach().numpy()
