@@ -17,7 +17,7 @@ from gpx.likelihoods.base import Likelihood, exp
 from gpx.likelihoods.gaussian import NOISE_FLOOR
 from gpx.likelihoods.predictive import Mixture
 from gpx.likelihoods.special import student_cdf
-from gpx.linalg.quadrature import expectation, log_expectation_at_mode, normal_log_density
+from gpx.linalg.quadrature import expectation, log_expectation_at_mode, log_half_line, normal_log_density
 from gpx.parameters import Value
 
 log_ndtr = torch.special.log_ndtr
@@ -71,7 +71,7 @@ class StudentT(Likelihood):
 class Laplace(Likelihood):
     """Noise with exponential tails, ``p(y | f) = e^(-|y - f| / scale) / (2 scale)``: medians instead of means.
 
-    Arguments: scale: positive, in target units; learned. All integrals are in closed form. Cost: O(N).
+    Arguments: scale: positive, in target units; learned. Cost: O(N); the tilted moments: 96 nodes per datum.
     Source: Kuss (2006), "Gaussian process models for robust regression, classification, and reinforcement learning", 5.2.
 
     >>> Laplace(scale=0.5)
@@ -95,11 +95,10 @@ class Laplace(Likelihood):
         return -distance / scale - (2 * scale).log()
 
     def tilted(self, y: Tensor, mean: Tensor, variance: Tensor, power: float = 1.0) -> Tensor:
-        scale, (gap, s) = self.scale.to(mean), _gap(y, mean, variance)
-        rate = power / scale
-        z, reach = gap / s, rate * s
-        sides = torch.logaddexp(log_ndtr(z - reach) - rate * gap, log_ndtr(-z - reach) + rate * gap)
-        return 0.5 * reach.square() + sides - power * (2 * scale).log()
+        scale, gap = self.scale.to(mean), mean - y
+        rate = (power / scale).expand(gap.shape)
+        sides = torch.stack([log_half_line(rate, side, variance) for side in (gap, -gap)], -1)
+        return torch.logsumexp(sides, -1) - power * (2 * scale).log()
 
     def conditional(self, f: Tensor) -> Distribution:
         return TorchLaplace(f, self.scale.detach().to(f), validate_args=False)

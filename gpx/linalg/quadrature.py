@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,8 @@ NODES = 160
 REACH = 9.0  # standard deviations; the density beyond is below 1e-17 of its height
 ITERATIONS = 100
 FLOOR = 1e-10  # of the squared width: added to variances, so that a variance of zero has derivatives
+DEPTH, SIDE_NODES = 40.0, 48
+SIDE_FLOOR = 1e-15  # likewise, of the squared distance 1 / rate, beside an end where the integrand jumps
 
 
 def normal_log_density(f: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
@@ -63,6 +66,32 @@ def log_expectation_at_mode(
     places, reach = torch.stack([m, mode, other]), REACH * v.sqrt()
     nodes = _around_both(mode, width, other, narrow, places.amin(0) - reach, places.amax(0) + reach)
     return _log_sum(log_function, mean, variance, *nodes)
+
+
+def log_half_line(rate: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """``log int_0^inf exp(-rate u) N(u; mean, variance) du`` for a rate > 0: differentiable in all three to any order.
+
+    By Gauss-Legendre's rule where the integrand is within `DEPTH` nats of its maximum: the exponential of a quadratic
+    polynomial, without the cancellations that derivatives of the closed form have. Cost: SIDE_NODES evaluations.
+
+    >>> one = torch.ones(1, dtype=torch.float64)
+    >>> print(f"{float(log_half_line(one, 5 * one, 1e-4 * one)):.6f}")
+    -4.999950
+    """
+    variance = variance + SIDE_FLOOR / rate.detach().square()
+    with torch.no_grad():
+        # Places are distances from the mean, which keep their digits where it is far.
+        summit, end = -rate * variance, -mean
+        top = torch.maximum(summit, end)
+        reach = (2 * DEPTH * variance).sqrt()
+        high = top + reach.square() / (torch.hypot(top - summit, reach) + top - summit)
+        low = torch.maximum(summit - reach, end)
+        node, weight = (torch.from_numpy(a).to(mean) for a in np.polynomial.legendre.leggauss(SIDE_NODES))
+        half = 0.5 * (high - low).unsqueeze(-1)
+        away, log_weight = 0.5 * (high + low).unsqueeze(-1) + half * node, (half * weight).log()
+    moved = (mean - mean.detach()).unsqueeze(-1)
+    log_density = normal_log_density(away, moved, variance.unsqueeze(-1))
+    return torch.logsumexp(log_density + log_weight - rate.unsqueeze(-1) * (away + mean.detach().unsqueeze(-1)), -1)
 
 
 def _log_sum(

@@ -114,6 +114,7 @@ LIKELIHOODS: dict[str, LikelihoodCase] = {
     "StudentT-light": LikelihoodCase(lambda: likelihoods.StudentT(25.0, 0.1), (-5.0, 0.3, 3.0), lambda y: [(y, 0.1)]),
     "StudentT-normal": LikelihoodCase(lambda: likelihoods.StudentT(100.0, 0.5), (-5.0, 3.0), lambda y: [(y, 0.5)]),
     "Laplace": LikelihoodCase(lambda: likelihoods.Laplace(0.5), (-5.0, 0.3, 8.0), lambda y: [(y, 0.5)]),
+    "Laplace-sharp": LikelihoodCase(lambda: likelihoods.Laplace(0.01), (-5.0, 0.3, 3.0), lambda y: [(y, 0.01)]),
     "Ordinal": LikelihoodCase(lambda: likelihoods.Ordinal(4, -1.0, [0.5, 2.0]), (0, 1, 2, 3)),
     "Ordinal-two": LikelihoodCase(lambda: likelihoods.Ordinal(2, 0.4), (0, 1, 1)),
     "Beta": LikelihoodCase(

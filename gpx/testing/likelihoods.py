@@ -78,6 +78,7 @@ def _integrals(likelihood: Likelihood, y: Tensor, features: Features, tolerance:
     names = [
         f"{what}{of}" for what in ("expected_log_prob", "tilted") for of in ("", ", in the mean", ", in the variance")
     ]
+    names.append("tilted, twice in the mean")
     for m, v, power in itertools.product(MEANS, VARIANCES, POWERS):
         if power < 1 and v not in VARIANCES[::2]:
             continue
@@ -87,13 +88,16 @@ def _integrals(likelihood: Likelihood, y: Tensor, features: Features, tolerance:
             power * likelihood.expected_log_prob(y, mean, variance),
             likelihood.tilted(y, mean, variance, power),
         ):
-            grads = torch.autograd.grad(value.sum(), (mean, variance), allow_unused=True)
+            grads = torch.autograd.grad(value.sum(), (mean, variance), allow_unused=True, create_graph=True)
             columns += [value, *(torch.zeros_like(y) if g is None else g for g in grads)]
+        columns.append(torch.autograd.grad(columns[4].sum(), mean)[0])
         for row, target in enumerate(y.tolist()):
             expected = gaussian_integrals(*_density(likelihood, y, row, power), m, v, features(target))
-            for name, column, value in zip(names, columns, expected, strict=True):
+            twice = 2 * expected[5] - expected[4] ** 2  # by the heat equation
+            for name, column, value in zip(names, columns, [*expected, twice], strict=True):
                 law = f"{name} is its integral, y = {target:g}, f ~ N({m:g}, {v:g}), power {power:g}"
-                close(column[row], value, law, atol=tolerance * max(1.0, abs(value)))
+                size = max(1 / v, expected[4] ** 2) if name is names[-1] else abs(value)
+                close(column[row], value, law, atol=tolerance * max(1.0, size))
 
 
 def _density(likelihood: Likelihood, y: Tensor, row: int, power: float) -> tuple[Callable, Callable]:
