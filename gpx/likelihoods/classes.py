@@ -16,6 +16,7 @@ from gpx.linalg.softmax import expected_logsumexp, log_expected_softmax
 from gpx.parameters import Value
 
 log_ndtr = torch.special.log_ndtr
+TAIL = 40.0
 END = 1e8  # stands for an infinite cut point: its normal tail is zero, with finite derivatives
 
 
@@ -209,5 +210,7 @@ def _log_ndtr_difference(low: Tensor, high: Tensor) -> Tensor:
     mirrored = low + high > 0
     small, large = torch.where(mirrored, -high, low), torch.where(mirrored, -low, high)
     top = log_ndtr(large)
+    # Beyond, the lower tail is zero beside the upper one, and its derivatives would lose all digits.
+    small = torch.maximum(small, large.clamp_max(0) - TAIL)
     # At least one unit of rounding apart, so that neighbouring cut points have a finite logarithm.
     return top + torch.log(-torch.expm1((log_ndtr(small) - top).clamp_max(-1e-15)))

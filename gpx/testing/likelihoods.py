@@ -41,6 +41,7 @@ def check_likelihood(
     - `expected_log_prob` and `tilted` (of powers 1 and 1/2) and their derivatives in mean and variance are integrals over f by
       brute force, for means up to 8 and standard deviations from 0.01 to 10; the derivatives in its own parameters are central
       differences;
+    - both have finite first and second derivatives in single precision;
     - the density that `predict` returns is the exponential of `tilted`, sums or integrates to one, has the stated mean and
       variance, and `icdf` is the inverse of `cdf`, in single precision and for large f too;
     - a Gaussian likelihood (one with exact sites): every rule returns the exact sites in one step, from any marginals;
@@ -65,6 +66,7 @@ def check_likelihood(
     else:
         _integrals(likelihood, targets, features, tolerance)
     _derivatives(likelihood, targets, mean, variance)
+    _single_precision(likelihood, targets)
     _predictions(likelihood, targets, mean, variance)
     _exact_sites(likelihood, targets)
     for how, other in copies(likelihood).items():
@@ -143,6 +145,18 @@ def _derivatives(likelihood: Likelihood, y: Tensor, mean: Tensor, variance: Tens
         method = getattr(likelihood, name)
         gradients(lambda m, v, *_, f=method: f(y, m, v), inputs, f"derivatives of {name}")
     gradients(lambda m, *_: likelihood.log_prob(y, m), [inputs[0], *learned], "derivatives of log_prob")
+
+
+def _single_precision(likelihood: Likelihood, y: Tensor) -> None:
+    likelihood, y = copy.deepcopy(likelihood).float(), y.float()
+    ones = torch.ones(len(y), likelihood.num_latents).squeeze(-1)
+    for m, v in itertools.product(MEANS, VARIANCES):
+        mean, variance = ((value * ones).requires_grad_() for value in (m, v))
+        for method in (likelihood.expected_log_prob, likelihood.tilted):
+            value = method(y, mean, variance)
+            first = torch.autograd.grad(value.sum(), (mean, variance), create_graph=True)
+            second = torch.autograd.grad(first[0].sum(), mean)[0] if first[0].requires_grad else None
+            finite([value, *first, second], f"{method.__name__} in single precision, f ~ N({m:g}, {v:g})")
 
 
 def _predictions(likelihood: Likelihood, y: Tensor, mean: Tensor, variance: Tensor) -> None:

@@ -191,6 +191,17 @@ def test_every_likelihood_can_be_fitted(name):
     assert "objective" in gp.summary()
 
 
+@pytest.mark.parametrize("name", [n for n in LIKELIHOODS if n != "Laplace-sharp"])  # its precisions have five digits
+def test_single_precision(name):
+    """The search for sites ends at the resolution of the arithmetic."""
+    case = LIKELIHOODS[name]
+    x = torch.from_numpy(X[::4])
+    y = torch.from_numpy(np.sort(np.resize(np.array(case.y[:3], dtype=float), 10)))
+    gp, other = (GP(RBF(0.5), case.build()).condition(x.to(d), y.to(d)) for d in (torch.float32, torch.float64))
+    assert gp._solved.solution.converged and gp._solved.solution.steps < 60
+    close(gp.predict(x, of="f").mean, other.predict(x, of="f").mean, "means", 1e-2)
+
+
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_predictions_are_numbers(name):
     """The hyperparameters are not differentiated in; inputs that require a gradient are."""
