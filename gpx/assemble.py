@@ -72,7 +72,8 @@ def start_from_data(problem: Problem, priors: str | None) -> None:
     prior, likelihood, data = problem.prior, problem.likelihood, problem.data
     latents = likelihood.latent_data(data)
     stacked = torch.stack([part.y for part in latents], -1).flatten(1)
-    seen = [(prior.mean, latents[0].with_targets(stacked, latents[0].variance)), (likelihood, data)]
+    variances = data.y.new_tensor([part.variance for part in latents]).repeat(data.y.shape[1])
+    seen = [(prior.mean, latents[0].with_targets(stacked, variances)), (likelihood, data)]
     for module, view in [*zip(prior.kernels, latents, strict=True), *seen]:
         init_from(module, view)
         for part in module.modules():

@@ -127,8 +127,9 @@ def on_unit_scale(data: Data, level: Tensor, variance: float = 1.0) -> Data:
 
 
 def exp(f: Tensor) -> Tensor:
-    """``e^f`` for f cut to +-500: finite, even after multiplication."""
-    return f.clamp(-500.0, 500.0).exp()
+    """``e^f`` for f cut to +-500 (+-60 in single precision): finite, even after multiplication."""
+    end = 0.7 * math.log(torch.finfo(f.dtype).max)
+    return f.clamp(-end, end).exp()
 
 
 def _few(values: list[Any], limit: int = 5) -> str:

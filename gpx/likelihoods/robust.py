@@ -12,6 +12,7 @@ from torch.distributions import Distribution, Normal, constraints
 from torch.distributions import Laplace as TorchLaplace
 from torch.distributions import StudentT as TorchStudentT
 
+from gpx.errors import InputError
 from gpx.inputs import Data
 from gpx.likelihoods.base import Likelihood, exp
 from gpx.likelihoods.gaussian import NOISE_FLOOR
@@ -115,7 +116,10 @@ class Heteroscedastic(Likelihood):
     """Gaussian noise whose variance is a second latent function, ``y ~ N(f_1, e^(f_2))``.
 
     f_1: the mean, in target units; f_2: the logarithm of the noise variance. The integrals that inference needs are in closed
-    form. Cost: O(N). Source: Lazaro-Gredilla & Titsias (2011), "Variational heteroscedastic Gaussian process regression".
+    form. Arguments: floor: a variance, in squared target units, to which `fit` takes the targets to be known, 1e-6 of their
+    variance if it is zero: ``log p(y | f)`` is averaged over ``N(y, floor)``, so that noise of no variance at all is not
+    infinitely likely. Raises: InputError unless floor is >= 0 and finite. Cost: O(N).
+    Source: Lazaro-Gredilla & Titsias (2011), "Variational heteroscedastic Gaussian process regression".
 
     >>> Heteroscedastic().num_latents
     2
@@ -123,11 +127,23 @@ class Heteroscedastic(Likelihood):
 
     num_latents = 2
 
+    def __init__(self, floor: float = 0.0):
+        super().__init__()
+        if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 <= floor < math.inf:
+            raise InputError(f"Heteroscedastic needs a variance floor >= 0, got {floor!r}.")
+        self.floor = float(floor)
+
+    def arguments(self) -> tuple[list[Any], dict[str, Any]]:
+        return [], {"floor": self.floor} if self.floor else {}
+
+    def init_from(self, data: Data) -> None:
+        self.floor = self.floor or NOISE_FLOOR * data.variance
+
     def log_prob(self, y: Tensor, f: Tensor) -> Tensor:
-        return normal_log_density(y, f[..., 0], exp(f[..., 1]))
+        return normal_log_density(y, f[..., 0], exp(f[..., 1])) - 0.5 * self.floor * exp(-f[..., 1])
 
     def expected_log_prob(self, y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        square = (y - mean[..., 0]).square() + variance[..., 0]
+        square = (y - mean[..., 0]).square() + variance[..., 0] + self.floor
         precision = exp(0.5 * variance[..., 1] - mean[..., 1])
         return -0.5 * (square * precision + mean[..., 1] + math.log(2 * math.pi))
 
@@ -135,7 +151,11 @@ class Heteroscedastic(Likelihood):
         if power != 1:
             return super().tilted(y, mean, variance, power)
         m, v = mean[..., 0], variance[..., 0]
-        given = lambda g: normal_log_density(y.unsqueeze(-1), m.unsqueeze(-1), v.unsqueeze(-1) + exp(g))  # noqa: E731
+
+        def given(g: Tensor) -> Tensor:
+            density = normal_log_density(y.unsqueeze(-1), m.unsqueeze(-1), v.unsqueeze(-1) + exp(g))
+            return density - 0.5 * self.floor * exp(-g)
+
         # A target further from the mean than f_1 explains is likeliest where e^(f_2) makes up for the difference.
         missing = (y - m).detach().square() - v.detach()
         peak = torch.where(missing > 0, missing.clamp_min(torch.finfo(v.dtype).tiny).log(), mean[..., 1].detach())
@@ -143,7 +163,7 @@ class Heteroscedastic(Likelihood):
 
     def predict(self, mean: Tensor, variance: Tensor, noise: Any = None) -> HeteroscedasticMixture:
         self._refuse(noise)
-        return HeteroscedasticMixture(self, mean, variance)
+        return HeteroscedasticMixture(Heteroscedastic(), mean, variance)  # a normalised density
 
     def latent_data(self, data: Data) -> tuple[Data, ...]:
         residual = (data.y - torch.nanmean(data.y, 0)).square().clamp_min(1e-6 * data.variance)

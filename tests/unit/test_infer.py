@@ -119,6 +119,29 @@ def test_labels_may_be_signs():
     close(a.predict(X).log_prob(LABELS), b.predict(X).log_prob(2 * LABELS - 1), "log densities", 1e-9)
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e10])
+def test_changing_noise_in_any_unit(scale):
+    y = F + 0.1 * (1.2 + np.sin(X)) * np.random.default_rng(0).normal(size=40)
+    a, b = (GP(RBF(), Heteroscedastic()).fit(X, c * y) for c in (1.0, scale))
+    assert b.result_.objective + 40 * np.log(scale) == pytest.approx(a.result_.objective, abs=1e-5)
+    close(b.predict(X).mean / scale, a.predict(X).mean, "means", 1e-4)
+    close(b.predict(X).std / scale, a.predict(X).std, "standard deviations", 1e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e10])
+def test_changing_noise_that_is_none(scale, tmp_path):
+    """Its variance ends near 1e-6 of that of the targets."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # at the resolution of the arithmetic
+        gp = GP(RBF(), Heteroscedastic()).fit(X, scale * F, max_iter=4)
+    noise = gp.predict(X).std / (scale * F.std())
+    assert gp.result_.objective + 40 * np.log(scale) < 40 * 7 and bool(((noise > 5e-4) & (noise < 1e-2)).all())
+    gp.save(tmp_path / "model.gpx")
+    assert gpx.load(tmp_path / "model.gpx").log_evidence() == pytest.approx(gp.log_evidence(), abs=1e-2)
+    with pytest.raises(InputError, match="a variance floor >= 0, got -1"):
+        Heteroscedastic(-1)
+
+
 def test_a_likelihood_of_gpytorch_is_wrapped():
     theirs = gpytorch.likelihoods.StudentTLikelihood().double()
     theirs.deg_free, theirs.noise = 5.0, 0.04
