@@ -188,8 +188,9 @@ class GP:
 
     def check(self) -> checking.Calibration:
         """Calibration of the leave-one-out predictions: coverage, PIT, scores."""
-        data = self._fitted().data
-        return checking.calibration(self.loo(), self._flat(data.y), self._flat(data.y))
+        problem = self._fitted()
+        y = self._flat(problem.likelihood.outcome(problem.data.y))
+        return checking.calibration(self.loo(), y, y)
 
     def parameters(self) -> ParameterTable:
         """The table of hyperparameters, in user units, with standard errors.

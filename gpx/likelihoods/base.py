@@ -76,6 +76,10 @@ class Likelihood(Parameterised, gpytorch.Module):
         """[...] bool: whether a target is inside the domain."""
         return torch.isfinite(y)
 
+    def outcome(self, y: Tensor) -> Tensor:
+        """Targets as predictions count them: what their mean is compared with."""
+        return y
+
     def check(self, data: Data) -> None:
         """Raise InputError, with values and rows, if a target is outside the domain."""
         bad = data.observed & ~self.allows(data.y)

@@ -63,6 +63,9 @@ class Bernoulli(Likelihood):
         low = -1.0 if bool((y == -1).any()) else 0.0
         return (y == low) | (y == 1)
 
+    def outcome(self, y: Tensor) -> Tensor:
+        return torch.where(y == -1, torch.zeros_like(y), y)
+
     def latent_data(self, data: Data) -> tuple[Data, ...]:
         share = (torch.nanmean((data.y > 0).to(data.y).where(data.observed, data.y), 0)).clamp(0.02, 0.98)
         level = torch.special.ndtri(share) if self.link == "probit" else torch.logit(share)

@@ -44,6 +44,7 @@ def check_likelihood(
     - both have finite first and second derivatives in single precision;
     - the density that `predict` returns is the exponential of `tilted`, sums or integrates to one, has the stated mean and
       variance, and `icdf` is the inverse of `cdf`, in single precision and for large f too;
+    - numbers that the likelihood does not allow have the log density -inf, and `cdf` there is a probability;
     - a Gaussian likelihood (one with exact sites): every rule returns the exact sites in one step, from any marginals;
     - deep copies and pickles are equal.
 
@@ -171,7 +172,25 @@ def _predictions(likelihood: Likelihood, y: Tensor, mean: Tensor, variance: Tens
         else:
             _integrates(p)
         if known is None:
+            _outside(likelihood, p)
             _extremes(likelihood, mean, variance)
+
+
+def _outside(likelihood: Likelihood, p: Any) -> None:
+    """Numbers that are no targets have no density, and the distribution function goes from 0 to 1."""
+    for value in (-1e3, -1.5, -1.0, -0.0, 0.5, 1.0, 1.5, 1e3):
+        y = torch.full_like(p.mean, value)
+        allowed = likelihood.allows(y)
+        density = p.log_prob(y)
+        assert bool((torch.isfinite(density) == allowed).all() and (density[~allowed] == -torch.inf).all()), (
+            f"log_prob is -inf where no target can be, y = {value:g}: {density}."
+        )
+        try:
+            mass = p.cdf(y)
+        except StructureError:  # no distribution function
+            return
+        finite(mass, f"cdf, y = {value:g}")
+        assert bool(((mass >= 0) & (mass <= 1)).all()), f"cdf is a probability, y = {value:g}: {mass}."
 
 
 def _extremes(likelihood: Likelihood, mean: Tensor, variance: Tensor) -> None:

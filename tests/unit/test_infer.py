@@ -116,6 +116,10 @@ def test_three_lines_for_labels(rule):
 def test_labels_may_be_signs():
     a, b = (GP(RBF(), Bernoulli()).fit(X, y) for y in (LABELS, 2 * LABELS - 1))
     close(a.predict(X).mean, b.predict(X).mean, "predictions", 1e-9)
+    close(a.check().residuals, b.check().residuals, "residuals", 1e-9)
+    assert a.check().rmse == pytest.approx(b.check().rmse, abs=1e-9) and a.check().ks == pytest.approx(
+        b.check().ks, abs=1e-9
+    )
     close(a.predict(X).log_prob(LABELS), b.predict(X).log_prob(2 * LABELS - 1), "log densities", 1e-9)
 
 
@@ -244,6 +248,18 @@ def test_predictions_are_numbers(name):
 def test_predictions_of_a_wrapped_likelihood_are_numbers():
     p = GP(RBF(), gpytorch.likelihoods.StudentTLikelihood()).condition(X, F).predict([1.0])
     assert not any(v.requires_grad for v in (p.mean, p.std, p.log_prob([1.0])))
+
+
+def test_densities_where_no_target_can_be():
+    for likelihood, y in (
+        (Exponential(), -1.0),
+        (Gamma(), 0.0),
+        (Poisson(), 0.5),
+        (NegativeBinomial(), -1.0),
+        (Beta(), 1.0),
+    ):
+        p = GP(RBF(), likelihood).condition(X, np.full(40, 1.0 if y < 1 else 0.5)).predict([0.0, 1.0])
+        close(p.log_prob([y, np.nan]), [-np.inf, np.nan], repr(likelihood))
 
 
 def few(case: LikelihoodCase, likelihood: Likelihood) -> GP:
