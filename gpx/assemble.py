@@ -64,7 +64,10 @@ def assemble(gp: GP, data: Data) -> tuple[Problem, Objective, str]:
     engine, reason = choose_engine(gp.engine, prior, data)
     rule = choose_rule(gp.rule, likelihood)
     objective = choose_objective(gp.objective, likelihood, rule)
-    return Problem.planned(prior, data, likelihood, engine, rule), objective, reason
+    problem = Problem.planned(prior, data, likelihood, engine, rule)
+    if hasattr(objective, "check"):
+        objective.check(problem)
+    return problem, objective, reason
 
 
 def start_from_data(problem: Problem, priors: str | None) -> None:

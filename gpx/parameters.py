@@ -116,7 +116,8 @@ class Parameterised:
             start = start.detach().expand(shape).clone()
         except RuntimeError as error:
             raise InputError(
-                f"{type(self).__name__}: {name} has shape {list(start.shape)}, expected {list(shape)}; give one number."
+                f"{type(self).__name__}: {name} has shape {list(start.shape)}, expected {list(shape)}; give one number"
+                f"{f', or {math.prod(shape)} of them' if shape else ''}."
             ) from error
         raw = torch.nn.Parameter(start.log() if spec.positive else start, requires_grad=not spec.fixed)
         self.register_parameter(f"raw_{name}", raw)

@@ -102,6 +102,12 @@ def test_the_published_alternation_stops_when_the_evidence_falls():
     assert implicit.log_evidence() > gp.log_evidence() - 0.5
 
 
+def test_the_published_alternation_ends_in_time():
+    with pytest.warns(FitWarning, match="max_seconds is up"):
+        gp = GP(Matern(2.5), Bernoulli(), objective=EPEvidence("fixed-sites")).fit(X, LABELS, max_seconds=0)
+    assert gp.result_.iterations == 1 and gp.result_.evaluations < 50
+
+
 @pytest.mark.parametrize("rule", [Variational(), ExpectationPropagation(), Laplace()], ids=repr)
 def test_three_lines_for_labels(rule):
     gp = GP(RBF(), Bernoulli(), rule=rule).fit(X, LABELS)
@@ -204,6 +210,7 @@ def test_numbers_of_classes(classes):
     for likelihood in (Ordinal, Categorical):
         with pytest.raises(InputError, match="num_classes, a whole number >= 2, got"):
             likelihood(classes)
+        assert repr(likelihood(np.int64(3))) == repr(likelihood(3))
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
@@ -291,6 +298,12 @@ def test_rules_for_one_latent_function(rule, likelihood):
 def test_combinations_without_meaning():
     with pytest.raises(StructureError, match=r"no closed form under rules.Variational.*EPEvidence\(\) or ELBO\(\)"):
         GP(RBF(), Bernoulli(), objective=Evidence()).fit(X, LABELS)
+    with pytest.raises(StructureError, match=r"no closed form under rules.Variational"):
+        GP(RBF(), Bernoulli(), objective=Evidence()).condition(X, LABELS)
+    with pytest.raises(StructureError, match=r"Laplace is piecewise linear in f.*use rules.Variational\(\)"):
+        GP(RBF(), gpx.likelihoods.Laplace(), rule=Laplace()).fit(X, F)
+    with pytest.raises(InputError, match=r"gaps has shape \[3\], expected \[2\]; give one number, or 2 of them"):
+        Ordinal(4, gaps=[1.0, 2.0, 3.0])
     for objective in (EPEvidence(), LeaveOneOut()):
         with pytest.raises(StructureError, match=r"one latent function.*use objectives.ELBO\(\)"):
             GP(RBF(), Heteroscedastic(), objective=objective).fit(X, F)
@@ -300,7 +313,7 @@ def test_combinations_without_meaning():
     for kappa in (0, -1.0, "2", float("inf")):
         with pytest.raises(InputError, match="a number kappa > 0"):
             DataEmphasisedELBO(kappa)
-    for power in (0, 1.5, "1"):
+    for power in (0, 1.5, "1", True):
         with pytest.raises(InputError, match="0 < power <= 1"):
             ExpectationPropagation(power)
     with pytest.raises(InputError, match=r"rules.Variational\(\)"):
