@@ -64,7 +64,10 @@ def assemble(gp: GP, data: Data) -> tuple[Problem, Objective, str]:
     engine, reason = choose_engine(gp.engine, prior, data, likelihood.exact_sites(data))
     rule = choose_rule(gp.rule, likelihood)
     objective = choose_objective(gp.objective, likelihood, rule)
-    return Problem.planned(prior, data, likelihood, engine, rule), objective, reason
+    problem = Problem.planned(prior, data, likelihood, engine, rule)
+    if hasattr(objective, "check"):
+        objective.check(problem)
+    return problem, objective, reason
 
 
 def start_from_data(problem: Problem, priors: str | None) -> None:
@@ -72,7 +75,8 @@ def start_from_data(problem: Problem, priors: str | None) -> None:
     prior, likelihood, data = problem.prior, problem.likelihood, problem.data
     latents = likelihood.latent_data(data)
     stacked = torch.stack([part.y for part in latents], -1).flatten(1)
-    seen = [(prior.mean, latents[0].with_targets(stacked, latents[0].variance)), (likelihood, data)]
+    variances = data.y.new_tensor([part.variance for part in latents]).repeat(data.y.shape[1])
+    seen = [(prior.mean, latents[0].with_targets(stacked, variances)), (likelihood, data)]
     for module, view in [*zip(prior.kernels, latents, strict=True), *seen]:
         init_from(module, view)
         for part in module.modules():

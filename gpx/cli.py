@@ -258,8 +258,8 @@ def _scores(model: GP, job: Job) -> Scores | None:
     """The scores of a model on the rows held out, or None if there are none."""
     if not job.held_out.any():
         return None
-    y, train = torch.from_numpy(job.y[job.held_out]), job.y[~job.held_out]
-    constant, spread = np.nanmean(train), np.nanstd(train) or 1.0
+    y, train = (model.likelihood_.outcome(torch.from_numpy(job.y[rows])) for rows in (job.held_out, ~job.held_out))
+    constant, spread = np.nanmean(train.numpy()), np.nanstd(train.numpy()) or 1.0
     noise = torch.distributions.Normal(torch.tensor(constant), torch.tensor(spread))
     test = model.predict(job.inputs(job.held_out))
     return Scores(

@@ -151,7 +151,7 @@ class GP:
             if of == "f":
                 distribution = Normal(self._flat(mean), self._flat(variance).sqrt(), validate_args=False)
             else:
-                distribution = self._fitted().likelihood.predict(*self._latents(mean, variance), noise)
+                distribution = self._fitted().settled.predict(*self._latents(mean, variance), noise)
         return Prediction(distribution, of)
 
     def sample(self, X: Any, n: int, seed: int | None = 0) -> Tensor:
@@ -174,7 +174,7 @@ class GP:
         Cost: Exact: N^3, once; no refitting. Source: Rasmussen & Williams (2006), eqs. 5.10-5.12.
         """
         problem, posterior = self._fitted(), self.posterior_
-        data, likelihood = problem.data, problem.likelihood
+        data, likelihood = problem.data, problem.settled
         with torch.no_grad():
             if likelihood.conjugate:
                 mean, variance = posterior.leave_one_out()
@@ -189,8 +189,9 @@ class GP:
 
     def check(self) -> checking.Calibration:
         """Calibration of the leave-one-out predictions: coverage, PIT, scores."""
-        data = self._fitted().data
-        return checking.calibration(self.loo(), self._flat(data.y), self._flat(data.y))
+        problem = self._fitted()
+        y = self._flat(problem.likelihood.outcome(problem.data.y))
+        return checking.calibration(self.loo(), y, y)
 
     def parameters(self) -> ParameterTable:
         """The table of hyperparameters, in user units, with standard errors.

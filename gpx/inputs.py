@@ -72,8 +72,8 @@ class Data:
         """The same data, of which a kernel is to explain only `variance`, at `resolution` times the present one."""
         return replace(self, variance=variance, resolution=self.resolution * resolution)
 
-    def with_targets(self, y: Tensor, variance: float) -> Data:
-        """Other targets [N, P] of stated variance at the same inputs."""
+    def with_targets(self, y: Tensor, variance: float | Tensor) -> Data:
+        """Other targets [N, P] of stated variance, of all or of each column, at the same inputs."""
         return replace(self, y=y, variance=variance)
 
     def rows(self, index: Tensor) -> Data:

@@ -55,7 +55,7 @@ class Choice:
     bounded: bool = False
     has_prior: bool = False
     fixed: bool = False
-    scale: float = 1.0  # natural unit of a parameter that may have either sign
+    scale: float | list[float] = 1.0  # natural unit of a parameter that may have either sign; one per column if several
 
 
 class Value:
@@ -125,7 +125,8 @@ class Parameterised:
             start = start.detach().expand(shape).clone()
         except RuntimeError as error:
             raise InputError(
-                f"{type(self).__name__}: {name} has shape {list(start.shape)}, expected {list(shape)}; give one number."
+                f"{type(self).__name__}: {name} has shape {list(start.shape)}, expected {list(shape)}; give one number"
+                f"{f', or {math.prod(shape)} of them' if shape else ''}."
             ) from error
         raw = torch.nn.Parameter(start.log() if spec.positive else start, requires_grad=not spec.fixed)
         self.register_parameter(f"raw_{name}", raw)
@@ -225,18 +226,24 @@ class Parameterised:
         self.register_prior(f"{name}_prior", prior, partial(read_value, name=name), partial(_write_value, name=name))
 
     def start(
-        self, name: str, value: Any, *, spread: float = WEAK, box: tuple[float, float] = (1e-5, 1e5), scale: float = 1.0
+        self,
+        name: str,
+        value: Any,
+        *,
+        spread: float = WEAK,
+        box: tuple[float, float] = (1e-5, 1e5),
+        scale: float | Tensor = 1.0,
     ) -> None:
         """Start a value that the user did not give from the data, with a weak prior and wide bounds.
 
         A positive value gets the prior ``log value ~ N(log start, spread^2)`` and the bounds ``box x start``; a value of
-        either sign gets the unit `scale`. What the user chose stays.
+        either sign gets the unit `scale`, one for all or one per column. What the user chose stays; a list without numbers
+        has no start.
         """
-        spec, choice = type(self).values()[name], self.choices[name]
-        self.choices[name] = replace(choice, scale=scale)
-        if choice.given or choice.fixed and not spec.fixed:
+        spec, choice, raw = type(self).values()[name], self.choices[name], getattr(self, f"raw_{name}")
+        self.choices[name] = replace(choice, scale=scale.tolist() if isinstance(scale, Tensor) else scale)
+        if choice.given or choice.fixed and not spec.fixed or not raw.numel():
             return
-        raw = getattr(self, f"raw_{name}")
         value = torch.as_tensor(value, dtype=raw.dtype, device=raw.device)
         if bounds := self._bounds(name):
             value = value.clamp(*bounds)

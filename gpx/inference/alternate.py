@@ -6,6 +6,7 @@ algorithm 1, with the settings of its classification experiments.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -66,9 +67,16 @@ def alternate(search: Any, start: np.ndarray, bounds: np.ndarray, options: Any, 
         bar.update()
         if not search.record(loss, z, gradient, sites):
             return True, "the approximate evidence fell", number + 1
+        if _late(search):
+            return False, "max_seconds is up", number + 1
         if np.abs(z - before).max() < UNCHANGED:
             return True, "the hyperparameters settled", number + 1
     return False, f"max_iter={options.max_iter} reached", options.max_iter
+
+
+def _late(search: Any) -> bool:
+    """Whether the time is up and there is a point to end at."""
+    return search.best_z is not None and time.monotonic() > search.deadline
 
 
 @torch.no_grad()
@@ -86,6 +94,8 @@ def _adam(search: Any, problem: Problem, z: np.ndarray, bounds: np.ndarray) -> n
     point = torch.from_numpy(z.copy()).requires_grad_()
     adam = torch.optim.Adam([point], lr=ADAM_RATE)
     for _ in range(ADAM_STEPS):
+        if _late(search):
+            break
         _, gradient = search.evaluate(problem.anew(problem.start), point.detach().numpy())
         point.grad = torch.from_numpy(np.nan_to_num(gradient))
         adam.step()

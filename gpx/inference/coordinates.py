@@ -24,7 +24,7 @@ class Coordinate:
     module: nn.Module
     attribute: str
     origin: Tensor
-    scale: float
+    scale: Tensor
 
     @property
     def raw(self) -> Tensor:
@@ -76,8 +76,8 @@ class Coordinate:
             if limits is not None and hasattr(limits, "upper_bound"):
                 upper = min(upper, float(torch.as_tensor(limits.upper_bound).min()))
         if not self.positive:
-            middle = float(self.origin.mean())
-            return (lower - middle) / self.scale, (upper - middle) / self.scale
+            middle, scale = float(self.origin.mean()), float(self.scale.mean())
+            return (lower - middle) / scale, (upper - middle) / scale
         # gpytorch's saturating transforms reach their bounds only at infinity, and priors reject what
         # rounding puts outside their support: stay a little inside.
         inside = isinstance(self.constraint, LogInterval) and not hasattr(support, "upper_bound")
@@ -176,7 +176,7 @@ def _entries(path: str, module: nn.Module) -> Iterator[Coordinate]:
             scale = owner.choices[attribute.removeprefix("raw_")].scale
         inner = parent.replace("kernels.", "")
         full = ".".join(p for p in (path, inner, attribute.removeprefix("raw_")) if p)
-        yield Coordinate(full, owner, attribute, raw.detach().clone(), scale)
+        yield Coordinate(full, owner, attribute, raw.detach().clone(), torch.as_tensor(scale).to(raw))
 
 
 def _labels(entry: Coordinate) -> list[str]:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from gpx.inference.problem import Problem
 
 MAX_STEPS = 200
-TOLERANCE = 1e-8  # of the residual, which has no unit
+TOLERANCE = 2.0 / 3  # of the residual, which has no unit, in roots of the rounding error: 1e-8 in double precision
 GROWTH = 1.3
 SMALLEST_STEP = 1e-4
-ROUNDING = 1e-9  # a merit may fall by this share of its size
+ROUNDING = 0.06  # a merit may fall by this share of its size, in roots of the rounding error: 1e-9 in double precision
 START_VARIANCE = 1.0  # the rule's first marginals are no wider
 NEWTON_BELOW = 3.0  # residual below which Newton's method is tried
 
@@ -33,8 +33,9 @@ NEWTON_BELOW = 3.0  # residual below which Newton's method is tried
 class Inferred:
     """A posterior whose sites are the fixed point of a rule.
 
-    converged: whether the residual fell below 1e-8; steps: factorisations; residual: largest change that another step of the
-    rule would make, without a unit; zero_precisions: observed targets whose precision was cut at zero.
+    converged: whether the residual fell below 1e-8 (2e-4 in single precision); steps: factorisations; residual: largest change
+    that another step of the rule would make, without a unit; zero_precisions: observed targets whose precision was cut at
+    zero.
     """
 
     posterior: Shifted
@@ -61,7 +62,7 @@ def infer(problem: Problem) -> Inferred:
     if not state.finite:
         raise NumericalError("The sites of the likelihood have no finite start; lower the outputscale of the kernel.")
     step, steps = problem.rule.first_step, 1
-    while state.residual > TOLERANCE and steps < problem.max_steps and step > SMALLEST_STEP:
+    while not state.settled and steps < problem.max_steps and step > SMALLEST_STEP:
         trial = state.newton()
         if trial is not None:
             steps += 1
@@ -120,7 +121,17 @@ class _State:
     def no_worse_than(self, other: _State) -> bool:
         # Where precisions are cut, the fixed point of the rule is near the maximum of the merit, not at it.
         slack = other.residual if other.cut else 0.0
-        return self.merit >= other.merit - ROUNDING * abs(other.merit) - slack
+        return self.merit >= other.merit - ROUNDING * self.root * abs(other.merit) - slack
+
+    @property
+    def root(self) -> float:
+        """The square root of the rounding error of the arithmetic."""
+        return math.sqrt(torch.finfo(self.posterior.sites.nu.dtype).eps)
+
+    @property
+    def settled(self) -> bool:
+        """Whether another step of the rule would change nothing."""
+        return self.residual <= TOLERANCE * self.root
 
     @cached_property
     def cut(self) -> int:
@@ -150,4 +161,4 @@ class _State:
         return _State(self.problem, self.posterior.with_sites(sites))
 
     def result(self, steps: int) -> Inferred:
-        return Inferred(self.posterior, self.residual <= TOLERANCE, steps, self.residual, self.cut)
+        return Inferred(self.posterior, self.settled, steps, self.residual, self.cut)

@@ -51,16 +51,20 @@ class Evidence:
     Evidence()
     """
 
-    def __call__(self, problem: Problem) -> Tensor:
-        """``log p(y)``, in nats."""
-        if problem.likelihood.conjugate:
-            return problem.posterior().log_density
-        if not isinstance(problem.rule, Laplace):
+    def check(self, problem: Problem) -> None:
+        """Raise StructureError if it has no closed form."""
+        if not problem.likelihood.conjugate and not isinstance(problem.rule, Laplace):
             raise StructureError(
                 f"The evidence of {type(problem.likelihood).__name__} has no closed form under"
                 f" rules.{type(problem.rule).__name__}: use objectives.EPEvidence() or ELBO(), or rules.Laplace() with"
                 " Evidence()."
             )
+
+    def __call__(self, problem: Problem) -> Tensor:
+        """``log p(y)``, in nats."""
+        self.check(problem)
+        if problem.likelihood.conjugate:
+            return problem.posterior().log_density
 
         def local(marginals: SiteMarginals, sites: Sites) -> Tensor:
             m = marginals.mean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -96,6 +97,11 @@ class Solved(Problem):
     def posterior(self) -> Shifted:
         """The posterior that was computed once."""
         return self.inferred.posterior
+
+    @cached_property
+    def settled(self) -> Likelihood:
+        """The likelihood with its own parameters as numbers: predictions are not differentiated in them."""
+        return copy.deepcopy(self.likelihood).requires_grad_(False)
 
     @property
     def inferred(self) -> Inferred:  # type: ignore[override]

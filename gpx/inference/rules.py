@@ -6,12 +6,13 @@ Theory: docs/theory/sites.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from gpx.errors import InputError
+from gpx.errors import InputError, StructureError
 from gpx.inputs import Data
 from gpx.likelihoods import Likelihood
 from gpx.posterior import Shifted
@@ -91,7 +92,7 @@ class ExpectationPropagation:
     is_newton: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.power, (int, float)) or not 0 < self.power <= 1:
+        if isinstance(self.power, bool) or not isinstance(self.power, Real) or not 0 < self.power <= 1:
             raise InputError(f"ExpectationPropagation needs 0 < power <= 1, got {self.power!r}.")
 
     def update(self, likelihood: Likelihood, data: Data, marginals: SiteMarginals, sites: Sites) -> Sites:
@@ -122,6 +123,7 @@ class Laplace:
     """Laplace's approximation: sites are the second-order expansion of ``log p(y | f)`` at the posterior mode.
 
     The iteration is Newton's method; precisions of a likelihood that is not log-concave are cut at zero. Cost: O(N).
+    Raises: StructureError for a log density that is piecewise linear in f.
     Source: Rasmussen & Williams (2006), section 3.4.
 
     >>> Laplace()
@@ -141,6 +143,11 @@ class Laplace:
             curvature = torch.zeros_like(mean)
             if curved:
                 (curvature,) = torch.autograd.grad(slope.sum(), mean, create_graph=keep)
+            if not bool(curvature.any()):
+                raise StructureError(
+                    f"log p(y | f) of {type(likelihood).__name__} is piecewise linear in f, and rules.Laplace needs its second"
+                    " derivative: use rules.Variational() or rules.ExpectationPropagation()."
+                )
             tau = (-curvature).clamp_min(0)
             return _where_observed(likelihood, data, slope + tau * mean, tau, keep)
 

@@ -131,15 +131,15 @@ def parameter_table(
     rows, position = [], 0
     labels, bounds, z = coordinates.labels(), coordinates.bounds(), coordinates.read()
     for entry in coordinates.entries:
-        values = entry.value.detach().reshape(-1).tolist()
-        for value in values:
+        values, scales = (v.detach().expand(entry.raw.shape).reshape(-1).tolist() for v in (entry.value, entry.scale))
+        for value, scale in zip(values, scales, strict=True):
             lower, upper = bounds[position]
             error = math.nan if errors is None else float(errors[position])
             if entry.positive:
                 limits = (math.exp(lower) if lower > -700 else 0.0, math.exp(upper) if upper < 700 else math.inf)
             else:
                 origin = float(entry.origin.mean())
-                limits = (origin + lower * entry.scale, origin + upper * entry.scale)
+                limits = (origin + lower * scale, origin + upper * scale)
             rows.append(
                 ParameterRow(
                     name=labels[position],
@@ -148,7 +148,7 @@ def parameter_table(
                     lower=limits[0],
                     upper=limits[1],
                     prior=_describe_prior(entry.prior),
-                    standard_error=error * (value if entry.positive else entry.scale),
+                    standard_error=error * (value if entry.positive else scale),
                     at_bound=bool(z[position] <= lower or z[position] >= upper),
                     fixed=False,
                 )

@@ -41,7 +41,9 @@ class Likelihood(Parameterised, gpytorch.Module):
         return mean, variance.sqrt()
 
     def peak(self, y: Tensor) -> Tensor | None:
-        """About where ``log p(y | f)`` is largest as a function of f; not needed if it is concave."""
+        """About where ``log p(y | f)`` is largest as a function of f [...], if it is not concave: a product with a Gaussian
+        then has a mode of its own near there.
+        """
         return None
 
     def expected_log_prob(self, y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
@@ -74,6 +76,10 @@ class Likelihood(Parameterised, gpytorch.Module):
     def allows(self, y: Tensor) -> Tensor:
         """[...] bool: whether a target is inside the domain."""
         return torch.isfinite(y)
+
+    def outcome(self, y: Tensor) -> Tensor:
+        """Targets as predictions count them: what their mean is compared with."""
+        return y
 
     def check(self, data: Data) -> None:
         """Raise InputError, with values and rows, if a target is outside the domain."""
@@ -126,8 +132,9 @@ def on_unit_scale(data: Data, level: Tensor, variance: float = 1.0) -> Data:
 
 
 def exp(f: Tensor) -> Tensor:
-    """``e^f`` for f cut to +-500: finite, even after multiplication."""
-    return f.clamp(-500.0, 500.0).exp()
+    """``e^f`` for f cut to +-500 (+-60 in single precision): finite, even after multiplication."""
+    end = 0.7 * math.log(torch.finfo(f.dtype).max)
+    return f.clamp(-end, end).exp()
 
 
 def _few(values: list[Any], limit: int = 5) -> str:

@@ -55,22 +55,29 @@ class Mixture(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         value = value.expand(torch.broadcast_shapes(value.shape, self.batch_shape))
-        return self.likelihood.tilted(value, *self.latents(value))
+        allowed = self.likelihood.allows(value)
+        # What is not allowed is replaced before the formula, by a number at which all are finite, not only after it.
+        inside = torch.where(allowed, value, torch.full_like(value, 0.5))
+        log_prob = self.likelihood.tilted(inside, *self.latents(value))
+        log_prob = torch.where(allowed, log_prob, torch.full_like(log_prob, -torch.inf))
+        return torch.where(torch.isnan(value), torch.full_like(log_prob, torch.nan), log_prob)
 
     def cdf(self, value: Tensor) -> Tensor:
         value = value.expand(torch.broadcast_shapes(value.shape, self.batch_shape))
+        ends = (getattr(self.support, name, None) for name in ("lower_bound", "upper_bound"))
+        inside = value if self.is_discrete else _clamped(value, *ends)
 
         def below(f: Tensor) -> Tensor:
             given = self.conditional(f)
             try:
-                return given.cdf(value.unsqueeze(-1))
+                return given.cdf(inside.unsqueeze(-1))
             except NotImplementedError as error:
                 raise StructureError(
                     f"{type(given).__name__}, the distribution of y given f in {self.likelihood}, has no cdf, which quantiles"
                     " and intervals need; mean, variance and log_prob work."
                 ) from error
 
-        return expectation(below, *self.latents(value), *self.bend(value)).clamp(0, 1)
+        return expectation(below, *self.latents(value), *self.bend(inside)).clamp(0, 1)
 
     def bend(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Where ``P(y <= value | f)`` falls from 1 to 0 as a function of f, and over what distance."""
@@ -103,11 +110,14 @@ class Mixture(Distribution):
             if not bool(short.any()):
                 break
             low, high = torch.where(short, high, low), torch.where(short, 2 * high, high)
-        while bool((high - low > 1).any()):
-            middle = ((low + high) / 2).floor()
+        while True:
+            middle = (0.5 * low + 0.5 * high).floor()
+            # Neighbouring counts, or beyond 2^53 (2^24 in single precision) neighbouring numbers, enclose no other.
+            between = (middle > low) & (middle < high)
+            if not bool(between.any()):
+                return high
             below = self.cdf(middle) < value
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return high
+            low, high = torch.where(between & below, middle, low), torch.where(between & ~below, middle, high)
 
     def _reals(self, value: Tensor) -> Tensor:
         to_real = torch.distributions.biject_to(self.support)
@@ -134,6 +144,10 @@ class Mixture(Distribution):
         if self.support in (constraints.positive, constraints.nonnegative):
             return value.clamp_min(1e-300)
         return torch.nan_to_num(value)
+
+
+def _clamped(value: Tensor, low: Any, high: Any) -> Tensor:
+    return value if low is None and high is None else value.clamp(low, high)
 
 
 class Classes(Distribution):

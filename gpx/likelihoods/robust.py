@@ -12,12 +12,13 @@ from torch.distributions import Distribution, Normal, constraints
 from torch.distributions import Laplace as TorchLaplace
 from torch.distributions import StudentT as TorchStudentT
 
+from gpx.errors import InputError
 from gpx.inputs import Data
 from gpx.likelihoods.base import Likelihood, exp
 from gpx.likelihoods.gaussian import NOISE_FLOOR
 from gpx.likelihoods.predictive import Mixture
 from gpx.likelihoods.special import student_cdf
-from gpx.linalg.quadrature import expectation, log_expectation, normal_log_density
+from gpx.linalg.quadrature import expectation, log_expectation_at_mode, log_half_line, normal_log_density
 from gpx.parameters import Value
 
 log_ndtr = torch.special.log_ndtr
@@ -52,10 +53,8 @@ class StudentT(Likelihood):
         width = (self.df.detach().sqrt() * self.scale.detach()).to(mean)
         return y.expand(mean.shape), width.expand(mean.shape)
 
-    def tilted(self, y: Tensor, mean: Tensor, variance: Tensor, power: float = 1.0) -> Tensor:
-        # The tails are flat beside the Gaussian: the bulk of the product is where the Gaussian is.
-        landmark = self.landmark(y, mean, variance)
-        return log_expectation(lambda f: power * self.log_prob(y.unsqueeze(-1), f), mean, variance, *landmark)
+    def peak(self, y: Tensor) -> Tensor:
+        return y
 
     def conditional(self, f: Tensor) -> Distribution:
         return _StudentT(self.df.detach().to(f), f, self.scale.detach().to(f), validate_args=False)
@@ -73,7 +72,7 @@ class StudentT(Likelihood):
 class Laplace(Likelihood):
     """Noise with exponential tails, ``p(y | f) = e^(-|y - f| / scale) / (2 scale)``: medians instead of means.
 
-    Arguments: scale: positive, in target units; learned. All integrals are in closed form. Cost: O(N).
+    Arguments: scale: positive, in target units; learned. Cost: O(N); the tilted moments: 96 nodes per datum.
     Source: Kuss (2006), "Gaussian process models for robust regression, classification, and reinforcement learning", 5.2.
 
     >>> Laplace(scale=0.5)
@@ -97,11 +96,10 @@ class Laplace(Likelihood):
         return -distance / scale - (2 * scale).log()
 
     def tilted(self, y: Tensor, mean: Tensor, variance: Tensor, power: float = 1.0) -> Tensor:
-        scale, (gap, s) = self.scale.to(mean), _gap(y, mean, variance)
-        rate = power / scale
-        z, reach = gap / s, rate * s
-        sides = torch.logaddexp(log_ndtr(z - reach) - rate * gap, log_ndtr(-z - reach) + rate * gap)
-        return 0.5 * reach.square() + sides - power * (2 * scale).log()
+        scale, gap = self.scale.to(mean), mean - y
+        rate = (power / scale).expand(gap.shape)
+        sides = torch.stack([log_half_line(rate, side, variance) for side in (gap, -gap)], -1)
+        return torch.logsumexp(sides, -1) - power * (2 * scale).log()
 
     def conditional(self, f: Tensor) -> Distribution:
         return TorchLaplace(f, self.scale.detach().to(f), validate_args=False)
@@ -118,7 +116,10 @@ class Heteroscedastic(Likelihood):
     """Gaussian noise whose variance is a second latent function, ``y ~ N(f_1, e^(f_2))``.
 
     f_1: the mean, in target units; f_2: the logarithm of the noise variance. The integrals that inference needs are in closed
-    form. Cost: O(N). Source: Lazaro-Gredilla & Titsias (2011), "Variational heteroscedastic Gaussian process regression".
+    form. Arguments: floor: a variance, in squared target units, to which `fit` takes the targets to be known, 1e-6 of their
+    variance if it is zero: ``log p(y | f)`` is averaged over ``N(y, floor)``, so that noise of no variance at all is not
+    infinitely likely. Raises: InputError unless floor is >= 0 and finite. Cost: O(N).
+    Source: Lazaro-Gredilla & Titsias (2011), "Variational heteroscedastic Gaussian process regression".
 
     >>> Heteroscedastic().num_latents
     2
@@ -126,25 +127,43 @@ class Heteroscedastic(Likelihood):
 
     num_latents = 2
 
+    def __init__(self, floor: float = 0.0):
+        super().__init__()
+        if isinstance(floor, bool) or not isinstance(floor, (int, float)) or not 0 <= floor < math.inf:
+            raise InputError(f"Heteroscedastic needs a variance floor >= 0, got {floor!r}.")
+        self.floor = float(floor)
+
+    def arguments(self) -> tuple[list[Any], dict[str, Any]]:
+        return [], {"floor": self.floor} if self.floor else {}
+
+    def init_from(self, data: Data) -> None:
+        self.floor = self.floor or NOISE_FLOOR * data.variance
+
     def log_prob(self, y: Tensor, f: Tensor) -> Tensor:
-        return normal_log_density(y, f[..., 0], exp(f[..., 1]))
+        return normal_log_density(y, f[..., 0], exp(f[..., 1])) - 0.5 * self.floor * exp(-f[..., 1])
 
     def expected_log_prob(self, y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        square = (y - mean[..., 0]).square() + variance[..., 0]
+        square = (y - mean[..., 0]).square() + variance[..., 0] + self.floor
         precision = exp(0.5 * variance[..., 1] - mean[..., 1])
         return -0.5 * (square * precision + mean[..., 1] + math.log(2 * math.pi))
 
     def tilted(self, y: Tensor, mean: Tensor, variance: Tensor, power: float = 1.0) -> Tensor:
         if power != 1:
             return super().tilted(y, mean, variance, power)
-        m, v = mean[..., 0].unsqueeze(-1), variance[..., 0].unsqueeze(-1)
-        given = lambda g: normal_log_density(y.unsqueeze(-1), m, v + exp(g))  # noqa: E731
-        landmark = mean[..., 1], variance[..., 1].sqrt().clamp_min(1e-3)
-        return log_expectation(given, mean[..., 1], variance[..., 1], *landmark)
+        m, v = mean[..., 0], variance[..., 0]
+
+        def given(g: Tensor) -> Tensor:
+            density = normal_log_density(y.unsqueeze(-1), m.unsqueeze(-1), v.unsqueeze(-1) + exp(g))
+            return density - 0.5 * self.floor * exp(-g)
+
+        # A target further from the mean than f_1 explains is likeliest where e^(f_2) makes up for the difference.
+        missing = (y - m).detach().square() - v.detach()
+        peak = torch.where(missing > 0, missing.clamp_min(torch.finfo(v.dtype).tiny).log(), mean[..., 1].detach())
+        return log_expectation_at_mode(given, mean[..., 1], variance[..., 1], peak)
 
     def predict(self, mean: Tensor, variance: Tensor, noise: Any = None) -> HeteroscedasticMixture:
         self._refuse(noise)
-        return HeteroscedasticMixture(self, mean, variance)
+        return HeteroscedasticMixture(Heteroscedastic(), mean, variance)  # a normalised density
 
     def latent_data(self, data: Data) -> tuple[Data, ...]:
         residual = (data.y - torch.nanmean(data.y, 0)).square().clamp_min(1e-6 * data.variance)

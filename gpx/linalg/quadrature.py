@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,8 @@ NODES = 160
 REACH = 9.0  # standard deviations; the density beyond is below 1e-17 of its height
 ITERATIONS = 100
 FLOOR = 1e-10  # of the squared width: added to variances, so that a variance of zero has derivatives
+DEPTH, SIDE_NODES = 40.0, 48
+SIDE_FLOOR = 1e-15  # likewise, of the squared distance 1 / rate, beside an end where the integrand jumps
 
 
 def normal_log_density(f: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
@@ -48,25 +51,47 @@ def expectation(
     return (density * (values - level.unsqueeze(-1))).sum(-1) + level
 
 
-def log_expectation(
-    log_function: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor, centre: Tensor, width: Tensor
-) -> Tensor:
-    """``log E exp(log_function(f))``, for an integrand whose bulk is within `REACH` standard deviations of the mean."""
-    variance = variance + FLOOR * width.detach().square()
-    return _log_sum(log_function, mean, variance, *_nodes(mean, variance, centre, width))
-
-
 def log_expectation_at_mode(
     log_function: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor, peak: Tensor | None = None
 ) -> Tensor:
-    """``log E exp(log_function(f))`` on nodes around the mode of the integrand, however far that is from the mean.
+    """``log E exp(log_function(f))`` on nodes around the modes of the integrand, however far they are from the mean.
 
-    log_function: maps [..., K] to [..., K], twice differentiable. peak: about where it is largest; not needed if it is concave.
+    log_function: maps [..., K] to [..., K], twice differentiable. peak: about where it is largest, if it is not concave: the
+    integrand may then have two modes, one uphill from the mean and one uphill from the peak.
     """
-    mode, width = _mode(log_function, mean.detach(), variance.detach(), peak)
-    reach, away = REACH * variance.detach().sqrt(), mean.detach() - mode
-    low, high = torch.asinh((away.clamp_max(0) - reach) / width), torch.asinh((away.clamp_min(0) + reach) / width)
-    return _log_sum(log_function, mean, variance, *_spread(mode, width, low, high))
+    m, v = mean.detach(), variance.detach()
+    ways = [(m, m)] if peak is None else [(m, peak.detach()), (peak.detach(), m)]
+    modes = [_mode(log_function, m, v, _uphill(log_function, m, v, *way)) for way in ways]
+    (mode, width), (other, narrow) = modes[0], modes[-1]
+    places, reach = torch.stack([m, mode, other]), REACH * v.sqrt()
+    nodes = _around_both(mode, width, other, narrow, places.amin(0) - reach, places.amax(0) + reach)
+    return _log_sum(log_function, mean, variance, *nodes)
+
+
+def log_half_line(rate: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """``log int_0^inf exp(-rate u) N(u; mean, variance) du`` for a rate > 0: differentiable in all three to any order.
+
+    By Gauss-Legendre's rule where the integrand is within `DEPTH` nats of its maximum: the exponential of a quadratic
+    polynomial, without the cancellations that derivatives of the closed form have. Cost: SIDE_NODES evaluations.
+
+    >>> one = torch.ones(1, dtype=torch.float64)
+    >>> print(f"{float(log_half_line(one, 5 * one, 1e-4 * one)):.6f}")
+    -4.999950
+    """
+    variance = variance + SIDE_FLOOR / rate.detach().square()
+    with torch.no_grad():
+        # Places are distances from the mean, which keep their digits where it is far.
+        summit, end = -rate * variance, -mean
+        top = torch.maximum(summit, end)
+        reach = (2 * DEPTH * variance).sqrt()
+        high = top + reach.square() / (torch.hypot(top - summit, reach) + top - summit)
+        low = torch.maximum(summit - reach, end)
+        node, weight = (torch.from_numpy(a).to(mean) for a in np.polynomial.legendre.leggauss(SIDE_NODES))
+        half = 0.5 * (high - low).unsqueeze(-1)
+        away, log_weight = 0.5 * (high + low).unsqueeze(-1) + half * node, (half * weight).log()
+    moved = (mean - mean.detach()).unsqueeze(-1)
+    log_density = normal_log_density(away, moved, variance.unsqueeze(-1))
+    return torch.logsumexp(log_density + log_weight - rate.unsqueeze(-1) * (away + mean.detach().unsqueeze(-1)), -1)
 
 
 def _log_sum(
@@ -96,10 +121,32 @@ def _spread(centre: Tensor, width: Tensor, low: Tensor, high: Tensor) -> tuple[T
     return centre.unsqueeze(-1) + width.unsqueeze(-1) * t.sinh(), (width * step).unsqueeze(-1) * t.cosh()
 
 
-def _mode(
-    log_function: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor, peak: Tensor | None
+@torch.no_grad()
+def _around_both(
+    centre: Tensor, width: Tensor, other: Tensor, narrow: Tensor, low: Tensor, high: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The mode of ``exp(log_function(f)) N(f; mean, variance)`` and the width ``(-second derivative)^-1/2`` there.
+    """Nodes between low and high that crowd around two centres, each over its own width: where
+
+    ``t = asinh((f - centre) / width) + asinh((f - other) / narrow)`` is evenly spaced; and their weights. With
+    ``a = (f - centre) / width`` the definition of t is a quadratic equation in a.
+    """
+    ends = [torch.asinh((f - centre) / width) + torch.asinh((f - other) / narrow) for f in (low, high)]
+    step = (ends[1] - ends[0]) / (NODES - 1)
+    index = torch.arange(NODES, dtype=centre.dtype, device=centre.device)
+    t = ends[0].unsqueeze(-1) + step.unsqueeze(-1) * index
+    centre, width, other, narrow = (v.unsqueeze(-1) for v in (centre, width, other, narrow))
+    r, s = width / narrow, (centre - other) / narrow
+    lead = r.square() + 2 * r * t.cosh() + 1
+    f = centre + width * (t.sinh() * (s.square() + lead).sqrt() - s * (r + t.cosh())) / lead
+    crowding = 1 / torch.hypot(width, f - centre) + 1 / torch.hypot(narrow, f - other)
+    return f, step.unsqueeze(-1) / crowding
+
+
+def _mode(
+    log_function: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor, start: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The mode of ``exp(log_function(f)) N(f; mean, variance)`` uphill from `start`, and the width
+    ``(-second derivative)^-1/2`` there.
 
     Newton's method inside a bracket; a step that leaves the bracket is replaced by its midpoint.
     """
@@ -114,11 +161,11 @@ def _mode(
             curvature = torch.autograd.grad(slope.sum(), f)[0] if curved else torch.zeros_like(slope)
         return slope.detach() - (f.detach() - mean) / variance, curvature - 1 / variance
 
-    start, sd = mean, variance.sqrt()
-    if peak is not None:
-        start = _best_between(log_function, mean, variance, peak)
+    sd = variance.sqrt()
     rising, curvature = derivatives(start)
-    near, stride = start, torch.minimum((variance * rising).abs(), sd) * rising.sign()
+    # No further than twice Newton's step: a narrow mode near the start is not jumped over.
+    stride = torch.minimum(torch.minimum(variance, 2 / curvature.abs()) * rising.abs(), sd)
+    near, stride = start, stride * rising.sign()
     far = start + stride
     direction = rising.sign()
     for _ in range(ITERATIONS):
@@ -143,11 +190,12 @@ def _mode(
 
 
 @torch.no_grad()
-def _best_between(
-    log_function: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor, peak: Tensor
+def _uphill(
+    log_function: Callable[[Tensor], Tensor], mean: Tensor, variance: Tensor, start: Tensor, goal: Tensor
 ) -> Tensor:  # fmt: skip
-    """The best of some points between the mean and the peak."""
+    """The last of some points on the way from start to goal until which the integrand does not fall."""
     share = torch.linspace(0, 1, NODES // 2, dtype=mean.dtype, device=mean.device)
-    f = mean.unsqueeze(-1) + (peak - mean).unsqueeze(-1) * share
+    f = start.unsqueeze(-1) + (goal - start).unsqueeze(-1) * share
     height = log_function(f) - 0.5 * (f - mean.unsqueeze(-1)).square() / variance.unsqueeze(-1)
-    return f.gather(-1, height.argmax(-1, keepdim=True)).squeeze(-1)
+    rises = (height[..., 1:] >= height[..., :-1]).long().cumprod(-1).sum(-1, keepdim=True)
+    return f.gather(-1, rises).squeeze(-1)

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -52,9 +53,18 @@ def log_expected_softmax(mean: Tensor, variance: Tensor) -> Tensor:
     x, step = _grid(mean, variance)
     smoothed = _Smoothed.at(x, mean, variance)
     below, density = smoothed(0), smoothed(1)
-    share = density / below.clamp_min(torch.finfo(below.dtype).tiny) * below.prod(-1, keepdim=True)
+    share = density * _products_of_others(below)
     value = (step.unsqueeze(-1) * share.sum(0)).clamp_min(torch.finfo(below.dtype).tiny).log()
     return torch.maximum(value, mean - expected_logsumexp(mean, variance).unsqueeze(-1))
+
+
+def _products_of_others(values: Tensor) -> Tensor:
+    """``prod_(c' != c) values_c'`` [..., C], without divisions by what may be zero."""
+    parts = values.unbind(-1)
+    one = torch.ones_like(parts[0])
+    before = accumulate(parts[:-1], torch.mul, initial=one)
+    after = list(accumulate(reversed(parts[1:]), torch.mul, initial=one))
+    return torch.stack([a * b for a, b in zip(before, reversed(after), strict=True)], -1)
 
 
 @torch.no_grad()

@@ -111,9 +111,15 @@ LIKELIHOODS: dict[str, LikelihoodCase] = {
     "NegativeBinomial": LikelihoodCase(lambda: likelihoods.NegativeBinomial(0.3), (0, 2, 40), _log(1.0)),
     "StudentT": LikelihoodCase(lambda: likelihoods.StudentT(4.0, 0.3), (-5.0, 0.3, 8.0), lambda y: [(y, 0.3)]),
     "StudentT-heavy": LikelihoodCase(lambda: likelihoods.StudentT(2.1, 0.05), (-1.0, 0.3), lambda y: [(y, 0.05)]),
+    "StudentT-light": LikelihoodCase(lambda: likelihoods.StudentT(25.0, 0.1), (-5.0, 0.3, 3.0), lambda y: [(y, 0.1)]),
+    "StudentT-normal": LikelihoodCase(lambda: likelihoods.StudentT(100.0, 0.5), (-5.0, 3.0), lambda y: [(y, 0.5)]),
     "Laplace": LikelihoodCase(lambda: likelihoods.Laplace(0.5), (-5.0, 0.3, 8.0), lambda y: [(y, 0.5)]),
+    "Laplace-sharp": LikelihoodCase(lambda: likelihoods.Laplace(0.01), (-5.0, 0.3, 3.0), lambda y: [(y, 0.01)]),
     "Ordinal": LikelihoodCase(lambda: likelihoods.Ordinal(4, -1.0, [0.5, 2.0]), (0, 1, 2, 3)),
-    "Beta": LikelihoodCase(lambda: likelihoods.Beta(8.0), (0.02, 0.4, 0.97), lambda y: [(math.log(y / (1 - y)), 0.5)]),
+    "Ordinal-two": LikelihoodCase(lambda: likelihoods.Ordinal(2, 0.4), (0, 1, 1)),
+    "Beta": LikelihoodCase(
+        lambda: likelihoods.Beta(8.0), (0.02, 0.4, 0.97, 0.999), lambda y: [(math.log(y / (1 - y)), 0.5)]
+    ),
     "Gamma": LikelihoodCase(lambda: likelihoods.Gamma(2.0), (0.05, 1.0, 50.0), lambda y: [(math.log(y), 0.5)]),
     "Exponential": LikelihoodCase(lambda: likelihoods.Exponential(), (0.05, 1.0, 50.0), lambda y: [(math.log(y), 1.0)]),
     "Heteroscedastic": LikelihoodCase(lambda: likelihoods.Heteroscedastic(), (-1.0, 0.3, 2.0), tolerance=1e-6),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gpx import rules
+from gpx.errors import StructureError
 from gpx.inputs import as_data
 from gpx.likelihoods import Likelihood
 from gpx.likelihoods.predictive import Classes
@@ -20,6 +22,7 @@ from gpx.testing.assertions import close, copies, finite, gradients
 from gpx.testing.reference import gaussian_integrals
 
 MEANS = (-8.0, -2.5, 0.0, 3.0, 8.0)
+POWERS = (1.0, 0.5)
 VARIANCES = (1e-4, 1e-2, 0.7, 10.0, 100.0)
 GRID = 60_000  # points of a product of grids
 
@@ -35,10 +38,13 @@ def check_likelihood(
 ) -> None:
     """Check the laws of a likelihood; the likelihood itself is left as it is.
 
-    - `expected_log_prob` and `tilted` and their derivatives in mean and variance are integrals over f by brute force, for
-      means up to 8 and standard deviations from 0.01 to 10; the derivatives in its own parameters are central differences;
+    - `expected_log_prob` and `tilted` (of powers 1 and 1/2) and their derivatives in mean and variance are integrals over f by
+      brute force, for means up to 8 and standard deviations from 0.01 to 10; the derivatives in its own parameters are central
+      differences;
+    - both have finite first and second derivatives in single precision;
     - the density that `predict` returns is the exponential of `tilted`, sums or integrates to one, has the stated mean and
-      variance, and `icdf` is the inverse of `cdf`;
+      variance, and `icdf` is the inverse of `cdf`, in single precision and for large f too;
+    - numbers that the likelihood does not allow have the log density -inf, and `cdf` there is a probability;
     - a Gaussian likelihood (one with exact sites): every rule returns the exact sites in one step, from any marginals;
     - deep copies and pickles are equal.
 
@@ -61,6 +67,7 @@ def check_likelihood(
     else:
         _integrals(likelihood, targets, features, tolerance)
     _derivatives(likelihood, targets, mean, variance)
+    _single_precision(likelihood, targets)
     _predictions(likelihood, targets, mean, variance)
     _exact_sites(likelihood, targets)
     for how, other in copies(likelihood).items():
@@ -74,26 +81,33 @@ def _integrals(likelihood: Likelihood, y: Tensor, features: Features, tolerance:
     names = [
         f"{what}{of}" for what in ("expected_log_prob", "tilted") for of in ("", ", in the mean", ", in the variance")
     ]
-    for m in MEANS:
-        for v in VARIANCES:
-            mean, variance = (torch.full_like(y, value).requires_grad_() for value in (m, v))
-            columns = []
-            for method in (likelihood.expected_log_prob, likelihood.tilted):
-                value = method(y, mean, variance)
-                grads = torch.autograd.grad(value.sum(), (mean, variance), allow_unused=True)
-                columns += [value, *(torch.zeros_like(y) if g is None else g for g in grads)]
-            for row, target in enumerate(y.tolist()):
-                expected = gaussian_integrals(*_density(likelihood, y, row), m, v, features(target))
-                for name, column, value in zip(names, columns, expected, strict=True):
-                    law = f"{name} is its integral, y = {target:g}, f ~ N({m:g}, {v:g})"
-                    close(column[row], value, law, atol=tolerance * max(1.0, abs(value)))
+    names.append("tilted, twice in the mean")
+    for m, v, power in itertools.product(MEANS, VARIANCES, POWERS):
+        if power < 1 and v not in VARIANCES[::2]:
+            continue
+        mean, variance = (torch.full_like(y, value).requires_grad_() for value in (m, v))
+        columns = []
+        for value in (
+            power * likelihood.expected_log_prob(y, mean, variance),
+            likelihood.tilted(y, mean, variance, power),
+        ):
+            grads = torch.autograd.grad(value.sum(), (mean, variance), allow_unused=True, create_graph=True)
+            columns += [value, *(torch.zeros_like(y) if g is None else g for g in grads)]
+        columns.append(torch.autograd.grad(columns[4].sum(), mean)[0])
+        for row, target in enumerate(y.tolist()):
+            expected = gaussian_integrals(*_density(likelihood, y, row, power), m, v, features(target))
+            twice = 2 * expected[5] - expected[4] ** 2  # by the heat equation
+            for name, column, value in zip(names, columns, [*expected, twice], strict=True):
+                law = f"{name} is its integral, y = {target:g}, f ~ N({m:g}, {v:g}), power {power:g}"
+                size = max(1 / v, expected[4] ** 2) if name is names[-1] else abs(value)
+                close(column[row], value, law, atol=tolerance * max(1.0, size))
 
 
-def _density(likelihood: Likelihood, y: Tensor, row: int) -> tuple[Callable, Callable]:
-    """``log p(y_row | f)`` and its derivative as functions of nodes [K]."""
+def _density(likelihood: Likelihood, y: Tensor, row: int, power: float) -> tuple[Callable, Callable]:
+    """``power log p(y_row | f)`` and its derivative as functions of nodes [K]."""
 
     def log_prob(f: Tensor) -> Tensor:
-        return likelihood.log_prob(y[:, None], f.expand(len(y), -1))[row]
+        return power * likelihood.log_prob(y[:, None], f.expand(len(y), -1))[row]
 
     def value(f: np.ndarray) -> np.ndarray:
         return log_prob(torch.from_numpy(f)).detach().numpy()
@@ -134,6 +148,18 @@ def _derivatives(likelihood: Likelihood, y: Tensor, mean: Tensor, variance: Tens
     gradients(lambda m, *_: likelihood.log_prob(y, m), [inputs[0], *learned], "derivatives of log_prob")
 
 
+def _single_precision(likelihood: Likelihood, y: Tensor) -> None:
+    likelihood, y = copy.deepcopy(likelihood).float(), y.float()
+    ones = torch.ones(len(y), likelihood.num_latents).squeeze(-1)
+    for m, v in itertools.product(MEANS, VARIANCES):
+        mean, variance = ((value * ones).requires_grad_() for value in (m, v))
+        for method in (likelihood.expected_log_prob, likelihood.tilted):
+            value = method(y, mean, variance)
+            first = torch.autograd.grad(value.sum(), (mean, variance), create_graph=True)
+            second = torch.autograd.grad(first[0].sum(), mean)[0] if first[0].requires_grad else None
+            finite([value, *first, second], f"{method.__name__} in single precision, f ~ N({m:g}, {v:g})")
+
+
 def _predictions(likelihood: Likelihood, y: Tensor, mean: Tensor, variance: Tensor) -> None:
     known = getattr(likelihood, "known_noise", None)
     with torch.no_grad():
@@ -145,6 +171,40 @@ def _predictions(likelihood: Likelihood, y: Tensor, mean: Tensor, variance: Tens
             _sums(p, torch.arange(float(p.icdf(torch.tensor(1 - 1e-12)).max()) + 2, dtype=torch.float64))
         else:
             _integrates(p)
+        if known is None:
+            _outside(likelihood, p)
+            _extremes(likelihood, mean, variance)
+
+
+def _outside(likelihood: Likelihood, p: Any) -> None:
+    """Numbers that are no targets have no density, and the distribution function goes from 0 to 1."""
+    for value in (-1e3, -1.5, -1.0, -0.0, 0.5, 1.0, 1.5, 1e3):
+        y = torch.full_like(p.mean, value)
+        allowed = likelihood.allows(y)
+        density = p.log_prob(y)
+        assert bool((torch.isfinite(density) == allowed).all() and (density[~allowed] == -torch.inf).all()), (
+            f"log_prob is -inf where no target can be, y = {value:g}: {density}."
+        )
+        try:
+            mass = p.cdf(y)
+        except StructureError:  # no distribution function
+            return
+        finite(mass, f"cdf, y = {value:g}")
+        assert bool(((mass >= 0) & (mass <= 1)).all()), f"cdf is a probability, y = {value:g}: {mass}."
+
+
+def _extremes(likelihood: Likelihood, mean: Tensor, variance: Tensor) -> None:
+    """Quantiles of f about 45, where a count is no whole number of the arithmetic, and in single precision."""
+    for dtype, level in ((torch.float64, 45.0), (torch.float32, 20.0)):
+        given = copy.deepcopy(likelihood).to(dtype)
+        try:
+            p = given.predict((mean + level).to(dtype), variance.to(dtype))
+            low, high = (p.icdf(torch.tensor(q, dtype=dtype)) for q in (0.1, 0.9))
+        except StructureError:  # no distribution function
+            return
+        finite(low, "icdf")
+        finite(high, "icdf")
+        assert bool((low <= high).all()), "quantiles ascend"
 
 
 def _sums(p: Any, values: Tensor) -> None:

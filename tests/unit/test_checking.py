@@ -69,13 +69,26 @@ def test_crps_closed_form_is_the_integral(y):
     assert checking.crps(prediction, torch.tensor([y], dtype=torch.float64)) == pytest.approx(expected, rel=1e-8)
 
 
-@pytest.mark.parametrize(("name", "shape"), [("norm", ()), ("gamma", (2.0,)), ("laplace", ()), ("t", (6.0,))])
-@pytest.mark.parametrize("y", [0.05, 1.0, 4.0])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("norm", ()), ("gamma", (2.0,)), ("laplace", ()), ("t", (6.0,)), ("t", (2.1,)), ("beta", (0.2, 0.4))],
+)
+@pytest.mark.parametrize("y", [0.05, 1.0, 4.0, 60.0])
 def test_crps_by_quantiles_is_the_integral(name, shape, y):
     family = getattr(stats, name)
     prediction = Forecast(family(*shape, loc=[0.0], scale=[1.3]), is_normal=False)
     expected = crps_by_definition(family(*shape, scale=1.3), y)
     assert checking.crps(prediction, torch.tensor([y])) == pytest.approx(expected, rel=1e-3)
+
+
+def test_crps_asks_for_few_quantiles(monkeypatch):
+    """Those of a mixture are found by bisection of integrals."""
+    asked = []
+    monkeypatch.setattr(Forecast, "quantile", lambda self, p: asked.append(p) or torch.as_tensor(self.law.ppf(p)))
+    mean, std, y = draws(5)
+    exact = checking.crps(normal(mean, std), y)
+    assert checking.crps(normal(mean, std, claim=False), y) == pytest.approx(exact, rel=1e-4)
+    assert len(asked) < 20
 
 
 def test_crps_equals_scoringrules():

@@ -20,14 +20,17 @@ from gpx.likelihoods import (
     FromGPyTorch,
     Gamma,
     Heteroscedastic,
+    Likelihood,
     NegativeBinomial,
     Ordinal,
     Poisson,
     StudentT,
 )  # fmt: skip
 from gpx.objectives import ELBO, DataEmphasisedELBO, EPEvidence, Evidence, LeaveOneOut
+from gpx.parameters import Choice
 from gpx.rules import ExpectationPropagation, Laplace, Variational
-from gpx.testing.assertions import close
+from gpx.testing.assertions import close, gradients
+from gpx.testing.cases import LIKELIHOODS, LikelihoodCase
 
 RANDOM = np.random.default_rng(3)
 X = np.sort(RANDOM.uniform(-3, 3, 40))
@@ -99,6 +102,12 @@ def test_the_published_alternation_stops_when_the_evidence_falls():
     assert implicit.log_evidence() > gp.log_evidence() - 0.5
 
 
+def test_the_published_alternation_ends_in_time():
+    with pytest.warns(FitWarning, match="max_seconds is up"):
+        gp = GP(Matern(2.5), Bernoulli(), objective=EPEvidence("fixed-sites")).fit(X, LABELS, max_seconds=0)
+    assert gp.result_.iterations == 1 and gp.result_.evaluations < 50
+
+
 @pytest.mark.parametrize("rule", [Variational(), ExpectationPropagation(), Laplace()], ids=repr)
 def test_three_lines_for_labels(rule):
     gp = GP(RBF(), Bernoulli(), rule=rule).fit(X, LABELS)
@@ -113,7 +122,34 @@ def test_three_lines_for_labels(rule):
 def test_labels_may_be_signs():
     a, b = (GP(RBF(), Bernoulli()).fit(X, y) for y in (LABELS, 2 * LABELS - 1))
     close(a.predict(X).mean, b.predict(X).mean, "predictions", 1e-9)
+    close(a.check().residuals, b.check().residuals, "residuals", 1e-9)
+    assert a.check().rmse == pytest.approx(b.check().rmse, abs=1e-9) and a.check().ks == pytest.approx(
+        b.check().ks, abs=1e-9
+    )
     close(a.predict(X).log_prob(LABELS), b.predict(X).log_prob(2 * LABELS - 1), "log densities", 1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e10])
+def test_changing_noise_in_any_unit(scale):
+    y = F + 0.1 * (1.2 + np.sin(X)) * np.random.default_rng(0).normal(size=40)
+    a, b = (GP(RBF(), Heteroscedastic()).fit(X, c * y) for c in (1.0, scale))
+    assert b.result_.objective + 40 * np.log(scale) == pytest.approx(a.result_.objective, abs=1e-5)
+    close(b.predict(X).mean / scale, a.predict(X).mean, "means", 1e-4)
+    close(b.predict(X).std / scale, a.predict(X).std, "standard deviations", 1e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e10])
+def test_changing_noise_that_is_none(scale, tmp_path):
+    """Its variance ends near 1e-6 of that of the targets."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # at the resolution of the arithmetic
+        gp = GP(RBF(), Heteroscedastic()).fit(X, scale * F, max_iter=4)
+    noise = gp.predict(X).std / (scale * F.std())
+    assert gp.result_.objective + 40 * np.log(scale) < 40 * 7 and bool(((noise > 5e-4) & (noise < 1e-2)).all())
+    gp.save(tmp_path / "model.gpx")
+    assert gpx.load(tmp_path / "model.gpx").log_evidence() == pytest.approx(gp.log_evidence(), abs=1e-2)
+    with pytest.raises(InputError, match="a variance floor >= 0, got -1"):
+        Heteroscedastic(-1)
 
 
 def test_a_likelihood_of_gpytorch_is_wrapped():
@@ -174,6 +210,70 @@ def test_numbers_of_classes(classes):
     for likelihood in (Ordinal, Categorical):
         with pytest.raises(InputError, match="num_classes, a whole number >= 2, got"):
             likelihood(classes)
+        assert repr(likelihood(np.int64(3))) == repr(likelihood(3))
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_every_likelihood_can_be_fitted(name):
+    """With what it learns started from the data."""
+    case = LIKELIHOODS[name]
+    likelihood = case.build()
+    for key in likelihood.choices:  # as if not given
+        likelihood.choices[key] = Choice()
+    gp = few(case, likelihood)
+    assert gp.result_.sites_converged and np.isfinite(gp.result_.objective)
+    assert "objective" in gp.summary()
+
+
+@pytest.mark.parametrize("name", [n for n in LIKELIHOODS if n != "Laplace-sharp"])  # its precisions have five digits
+def test_single_precision(name):
+    """The search for sites ends at the resolution of the arithmetic."""
+    case = LIKELIHOODS[name]
+    x = torch.from_numpy(X[::4])
+    y = torch.from_numpy(np.sort(np.resize(np.array(case.y[:3], dtype=float), 10)))
+    gp, other = (GP(RBF(0.5), case.build()).condition(x.to(d), y.to(d)) for d in (torch.float32, torch.float64))
+    assert gp._solved.solution.converged and gp._solved.solution.steps < 60
+    close(gp.predict(x, of="f").mean, other.predict(x, of="f").mean, "means", 1e-2)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_predictions_are_numbers(name):
+    """The hyperparameters are not differentiated in; inputs that require a gradient are."""
+    case = LIKELIHOODS[name]
+    gp = few(case, case.build())
+    y = torch.tensor(np.resize(np.array(case.y, dtype=float), 3))
+    for p, at in ((gp.predict([-1.0, 0.1, 2.0]), y), (gp.loo(), torch.from_numpy(np.resize(case.y, 10)).double())):
+        for value in (p.mean, p.variance, p.std, p.log_prob(at), p.cdf(at), p.quantile(0.3), p.sample(2)):
+            assert not value.requires_grad and value.numpy().dtype == np.float64
+    x = torch.tensor([-1.0, 0.1, 2.0], dtype=torch.float64)
+    own = list(gp._solved.likelihood.parameters())
+    gradients(lambda x: gp.predict(x).log_prob(y), [x.clone().requires_grad_()], "derivatives in the inputs")
+    gp.predict(x.clone().requires_grad_()).log_prob(y).sum().backward()
+    assert all(p.grad is None for p in own)
+
+
+def test_predictions_of_a_wrapped_likelihood_are_numbers():
+    p = GP(RBF(), gpytorch.likelihoods.StudentTLikelihood()).condition(X, F).predict([1.0])
+    assert not any(v.requires_grad for v in (p.mean, p.std, p.log_prob([1.0])))
+
+
+def test_densities_where_no_target_can_be():
+    for likelihood, y in (
+        (Exponential(), -1.0),
+        (Gamma(), 0.0),
+        (Poisson(), 0.5),
+        (NegativeBinomial(), -1.0),
+        (Beta(), 1.0),
+    ):
+        p = GP(RBF(), likelihood).condition(X, np.full(40, 1.0 if y < 1 else 0.5)).predict([0.0, 1.0])
+        close(p.log_prob([y, np.nan]), [-np.inf, np.nan], repr(likelihood))
+
+
+def few(case: LikelihoodCase, likelihood: Likelihood) -> GP:
+    """A short fit on 10 rows that hold each target of the case."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FitWarning)  # of max_iter
+        return GP(RBF(0.5), likelihood).fit(X[::4], np.resize(np.array(case.y, dtype=float), 10), max_iter=1)
 
 
 def test_lists_of_kernels():
@@ -198,6 +298,12 @@ def test_rules_for_one_latent_function(rule, likelihood):
 def test_combinations_without_meaning():
     with pytest.raises(StructureError, match=r"no closed form under rules.Variational.*EPEvidence\(\) or ELBO\(\)"):
         GP(RBF(), Bernoulli(), objective=Evidence()).fit(X, LABELS)
+    with pytest.raises(StructureError, match=r"no closed form under rules.Variational"):
+        GP(RBF(), Bernoulli(), objective=Evidence()).condition(X, LABELS)
+    with pytest.raises(StructureError, match=r"Laplace is piecewise linear in f.*use rules.Variational\(\)"):
+        GP(RBF(), gpx.likelihoods.Laplace(), rule=Laplace()).fit(X, F)
+    with pytest.raises(InputError, match=r"gaps has shape \[3\], expected \[2\]; give one number, or 2 of them"):
+        Ordinal(4, gaps=[1.0, 2.0, 3.0])
     for objective in (EPEvidence(), LeaveOneOut()):
         with pytest.raises(StructureError, match=r"one latent function.*use objectives.ELBO\(\)"):
             GP(RBF(), Heteroscedastic(), objective=objective).fit(X, F)
@@ -207,7 +313,7 @@ def test_combinations_without_meaning():
     for kappa in (0, -1.0, "2", float("inf")):
         with pytest.raises(InputError, match="a number kappa > 0"):
             DataEmphasisedELBO(kappa)
-    for power in (0, 1.5, "1"):
+    for power in (0, 1.5, "1", True):
         with pytest.raises(InputError, match="0 < power <= 1"):
             ExpectationPropagation(power)
     with pytest.raises(InputError, match=r"rules.Variational\(\)"):

@@ -13,12 +13,16 @@ import gpx
 from gpx import GP, InputError, StructureError
 from gpx.inputs import as_data
 from gpx.kernels import RBF
-from gpx.likelihoods import Gaussian, Likelihood
+from gpx.likelihoods import Gaussian, Heteroscedastic, Likelihood
 from gpx.testing import check_likelihood
 from gpx.testing.assertions import close
 from gpx.testing.cases import points, targets
 
 X, Y = points(20), targets(points(20))
+
+
+def t64(values):
+    return torch.tensor(values, dtype=torch.float64)
 
 
 class Quadrature(Likelihood):
@@ -57,6 +61,21 @@ def test_quadrature_of_heavy_tails():
     density = Heavy().log_prob(y[:, None], m[:, None] + v.sqrt()[:, None] * node)
     close(Heavy().expected_log_prob(y, m, v), (density * weight).sum(1), "expected log density", 1e-5)
     close(Heavy().tilted(y, m, v), (density.exp() * weight).sum(1).log(), "tilted", 1e-5)
+
+
+@pytest.mark.parametrize("variance", [(1e-4, 1.0), (1e-4, 0.01), (1.0, 100.0), (1e-4, 1e-4), (10.0, 0.7)], ids=str)
+@pytest.mark.parametrize("y", [5.0, -8.1, 300.0])
+def test_changing_noise_and_surprising_targets(y, variance):
+    """``log E N(y; m, v + e^g)`` where the bulk of the product is far from the mean of g: brute force over g."""
+    m, v = (t64(p).requires_grad_() for p in ([[-8.0, -8.0]], [variance]))
+    value = Heteroscedastic().tilted(t64([y]), m, v)
+    g = torch.linspace(-120, 120, 2_400_001, dtype=torch.float64)
+    log_prob = Normal(m[:, 0], (v[:, 0] + g.exp()).sqrt()).log_prob(t64(y))
+    density = Normal(m[:, 1], v[:, 1].sqrt()).log_prob(g)
+    expected = torch.logsumexp(log_prob + density, 0) + math.log(float(g[1] - g[0]))
+    close(value, expected.reshape(1), "log E N(y; m, v + e^g)", atol=1e-8 * max(1.0, abs(expected.item())))
+    for a, b, of in zip(*(torch.autograd.grad(z.sum(), (m, v)) for z in (value, expected)), ("m", "v"), strict=True):
+        close(a, b, f"its derivative in {of}", atol=1e-7 * max(1.0, float(b.abs().max())))
 
 
 def test_only_the_density_is_required():

@@ -260,8 +260,8 @@ def test_broken_engines_are_found(engine, law):
 
 
 class WrongTilted(Gaussian):
-    def tilted(self, y, mean, variance):
-        return super().tilted(y, mean, 1.001 * variance)
+    def tilted(self, y, mean, variance, power=1.0):
+        return super().tilted(y, mean, 1.001 * variance, power)
 
 
 class WrongExpectation(Gaussian):
