@@ -176,7 +176,9 @@ def _entries(path: str, module: nn.Module) -> Iterator[Coordinate]:
             scale = owner.choices[attribute.removeprefix("raw_")].scale
         inner = parent.replace("kernels.", "")
         full = ".".join(p for p in (path, inner, attribute.removeprefix("raw_")) if p)
-        yield Coordinate(full, owner, attribute, raw.detach().clone(), torch.as_tensor(scale, dtype=raw.dtype, device=raw.device))
+        yield Coordinate(
+            full, owner, attribute, raw.detach().clone(), torch.as_tensor(scale, dtype=raw.dtype, device=raw.device)
+        )
 
 
 def _labels(entry: Coordinate) -> list[str]:

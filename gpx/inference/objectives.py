@@ -248,9 +248,10 @@ def profile(
         weights = site_map.adjoint(gradient)
         if weights is None:
             raise NumericalError("The implicit gradient was not found: the sites are not a stable fixed point here.")
-        update = problem.rule.update(problem.likelihood, problem.data, marginals, sites)
-        push = (weights.nu * update.nu + weights.tau * update.tau).sum()
-        value = value + (push - push.detach())
+        if any(p.requires_grad for p in problem.likelihood.parameters()):
+            update = problem.rule.update(problem.likelihood, problem.data, marginals, sites)
+            push = (weights.nu * update.nu + weights.tau * update.tau).sum()
+            value = value + (push - push.detach())
         mean, variance = (a + b for a, b in zip((mean, variance), site_map.pull(weights), strict=True))
     along = direction(marginals.mean, mean, variance)
     rest = along.nu - along.tau * marginals.mean

@@ -74,7 +74,10 @@ class SiteMap:
 
     def adjoint(self, gradient: Sites) -> Sites | None:
         """``w`` with ``(1 - dT)^T w = gradient``; None if the solve fails."""
-        return self._solve(self._backward, gradient, *ADJOINT, transposed=True)
+        # One step of Neumann's series: where the rule is Newton's method, the map is constant to first order, and this exact.
+        through = self._backward(gradient)
+        start = Sites(2 * gradient.nu - through.nu, 2 * gradient.tau - through.tau)
+        return self._solve(self._backward, gradient, *ADJOINT, transposed=True, start=start)
 
     def pull(self, weights: Sites) -> tuple[Tensor, Tensor]:
         """The gradient in (m, v) of ``weights . T``."""
@@ -111,7 +114,13 @@ class SiteMap:
         return Sites(weights.nu - through.nu - nu, weights.tau - through.tau - tau)
 
     def _solve(
-        self, product: Callable[[Sites], Sites], right: Sites, tolerance: float, products: int, transposed: bool
+        self,
+        product: Callable[[Sites], Sites],
+        right: Sites,
+        tolerance: float,
+        products: int,
+        transposed: bool,
+        start: Sites | None = None,
     ) -> Sites | None:
         """GMRES in scaled coordinates."""
         shape, like = right.nu.shape, right.nu
@@ -132,7 +141,8 @@ class SiteMap:
         if not np.isfinite(b).all():
             return None
         operator = LinearOperator((size, size), matvec=lambda v: pack(product(unpack(v))), dtype=np.float64)
-        solution, info = gmres(operator, b, rtol=tolerance, restart=products, maxiter=1)
+        first = None if start is None else pack(start)
+        solution, info = gmres(operator, b, x0=first, rtol=tolerance, restart=products, maxiter=1)
         worse = np.linalg.norm(b - operator @ solution) > 1e-2 * np.linalg.norm(b) if info else False
         return None if worse or not np.isfinite(solution).all() else unpack(solution)
 

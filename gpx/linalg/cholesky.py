@@ -99,10 +99,10 @@ def build_dtype(matrix: Tensor) -> torch.dtype:
 
 
 def _by_lapack(matrix: Tensor) -> bool:
-    """Whether SciPy's LAPACK is called, in place: half the memory and up to half the time of torch's routines, for large
-    matrices on CPUs. For small ones, waking a second pool of threads beside torch's costs more than that.
+    """Whether SciPy's LAPACK is called, in place: half the memory and up to half the time of torch's routines, on CPUs. Where
+    there are several threads and the matrix is small, waking a second pool of them beside torch's costs more than that.
     """
-    return matrix.device.type == "cpu" and len(matrix) > SMALL
+    return matrix.device.type == "cpu" and (len(matrix) > SMALL or torch.get_num_threads() == 1)
 
 
 def _fortran(matrix: Tensor) -> np.ndarray:
