@@ -51,8 +51,15 @@ class Data:
         return ~torch.isnan(self.y)
 
     @cached_property
+    def complete(self) -> bool:
+        """Whether no target is missing."""
+        return bool(self.observed.all())
+
+    @cached_property
     def filled(self) -> Tensor:
         """Targets [N, P] with an observed one in place of the missing: in the domain of every likelihood."""
+        if self.complete:
+            return self.y
         seen = self.y[self.observed]
         return torch.where(self.observed, self.y, seen[0] if len(seen) else torch.ones_like(self.y[:0].sum()))
 

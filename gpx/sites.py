@@ -24,7 +24,7 @@ class Sites:
 
     def centred(self, mean: Tensor) -> Sites:
         """The sites as functions of ``f - mean``."""
-        return Sites(self.nu - self.tau * mean, self.tau)
+        return Sites(torch.addcmul(self.nu, self.tau, mean, value=-1), self.tau)
 
     def towards(self, other: Sites, step: float) -> Sites:
         """The sites a share `step` of the way to others."""

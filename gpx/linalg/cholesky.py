@@ -102,7 +102,8 @@ def _by_lapack(matrix: Tensor) -> bool:
     """Whether SciPy's LAPACK is called, in place: half the memory and up to half the time of torch's routines, on CPUs. Where
     there are several threads and the matrix is small, waking a second pool of them beside torch's costs more than that.
     """
-    return matrix.device.type == "cpu" and (len(matrix) > SMALL or torch.get_num_threads() == 1)
+    single = len(matrix) > 0 and torch.get_num_threads() == 1
+    return matrix.device.type == "cpu" and (single or len(matrix) > SMALL)
 
 
 def _fortran(matrix: Tensor) -> np.ndarray:
