@@ -18,7 +18,7 @@ from torch import Tensor
 from gpx.errors import StructureError
 from gpx.inputs import Data
 from gpx.linalg.chain import Chain, Smoothed
-from gpx.linalg.kalman import Layout
+from gpx.linalg.layout import Layout
 from gpx.posterior import Posterior
 from gpx.prior import Prior
 from gpx.sites import SiteMarginals, Sites

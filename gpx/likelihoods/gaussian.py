@@ -97,7 +97,9 @@ class Gaussian(Likelihood):
         return Normal(mean, (variance + added).sqrt(), validate_args=False)
 
     def exact_sites(self, data: Data) -> Sites:
-        tau = (1 / self.noise).to(data.y).expand(data.y.shape) if self.known_noise is None else 1 / self.variances(data.y)
+        tau = (
+            (1 / self.noise).to(data.y).expand(data.y.shape) if self.known_noise is None else 1 / self.variances(data.y)
+        )
         tau = tau if data.complete else torch.where(data.observed, tau, 0.0)
         return Sites(data.filled * tau, tau)
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from gpx.linalg.kalman import Layout, Loops, loops
+from gpx.linalg.kalman import Loops, loops
+from gpx.linalg.layout import Layout
 
 MEMORY = 1 << 25  # numbers of predicted moments that are held: 256 MB
 STEP = 1e-100  # of complex steps: its square is nothing

@@ -13,7 +13,7 @@ from torch import Tensor
 from gpx.engines.state_space import log_partition
 from gpx.likelihoods import Likelihood
 from gpx.linalg.chain import Chain
-from gpx.linalg.kalman import Layout
+from gpx.linalg.layout import Layout
 from gpx.structure.state_space import state_space
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from gpx.errors import StructureError
 from gpx.kernels import Constant, Cosine, HidaMatern, Linear, Matern, Periodic, QuasiPeriodic
 from gpx.kernels.walk import parts
-from gpx.linalg.kalman import Layout, noise_terms
+from gpx.linalg.layout import Layout, noise_terms
 
 HARMONICS = (2, 4, 8, 16, 32, 64, 128)  # numbers of harmonics of a periodic kernel that code is compiled for
 TRUNCATION = 1e-10  # of the variance of a periodic kernel, in harmonics that are left out

@@ -16,7 +16,7 @@ from scipy.linalg import expm
 from gpx.kernels import Constant, Cosine, Linear, Matern, Periodic
 from gpx.kernels.dense import dense
 from gpx.linalg import chain as chains
-from gpx.linalg import kalman
+from gpx.linalg import kalman, layout
 from gpx.linalg.chain import STEP, Chain
 from gpx.structure.state_space import matern_profile, periodic_weights, spectral_factor, state_space
 from gpx.testing.assertions import close
@@ -32,13 +32,13 @@ def setting(kernel=None, n=N, seed=0):
     times = torch.as_tensor(np.sort(random.uniform(0, 4, n)))
     times[5], times[8] = times[4], times[7] + 1e-9
     kernel = kernel or Matern(nu=1.5, lengthscale=0.8) * Cosine(period=1.3) + Matern(nu=2.5) * Matern(nu=0.5)
-    layout, *form = state_space(kernel).at(times)
+    states, *form = state_space(kernel).at(times)
     tau = random.uniform(0.5, 9.0, n)
     tau[3] = 0.0
     nu = random.standard_normal(n) * tau
     K = dense(kernel, times[:, None], times[:, None]).detach().numpy()
     gaps = np.diff(times.numpy(), prepend=times[:1].numpy())
-    return Chain(layout, gaps, *(v.detach().numpy() for v in form), nu, tau), K
+    return Chain(states, gaps, *(v.detach().numpy() for v in form), nu, tau), K
 
 
 def posterior(K, nu, tau):
@@ -51,8 +51,7 @@ def posterior(K, nu, tau):
 
 def process(order, x):
     """A(x) and Q(x) as the loops compute them: from two times, without sites."""
-    layout = kalman.Layout((order,), (1,), (1,))
-    size, known = order + 1, kalman.tables(layout)
+    size, known = order + 1, layout.tables(layout.Layout((order,), (1,), (1,)))
     A, Q, gamma = np.zeros((size, size)), np.zeros((size, size)), np.empty(known.K)
     decay = kalman._transition(x, known.N[0], size, A)
     kalman._process_noise(x, decay, known.W[0], known.series[0], known.inverses, size, gamma, Q)
@@ -62,10 +61,10 @@ def process(order, x):
 @pytest.mark.parametrize("p", ORDERS)
 def test_transition(p):
     """ss-matern: the finite sum is the matrix exponential, and the stationary covariance solves Lyapunov's equation."""
-    F = kalman.companion(p)
+    F = layout.companion(p)
     for x in (1e-9, 0.3, 4.0, 30.0):
         close(process(p, x)[0], expm(F * x), "transition", atol=1e-11)
-    _, limit, q = kalman.noise_terms(p)
+    _, limit, q = layout.noise_terms(p)
     close(F @ limit + limit @ F.T, -q * np.diag([0.0] * p + [1.0]), "Lyapunov", atol=1e-9)
     assert limit[0, 0] == pytest.approx(1.0)
 
@@ -73,7 +72,7 @@ def test_transition(p):
 @pytest.mark.parametrize("p", ORDERS)
 def test_process_noise(p):
     """ss-noise: the integral, entry by entry to 1e-10 relative, for gaps over nine orders of magnitude."""
-    q, (nodes, weights) = kalman.noise_terms(p)[2], np.polynomial.legendre.leggauss(100)
+    q, (nodes, weights) = layout.noise_terms(p)[2], np.polynomial.legendre.leggauss(100)
     for x in (1e-5, 1e-2, 0.4, 1.1 * (p + 1), 20.0):
         Q = process(p, x)[1]
         columns = np.array([process(p, 0.5 * x * (1 + node))[0][:, p] for node in nodes])
