@@ -18,7 +18,8 @@ from gpx.prior import Prior
 from gpx.sites import Sites
 from gpx.structure.state_space import state_space, time_column
 
-SEQUENTIAL = 500  # rows from which a filter is faster than a factorisation
+SEQUENTIAL = 500  # rows from which a filter of few states is faster than a factorisation
+ROWS_PER_STATE = 5  # the filter costs N S^2, the factorisation N^3
 ENGINES = {"Exact": Exact, "StateSpace": StateSpace, "BlockCirculant": BlockCirculant}
 
 
@@ -32,13 +33,13 @@ class EngineRule:
 
 
 def _sequential(prior: Prior, data: Data, sites: Sites | None) -> bool:
-    """Whether there are many data on a line, and kernels that are state-space models."""
+    """Whether there are many data on a line, and kernels that are state-space models of few states."""
     if len(data.x) < SEQUENTIAL or data.x.device.type != "cpu":
         return False
     try:
         for kernel in prior.kernels:
-            time_column(kernel, data.x.shape[1])
-            if not state_space(kernel).exact:
+            column, form = time_column(kernel, data.x.shape[1]), state_space(kernel)
+            if not form.exact or ROWS_PER_STATE * form.at(data.x[:1, column])[0].size > len(data.x):
                 return False
     except StructureError:
         return False

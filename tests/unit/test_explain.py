@@ -68,3 +68,15 @@ def test_registered_structures_show():
         Sign, lambda kernel, size, dims, generator: gpx.structure.FeatureMap(1, lambda x: x[:, :1].sign(), True)
     )
     assert gpx.explain(Sign()).findings[1].note.startswith("exact")
+
+
+@pytest.mark.parametrize(("kernel", "rows", "engine"), [
+    (gpx.kernels.Matern(nu=1.5), 600, "StateSpace"),
+    (gpx.kernels.Matern(nu=1.5), 400, "Exact"),
+    (gpx.kernels.RBF(), 600, "Exact"),
+    (gpx.kernels.QuasiPeriodic(period=3.0, lengthscale=0.1, decay=50.0), 600, "Exact"),
+])  # fmt: skip
+def test_the_engine_that_is_chosen(kernel, rows, engine):
+    """Series are for filters, unless they are short, or the kernel has too many states or none."""
+    t = torch.linspace(0, 10, rows, dtype=torch.float64)
+    assert type(gpx.GP(kernel).condition(t, torch.sin(t)).engine_).__name__ == engine
