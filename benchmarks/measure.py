@@ -44,4 +44,5 @@ def extra_memory(work: Callable[[], T]) -> tuple[T, int]:
     """
     before = resident_memory()
     result = work()
-    return result, peak_memory() - before
+    # Some systems update the peak now and then only: what is resident now counts too.
+    return result, max(peak_memory(), resident_memory()) - before
