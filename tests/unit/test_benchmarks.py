@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import registry, report, runner
 from benchmarks.__main__ import main
-from benchmarks.measure import extra_memory, timed
+from benchmarks.measure import timed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -150,9 +150,10 @@ def test_measures():
     value, seconds = timed(lambda: sum(range(1000)))
     assert value == 499500
     assert 0 <= seconds < 1
-    block, extra = extra_memory(lambda: b"1" * (1 << 28))
-    assert len(block) == 1 << 28
-    assert extra > 0
+    # In a process of its own, as models run: here an earlier peak would hide the block.
+    script = "from benchmarks.measure import extra_memory; print(extra_memory(lambda: bytearray(b'1' * (1 << 28)))[1])"
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 1 << 27 < int(run.stdout) < 1 << 31
 
 
 @pytest.mark.data
