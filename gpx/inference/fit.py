@@ -314,14 +314,16 @@ def _choose_start(
     problem: Problem, objective: Objective, coordinates: Coordinates, z: np.ndarray, deadline: float
 ) -> np.ndarray:
     """Multiply the lengthscales and the noise that the data decide by the factors with the best objective on some rows."""
-    scales, noise = _free(coordinates, _is_length), _free(coordinates, lambda module, name: name == "noise")
+    lengths, noise = _free(coordinates, _is_length), _free(coordinates, lambda module, name: name == "noise")
+    # The smoothness within a period is no length, but as uncertain; it has no finer scales.
+    scales = np.maximum(lengths, _free(coordinates, lambda module, name: name == "lengthscale"))
     whole, stretch = getattr(objective, "needs_all_rows", False), getattr(problem.engine, "stretch", None)
     small = problem if whole else _thinned(problem)
     search = _Search(small, objective, coordinates, _baseline(small), math.inf)
     bounds = coordinates.bounds()
     fine = _finer(len(problem.data.x)) if whole or stretch else []
-    factors = [*fine, *LENGTHSCALE_FACTORS]
-    shifts = [math.log(f) * scales + math.log(g) * noise for f in factors for g in NOISE_FACTORS]
+    moves = [math.log(f) * lengths for f in fine] + [math.log(f) * scales for f in LENGTHSCALE_FACTORS]
+    shifts = [move + math.log(g) * noise for move in moves for g in NOISE_FACTORS]
     candidates = np.unique([np.clip(z + s, bounds[:, 0], bounds[:, 1]) for s in [0 * z, *shifts]], axis=0)
     if len(candidates) == 1:
         return z
