@@ -89,6 +89,8 @@ class LatentTrajectories:
 
         Raises: InputError for trials with another number of neurons than those of the fit.
         """
+        if not hasattr(self, "offset_"):
+            raise InputError("LatentTrajectories is not fitted yet: call fit(trials) first.")
         data = [_as_trial(trial, i, len(self.offset_)) for i, trial in enumerate(trials)]
         bins = Bins.of([len(y) for y in data])
         _, (mean, variance) = self._infer(bins, torch.cat(data), None)
@@ -105,6 +107,9 @@ class LatentTrajectories:
             raise InputError(
                 f"All trials need the same number of neurons (columns), got {', '.join(map(str, widths))}."
             )
+        silent = torch.isnan(torch.cat(list(data))).all(0).nonzero().flatten().tolist()
+        if silent:
+            raise InputError(f"Neuron(s) {silent} (columns) have no observed bin in any trial; leave them out.")
         self.likelihood_ = _as_likelihood(self.likelihood)
         for i, y in enumerate(data):
             _check(self.likelihood_, y, i)

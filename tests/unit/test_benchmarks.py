@@ -174,11 +174,7 @@ def test_the_exact_task_is_the_stated_problem():
 @pytest.mark.data
 def test_the_folds_of_the_classification_task_are_the_stated_ones():
     from benchmarks.tasks import classification, classification_gpytorch, classification_sklearn
-    from gpx import datasets
 
-    needed = {*classification.SETS} - {"breast_cancer"}
-    if needed - {entry.name for entry in datasets.catalogue() if entry.available}:
-        pytest.skip("needs the data folder: set GPX_DATA")
     sizes = {name: len(classification.rows(name)[1]) for name in classification.SETS}
     assert sizes == {
         "ionosphere": 351, "parkinsons": 195, "monks-2": 601, "sonar": 208, "breast_cancer": 569, "usps": 1540,

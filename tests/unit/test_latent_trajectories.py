@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import gpx
-from gpx.errors import InputError
-from gpx.kernels import HidaMatern, Matern
+from gpx.errors import InputError, StructureError
+from gpx.kernels import RBF, HidaMatern, Matern
 from gpx.kernels.dense import dense
 from gpx.models import LatentTrajectories, bits_per_spike
 from gpx.models.population import Bins, VectorSites, smooth
@@ -143,3 +143,9 @@ def test_bad_input():
         LatentTrajectories([Matern()] * 7).fit(counts)
     with pytest.raises(InputError, match="5 neurons.*the fit had 6"):
         model.fit(counts, max_rounds=1).predict_rates([counts[0][:, :5]])
+    with pytest.raises(InputError, match=r"call fit\(trials\) first"):
+        LatentTrajectories().predict_rates(counts)
+    with pytest.raises(InputError, match=r"Neuron\(s\) \[6\] .*no observed bin in any trial; leave them out"):
+        model.fit([np.c_[c, np.full(len(c), np.nan)] for c in counts])
+    with pytest.raises(StructureError, match="RBF has no state-space form; use Matern"):
+        LatentTrajectories([RBF(), Matern()]).fit(counts)
