@@ -76,6 +76,58 @@ def _process_noise(x, decay, W, series, inverses, d, gamma, Q):
             Q[j, i] = value
 
 
+@numba.njit(inline="always", **COMPILATION)
+def _weigh(s, factors, rows, seen, copy_of, row_of, R, h):
+    """h at a time: the weights of the state in f."""
+    for k in range(R):
+        h[seen[k]] = factors[s, copy_of[k]] * rows[row_of[k]]
+
+
+@numba.njit(inline="always", **COMPILATION)
+def _look(m, P, h, seen, R, S, zero, g):
+    """``g = P h``; returns mean and variance of f."""
+    f, v = zero, zero
+    for i in range(S):
+        value = zero
+        for k in range(R):
+            value += P[i, seen[k]] * h[seen[k]]
+        g[i] = value
+    for k in range(R):
+        f += m[seen[k]] * h[seen[k]]
+        v += g[seen[k]] * h[seen[k]]
+    return f, v
+
+
+@numba.njit(inline="always", **COMPILATION)
+def _step(A, m, P, blocks, starts, dims, J, S, y, T, V):
+    """``m <- A m``, ``P <- A P A^T``: rows of P, then rows of (A P)^T, so that inner loops are over neighbours in memory."""
+    for c in range(J):
+        o, d, b = starts[c], dims[c], blocks[c]
+        for i in range(d):
+            value = A[b, i, 0] * m[o]
+            for k in range(1, d):
+                value += A[b, i, k] * m[o + k]
+            y[o + i] = value
+            for j in range(S):
+                T[o + i, j] = A[b, i, 0] * P[o, j]
+            for k in range(1, d):
+                for j in range(S):
+                    T[o + i, j] += A[b, i, k] * P[o + k, j]
+    for i in range(S):
+        m[i] = y[i]
+    for c in range(J):
+        o, d, b = starts[c], dims[c], blocks[c]
+        for k in range(d):
+            for j in range(S):
+                V[k, j] = T[j, o + k]
+        for i in range(d):
+            for j in range(S):
+                P[o + i, j] = A[b, i, 0] * V[0, j]
+            for k in range(1, d):
+                for j in range(S):
+                    P[o + i, j] += A[b, i, k] * V[k, j]
+
+
 def _filter(tables, gaps, rates, rows, factors, nu, tau, m, P, start, stop, means, covariances):
     """Filter from start to stop, from the state (m [S], P [S, S]), which is moved. Predicted moments are written to
     means [k, S] and covariances [k, S (S + 1) / 2], unless these have fewer than stop - start rows.
@@ -107,8 +159,7 @@ def _filter(tables, gaps, rates, rows, factors, nu, tau, m, P, start, stop, mean
     store, moving = len(means) >= stop - start, len(factors) > 1
     partition, density, last = zero, zero, -1.0
     spreads, noises = zero + 1, zero + 1
-    for k in range(R):
-        h[seen[k]] = factors[0, copy_of[k]] * rows[row_of[k]]
+    _weigh(0, factors, rows, seen, copy_of, row_of, R, h)
     for s in range(start, stop):
         gap = gaps[s]
         if gap != last:
@@ -117,33 +168,11 @@ def _filter(tables, gaps, rates, rows, factors, nu, tau, m, P, start, stop, mean
                 x = _away(rates[b], gap)
                 decay = _transition(x, N[b], sizes[b], A[b])
                 _process_noise(x, decay, W[b], series[b], inverses, sizes[b], gamma, Q[b])
-        # m <- A m, P <- A P A^T + Q: rows of P, then rows of (A P)^T, so that the inner loops are over neighbours in memory.
+        _step(A, m, P, blocks, starts, dims, J, S, g, T, V)
         for c in range(J):
-            o, d, b = starts[c], dims[c], blocks[c]
-            for i in range(d):
-                value = A[b, i, 0] * m[o]
-                for k in range(1, d):
-                    value += A[b, i, k] * m[o + k]
-                g[o + i] = value
-                for j in range(S):
-                    T[o + i, j] = A[b, i, 0] * P[o, j]
-                for k in range(1, d):
-                    for j in range(S):
-                        T[o + i, j] += A[b, i, k] * P[o + k, j]
-        for i in range(S):
-            m[i] = g[i]
-        for c in range(J):
-            o, d, b = starts[c], dims[c], blocks[c]
-            for k in range(d):
-                for j in range(S):
-                    V[k, j] = T[j, o + k]
-            for i in range(d):
-                for j in range(S):
-                    P[o + i, j] = A[b, i, 0] * V[0, j]
-                for k in range(1, d):
-                    for j in range(S):
-                        P[o + i, j] += A[b, i, k] * V[k, j]
-                for j in range(d):
+            o, b = starts[c], blocks[c]
+            for i in range(dims[c]):
+                for j in range(dims[c]):
                     P[o + i, o + j] += Q[b, i, j]
         if store:
             k = 0
@@ -153,18 +182,10 @@ def _filter(tables, gaps, rates, rows, factors, nu, tau, m, P, start, stop, mean
                     covariances[s - start, k] = P[i, j]
                     k += 1
         if moving:
-            for k in range(R):
-                h[seen[k]] = factors[s, copy_of[k]] * rows[row_of[k]]
+            _weigh(s, factors, rows, seen, copy_of, row_of, R, h)
         # Times the site.
-        n, t, f, v = nu[s], tau[s], zero, zero
-        for i in range(S):
-            value = zero
-            for k in range(R):
-                value += P[i, seen[k]] * h[seen[k]]
-            g[i] = value
-        for k in range(R):
-            f += m[seen[k]] * h[seen[k]]
-            v += g[seen[k]] * h[seen[k]]
+        n, t = nu[s], tau[s]
+        f, v = _look(m, P, h, seen, R, S, zero, g)
         spread = 1 + t * v
         inverse, e = 1 / spread, n - t * f
         partition += (n * f + 0.5 * n * n * v - 0.5 * t * f * f) * inverse
@@ -217,17 +238,18 @@ def _smoother(
     y, m = np.zeros(S, rho.dtype), np.zeros(S, rho.dtype)
     P, T, V = np.zeros((S, S), rho.dtype), np.zeros((S, S), rho.dtype), np.zeros((D, S), rho.dtype)
     moving, last = len(factors) > 1, -1.0
-    for k in range(R):
-        h[seen[k]] = factors[0, copy_of[k]] * rows[row_of[k]]
+    _weigh(0, factors, rows, seen, copy_of, row_of, R, h)
     for s in range(stop - 1, start - 1, -1):
         gap = gaps[s]
         if gap != last:
             last = gap
             for b in range(B):
                 _transition(_away(rates[b], gap), N[b], sizes[b], A[b])
+                for i in range(sizes[b]):  # transposed: back in time
+                    for j in range(i):
+                        A[b, i, j], A[b, j, i] = A[b, j, i], A[b, i, j]
         if moving:
-            for k in range(R):
-                h[seen[k]] = factors[s, copy_of[k]] * rows[row_of[k]]
+            _weigh(s, factors, rows, seen, copy_of, row_of, R, h)
         k = 0
         for i in range(S):
             m[i] = means[s - start, i]
@@ -235,15 +257,8 @@ def _smoother(
                 P[i, j] = covariances[s - start, k]
                 P[j, i] = P[i, j]
                 k += 1
-        n, t, f, v = nu[s], tau[s], zero, zero
-        for i in range(S):
-            value = zero
-            for k in range(R):
-                value += P[i, seen[k]] * h[seen[k]]
-            g[i] = value
-        for k in range(R):
-            f += m[seen[k]] * h[seen[k]]
-            v += g[seen[k]] * h[seen[k]]
+        n, t = nu[s], tau[s]
+        f, v = _look(m, P, h, seen, R, S, zero, g)
         inverse, e = 1 / (1 + t * v), n - t * f
         r, later, push = t * inverse, zero, zero
         for i in range(S):
@@ -288,32 +303,8 @@ def _smoother(
                                 value += (rho[o + i] * rho[j] - M[o + i, j]) * P[o + k, j]
                             total += F[b, i, k] * value
                 grad_rates[b] += total * gap
-        # To before the step: rho <- A^T rho, M <- A^T M A.
-        for c in range(J):
-            o, d, b = starts[c], dims[c], blocks[c]
-            for i in range(d):
-                value = A[b, 0, i] * rho[o]
-                for k in range(1, d):
-                    value += A[b, k, i] * rho[o + k]
-                y[o + i] = value
-                for j in range(S):
-                    T[o + i, j] = A[b, 0, i] * M[o, j]
-                for k in range(1, d):
-                    for j in range(S):
-                        T[o + i, j] += A[b, k, i] * M[o + k, j]
-        for i in range(S):
-            rho[i] = y[i]
-        for c in range(J):
-            o, d, b = starts[c], dims[c], blocks[c]
-            for k in range(d):
-                for j in range(S):
-                    V[k, j] = T[j, o + k]
-            for i in range(d):
-                for j in range(S):
-                    M[o + i, j] = A[b, 0, i] * V[0, j]
-                for k in range(1, d):
-                    for j in range(S):
-                        M[o + i, j] += A[b, k, i] * V[k, j]
+        # To before the step.
+        _step(A, rho, M, blocks, starts, dims, J, S, y, T, V)
 
 
 def _simulate(tables, gaps, rates, rows, factors, noise, f):
