@@ -114,7 +114,9 @@ class GP:
             raise InputError(f"y has {new.y.shape[1]} column(s), the model {problem.data.y.shape[1]}; they must agree.")
         new_likelihood, likelihood = problem.likelihood.extended(new, noise)
         new_likelihood.check(new)
-        data = problem.data.join(new)
+        data, engine = problem.data.join(new), problem.engine
+        plan = engine.restored(problem.prior, data, engine.state(problem.plan))
+        whole = Problem(problem.prior, data, likelihood, engine, problem.rule, plan)
         with torch.no_grad():
             sites = new_likelihood.exact_sites(new)
             if sites is not None:
@@ -122,10 +124,7 @@ class GP:
             else:
                 empty = torch.zeros(len(new.x), problem.columns).to(new.x)
                 start = self.posterior_.sites.join(Sites(empty, empty))
-                joined = Problem.planned(problem.prior, data, likelihood, problem.engine, problem.rule, start)
-                solution = joined.inferred
-        plan = problem.engine.plan(problem.prior, data)
-        whole = Problem(problem.prior, data, likelihood, problem.engine, problem.rule, plan)
+                solution = replace(whole, start=start).inferred
         self._solved, self.posterior_ = Solved.of(whole, solution), solution.posterior
         return self
 
@@ -254,9 +253,10 @@ class GP:
         return self
 
     def _revive(
-        self, x: Tensor, y: Tensor, columns: tuple[str, ...], result: FitResult | None, reason: str, sites: Sites | None
+        self, x: Tensor, y: Tensor, columns: tuple[str, ...], result: FitResult | None, reason: str, sites: Sites | None,
+        plan: dict[str, Tensor],
     ) -> GP:  # fmt: skip
-        """The fitted state of a model file: condition on its data, with its own hyperparameters and sites."""
+        """The fitted state of a model file: condition on its data, with its own hyperparameters, sites and plan."""
         data = replace(as_data(x, y), columns=columns)
         kernels = self.kernel if isinstance(self.kernel, list) else [self.kernel]
         for kernel in kernels:
@@ -265,7 +265,8 @@ class GP:
         for module in (self.mean, self.likelihood, *kernels):
             module.to(dtype=x.dtype)
         prior = Prior(self.mean, tuple(kernels))
-        problem = Problem.planned(prior, data, self.likelihood, self.engine, self.rule)
+        restored = self.engine.restored(prior, data, plan)
+        problem = Problem(prior, data, self.likelihood, self.engine, self.rule, restored)
         if sites is not None:
             with torch.no_grad():
                 problem = Solved.of(problem, Inferred(problem.condition(sites)))

@@ -97,6 +97,7 @@ def save(gp: GP, path: str | os.PathLike[str]) -> None:
     tensors: dict[str, Tensor] = {"data.x": problem.data.x, "data.y": problem.data.y}
     if not problem.likelihood.conjugate:
         tensors.update({"sites.nu": gp.posterior_.sites.nu, "sites.tau": gp.posterior_.sites.tau})
+    tensors |= {f"plan.{name}": value for name, value in problem.engine.state(problem.plan).items()}
     modules = _modules(problem.prior.mean, problem.prior.kernels, problem.likelihood)
     header = {
         "format": FORMAT,
@@ -140,7 +141,9 @@ def load(path: str | os.PathLike[str]) -> GP:
         lists = {k: tuple(v) for k, v in result.items() if isinstance(v, list)}
         result = FitResult(**{**result, **lists})
     sites = Sites(tensors["sites.nu"], tensors["sites.tau"]) if "sites.nu" in tensors else None
-    return gp._revive(tensors["data.x"], y, tuple(header["data"]["columns"]), result, header["engine_reason"], sites)
+    plan = {name.removeprefix("plan."): value for name, value in tensors.items() if name.startswith("plan.")}
+    columns = tuple(header["data"]["columns"])
+    return gp._revive(tensors["data.x"], y, columns, result, header["engine_reason"], sites, plan)
 
 
 def _modules(mean: nn.Module, own: Any, likelihood: nn.Module) -> dict[str, nn.Module]:

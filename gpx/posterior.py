@@ -65,6 +65,12 @@ class Posterior(ABC):
         has a gradient.
         """
 
+    def spread(self, weights: Tensor) -> Tensor:
+        """``sum_n weights_n extra_n`` of the extra variances in `site_marginals` for weights [N, C], differentiable in the
+        hyperparameters; 0 for exact engines.
+        """
+        return weights.new_zeros(())
+
     @abstractmethod
     def marginals(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance [N*, C] of f at x, in chunks: never N* x N*."""
@@ -158,6 +164,9 @@ class Shifted(Posterior):
         mu, nu = self.at_sites, direction.nu + share * self.sites.nu
         tau = direction.tau + share * self.sites.tau
         return self.centred.slope(direction.centred(mu), share) + (nu * mu - 0.5 * tau * mu.square()).sum()
+
+    def spread(self, weights: Tensor) -> Tensor:
+        return self.centred.spread(weights)
 
     def update(self, x: Tensor, sites: Sites) -> Shifted:
         at_new = self.mean(x)

@@ -10,6 +10,7 @@ from typing import Any
 from gpx.engines.base import Engine
 from gpx.engines.block_circulant import BlockCirculant, covers
 from gpx.engines.exact import Exact
+from gpx.engines.sparse import SparseVariational
 from gpx.engines.state_space import StateSpace
 from gpx.errors import InputError, StructureError
 from gpx.inputs import Data
@@ -19,8 +20,14 @@ from gpx.sites import Sites
 from gpx.structure.state_space import state_space, time_column
 
 SEQUENTIAL = 500  # rows from which a filter of few states is faster than a factorisation
+MANY = 8_000  # rows above which exact inference is not chosen
 ROWS_PER_STATE = 5  # the filter costs N S^2, the factorisation N^3
-ENGINES = {"Exact": Exact, "StateSpace": StateSpace, "BlockCirculant": BlockCirculant}
+ENGINES = {
+    "Exact": Exact,
+    "StateSpace": StateSpace,
+    "SparseVariational": SparseVariational,
+    "BlockCirculant": BlockCirculant,
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,11 @@ RULES = (
         "its blocks are circulant, no step is missing and the noise is the same everywhere: exact, in linear time",
     ),
     EngineRule(StateSpace(), _sequential, "the kernel is a state-space model of one input: exact in linear time"),
+    EngineRule(
+        SparseVariational(),
+        lambda prior, data, sites: len(data.x) > MANY,
+        "an exact fit of so many rows would take hours; this is a lower bound, through inducing inputs",
+    ),
     EngineRule(Exact(), lambda prior, data, sites: True, "exact inference works for any kernel and is the reference"),
 )
 

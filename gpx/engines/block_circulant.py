@@ -10,11 +10,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from gpx.engines.base import Engine
 from gpx.engines.block_chain import CHUNK, Edge, EdgeFactor, conditioned, edge_density
 from gpx.errors import StructureError
 from gpx.inputs import Data
@@ -63,7 +63,7 @@ class BlockPlan:
 
 
 @dataclass(frozen=True)
-class BlockCirculant:
+class BlockCirculant(Engine):
     """Exact inference for `kernels.BlockQuasiPeriodic` with the same Gaussian noise at all steps of a series without gaps.
 
     Cost: O(N log p) once and O(N) per evaluation with its gradient; without noise, and with a mean that is not learned,
@@ -75,8 +75,6 @@ class BlockCirculant:
     BlockCirculant()
     """
 
-    whole_rows: ClassVar[bool] = True  # a random subset of the rows has gaps
-
     def plan(self, prior: Prior, data: Data) -> BlockPlan:
         """Sort the steps and find the blocks; transform the targets if none is missing."""
         plan = _layout(prior, data.x)
@@ -86,16 +84,16 @@ class BlockCirculant:
         z, latents = plan.in_blocks(y), len(prior.kernels)
         return replace(plan, known=(y, z, tuple(statistics(z[:, k::latents]) for k in range(latents))))
 
-    def parameters(self, prior: Prior, plan: BlockPlan) -> dict[str, Tensor]:
-        """None."""
-        return {}
-
     def condition(
         self, prior: Prior, plan: BlockPlan, params: dict[str, Tensor], sites: Sites
     ) -> BlockCirculantPosterior:  # fmt: skip
         """Nothing is computed until it is asked for."""
         _require_equal_sites(sites)
         return BlockCirculantPosterior(prior, plan, sites)
+
+    def few(self, data: Data, plan: BlockPlan, rows: int) -> None:
+        """All rows are needed: some of them are a series with gaps."""
+        return
 
 
 def covers(prior: Prior, x: Tensor, sites: Sites | None) -> bool:

@@ -7,7 +7,7 @@ as one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ import gpytorch
 import torch
 from torch import Tensor
 
+from gpx.engines.base import Engine
 from gpx.engines.dense_gradients import Evidence, LogPartition, Precision, Slope, row_blocks, trainable
 from gpx.errors import NumericalError
 from gpx.inputs import Data
@@ -43,7 +44,7 @@ class ExactPlan:
 
 
 @dataclass(frozen=True)
-class Exact:
+class Exact(Engine):
     """Exact Gaussian-process inference, for any kernel.
 
     Cost: N^3 / 3 for the evidence, N^3 for its gradient, O(N^2) per predicted point for variances; memory: one N x N array,
@@ -58,10 +59,6 @@ class Exact:
         """Keep the inputs."""
         return ExactPlan(data.x)
 
-    def parameters(self, prior: Prior, plan: ExactPlan) -> dict[str, Tensor]:
-        """None."""
-        return {}
-
     def condition(self, prior: Prior, plan: ExactPlan, params: dict[str, Tensor], sites: Sites) -> ExactPosterior:
         """One factorisation per distinct pattern of precisions."""
         return _conditioned(prior, plan.x, sites, {})
@@ -70,7 +67,7 @@ class Exact:
 def _conditioned(prior: Prior, x: Tensor, sites: Sites, covariances: dict[int, Tensor]) -> ExactPosterior:
     """covariances: by kernel, the prior covariance [N, N] where it is known."""
     solved = []
-    for kernel_index, columns in _groups(prior, sites):
+    for kernel_index, columns in sites.groups(len(prior.kernels)):
         seen = sites.present[:, columns[0]]
         nu, tau = sites.nu[:, columns], sites.tau[:, columns[0]]
         known, whole = covariances.get(kernel_index), bool(seen.all())
@@ -79,22 +76,6 @@ def _conditioned(prior: Prior, x: Tensor, sites: Sites, covariances: dict[int, T
         x_seen, nu, tau = (x, nu, tau) if whole else (x[seen], nu[seen], tau[seen])
         solved.append(_solve(prior.kernels[kernel_index], x_seen, nu, tau, tuple(columns), known))
     return ExactPosterior(prior, x, sites, tuple(solved), covariances)
-
-
-def _groups(prior: Prior, sites: Sites) -> Iterator[tuple[int, list[int]]]:
-    """Kernel index and columns of the sites that can share a factor."""
-    latents = len(prior.kernels)
-    tau, present = sites.tau, sites.present
-    groups: list[tuple[int, list[int]]] = []
-    for column in range(tau.shape[1]):
-        for kernel_index, members in groups:
-            same = torch.equal(tau[:, members[0]], tau[:, column])
-            if kernel_index == column % latents and same and torch.equal(present[:, members[0]], present[:, column]):
-                members.append(column)
-                break
-        else:
-            groups.append((column % latents, [column]))
-    return iter(groups)
 
 
 def _solve(
@@ -361,7 +342,7 @@ class ExactPosterior(Posterior):
         """Extend the factors by a block: O(N^2 M + M^3) for M new points."""
         solved = []
         for s in self.solutions:
-            for _, members in _groups(Prior(self.prior.mean, (s.kernel,)), sites.columns(s.columns)):
+            for _, members in sites.columns(s.columns).groups(1):
                 solved.append(_extend(s, members, x, sites))
         return ExactPosterior(self.prior, torch.cat([self.x, x]), self.sites.join(sites), tuple(solved), {})
 

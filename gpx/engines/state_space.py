@@ -9,12 +9,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gpx.engines.base import Engine
 from gpx.errors import StructureError
 from gpx.inputs import Data
 from gpx.linalg.chain import Chain, Smoothed
@@ -75,7 +76,7 @@ class StateSpacePlan:
 
 
 @dataclass(frozen=True)
-class StateSpace:
+class StateSpace(Engine):
     """Exact inference by a Kalman filter and smoother, for kernels of one input with a state-space form.
 
     Times may be irregular, unsorted and repeated. Cost: O(N S^2 (p + 1)) for the evidence and its gradient, and
@@ -88,6 +89,9 @@ class StateSpace:
     StateSpace()
     """
 
+    start_rows: ClassVar[int] = 20_000
+    neighbours: ClassVar[bool] = True
+
     def plan(self, prior: Prior, data: Data) -> StateSpacePlan:
         """Sort. Raises: StructureError for a kernel of several inputs, or without a state-space form."""
         columns = [time_column(kernel, data.x.shape[1]) for kernel in prior.kernels]
@@ -95,15 +99,11 @@ class StateSpace:
             state_space(kernel)
         return StateSpacePlan(data.x, tuple(Line.of(c, data.x) for c in columns))
 
-    def stretch(self, plan: StateSpacePlan, rows: int) -> Tensor:
-        """The rows of neighbouring times around the middle: `fit` judges starts on them."""
+    def few(self, data: Data, plan: StateSpacePlan, rows: int) -> Tensor:
+        """Neighbouring times around the middle."""
         line, first = plan.lines[0], max(0, (len(plan.x) - rows) // 2)
         kept = torch.arange(first, min(first + rows, len(plan.x)), device=plan.x.device)
         return kept if line.order is None else line.order[kept]
-
-    def parameters(self, prior: Prior, plan: StateSpacePlan) -> dict[str, Tensor]:
-        """None."""
-        return {}
 
     def condition(
         self, prior: Prior, plan: StateSpacePlan, params: dict[str, Tensor], sites: Sites

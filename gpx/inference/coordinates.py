@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import gpytorch
@@ -95,6 +95,15 @@ class Coordinates:
     def __init__(self, modules: Sequence[tuple[str, nn.Module]]):
         self.modules = [module for _, module in modules]
         self.entries = [entry for path, module in modules for entry in _entries(path, module)]
+
+    def with_tensors(self, tensors: Mapping[str, Tensor], scale: Tensor) -> Coordinates:
+        """With tensors of an engine added, such as inducing inputs [M, D], in units of a scale [D]."""
+        held = nn.ParameterDict(dict(tensors))
+        result = Coordinates([])
+        result.modules = self.modules
+        extra = [Coordinate(name, held, name, raw.detach().clone(), scale) for name, raw in held.items()]
+        result.entries = [*self.entries, *extra]
+        return result
 
     @property
     def raws(self) -> list[Tensor]:

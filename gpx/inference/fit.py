@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,6 @@ from gpx.inference.coordinates import Coordinate, Coordinates
 from gpx.inference.infer import MAX_STEPS, Inferred
 from gpx.inference.objectives import Objective, prepared
 from gpx.inference.problem import Problem
-from gpx.posterior import make_generator
 from gpx.progress import progress_bar
 from gpx.sites import Sites
 
@@ -204,6 +203,7 @@ def fit(
 
     Returns: how it ended, and the problem to be solved there.
 
+    The engine may ask for several rounds, on more and more of the rows, each from the end of the one before.
     Starts: `start` if given; else the data-driven values, with the lengthscales and the noise that the data decide
     multiplied by the best of a few factors (judged on at most 500 rows, unless the objective needs all of them); then
     `restarts` random ones. The best end is kept.
@@ -212,7 +212,6 @@ def fit(
     began = time.monotonic()
     deadline = began + (math.inf if options.max_seconds is None else options.max_seconds)
     objective = prepared(objective, problem)
-    baseline = _baseline(problem)
     bounds = coordinates.bounds()
     first = coordinates.read()
     if not len(first):
@@ -224,40 +223,85 @@ def fit(
     coordinates.assign(first)
     start_values = coordinates.values()
     starts = [first, *_random_starts(first, bounds, options)]
-    minimise = alternate if getattr(objective, "alternates", False) else _minimise
-    runs: list[tuple[_Search, Any]] = []
-    with progress_bar(options.max_iter * len(starts), "fit", options.verbose) as bar:
-        for start in starts:
-            search = _Search(problem, objective, coordinates, baseline, deadline)
-            runs.append((search, minimise(search, start, bounds, options, bar)))
-            bar.refresh()
-            if time.monotonic() > deadline:
-                break
-    runs = [run for run in runs if run[0].best_z is not None]
-    if not runs:
-        raise NumericalError("The objective is not finite at the start of the fit." + diagnose(problem))
-    search, (converged, reason, iterations) = min(runs, key=lambda run: run[0].best)
-    assert search.best_z is not None and search.best_gradient is not None
-    coordinates.assign(search.best_z)
+    rounds = _rounds(problem, objective)
+    searches: list[_Search] = []
+    here, runs = problem, []
+    with progress_bar(options.max_iter * (len(starts) + len(rounds) - 1), "fit", options.verbose) as bar:
+        for index, rows in enumerate(rounds):
+            if len(rounds) > 1:
+                here = _thinned(problem, rows, here.plan if index else None)
+            whole = coordinates.with_tensors(here.engine.parameters(here.prior, here.plan), here.data.spread)
+            limit = _share(deadline, len(rounds) - index)
+            runs = list(_round(here, objective, whole, starts, options, limit, bar))
+            searches += [search for search, _ in runs]
+            best = _best(runs, problem)[0].best_z
+            assert best is not None
+            whole.assign(best)
+            starts = [best[: len(first)]]
+    search, (converged, reason, iterations) = _best(runs, problem)
+    assert search.best_z is not None
     log_prior = float(coordinates.log_prior().detach())
     labels = coordinates.labels()
     result = FitResult(
         converged=converged,
         reason=reason,
-        objective=baseline - search.best - log_prior,
+        objective=search.baseline - search.best - log_prior,
         log_prior=log_prior,
         iterations=iterations,
-        evaluations=sum(run[0].evaluations for run in runs),
-        rejected=sum(run[0].rejected for run in runs),
-        gradient_norm=search.steepness(bounds),
+        evaluations=sum(s.evaluations for s in searches),
+        rejected=sum(s.rejected for s in searches),
+        gradient_norm=search.steepness(whole.bounds()),
         seconds=time.monotonic() - began,
         seed=options.seed,
-        at_bounds=tuple(n for n, z, (a, b) in zip(labels, search.best_z, bounds, strict=True) if z <= a or z >= b),
-        objectives=tuple(baseline - run[0].best for run in runs),
+        at_bounds=tuple(n for n, z, (a, b) in zip(labels, search.best_z, bounds, strict=False) if z <= a or z >= b),
+        objectives=tuple(s.baseline - s.best for s in searches if s.best_z is not None),
         starts=dict(zip(labels, start_values, strict=True)),
-        unconverged=sum(run[0].unconverged for run in runs),
+        unconverged=sum(s.unconverged for s in searches),
     )
-    return result, problem.anew(search.best_sites)
+    return result, here.anew(search.best_sites)
+
+
+Run = tuple[_Search, tuple[bool, str, int]]
+
+
+def _rounds(problem: Problem, objective: Objective) -> tuple[int, ...]:
+    rows = len(problem.data.x)
+    return (rows,) if getattr(objective, "needs_all_rows", False) else problem.engine.rounds(rows)
+
+
+def _share(deadline: float, rounds: int) -> float:
+    """When a round should end if so many are left, this one included."""
+    now = time.monotonic()
+    return now + (deadline - now) / rounds
+
+
+def _round(
+    problem: Problem,
+    objective: Objective,
+    coordinates: Coordinates,
+    starts: list[np.ndarray],
+    options: FitOptions,
+    deadline: float,
+    bar: Any,
+) -> Iterator[Run]:
+    """Optimise from every start, until the time is up."""
+    minimise = alternate if getattr(objective, "alternates", False) else _minimise
+    baseline, bounds = _baseline(problem), coordinates.bounds()
+    rest = coordinates.read()
+    for start in starts:
+        search = _Search(problem, objective, coordinates, baseline, deadline)
+        yield search, minimise(search, np.concatenate([start, rest[len(start) :]]), bounds, options, bar)
+        bar.refresh()
+        if time.monotonic() > deadline:
+            return
+
+
+def _best(runs: list[Run], problem: Problem) -> Run:
+    """That with the best end. Raises: NumericalError if the objective was finite nowhere."""
+    found = [run for run in runs if run[0].best_z is not None]
+    if not found:
+        raise NumericalError("The objective is not finite at the start of the fit." + diagnose(problem))
+    return min(found, key=lambda run: run[0].best)
 
 
 def _minimise(
@@ -317,11 +361,11 @@ def _choose_start(
     lengths, noise = _free(coordinates, _is_length), _free(coordinates, lambda module, name: name == "noise")
     # The smoothness within a period is no length, but as uncertain; it has no finer scales.
     scales = np.maximum(lengths, _free(coordinates, lambda module, name: name == "lengthscale"))
-    whole, stretch = getattr(objective, "needs_all_rows", False), getattr(problem.engine, "stretch", None)
-    small = problem if whole else _thinned(problem)
+    engine, whole = problem.engine, getattr(objective, "needs_all_rows", False)
+    small = problem if whole else _thinned(problem, engine.start_rows)
     search = _Search(small, objective, coordinates, _baseline(small), math.inf)
     bounds = coordinates.bounds()
-    fine = _finer(len(problem.data.x)) if whole or stretch else []
+    fine = _finer(len(problem.data.x)) if whole or engine.neighbours else []
     moves = [math.log(f) * lengths for f in fine] + [math.log(f) * scales for f in LENGTHSCALE_FACTORS]
     shifts = [move + math.log(g) * noise for move in moves for g in NOISE_FACTORS]
     candidates = np.unique([np.clip(z + s, bounds[:, 0], bounds[:, 1]) for s in [0 * z, *shifts]], axis=0)
@@ -353,22 +397,15 @@ def _is_length(module: Any, name: str) -> bool:
     return type(module).values()[name].length
 
 
-def _thinned(problem: Problem) -> Problem:
-    """The problem on fewer rows with an observed target: a stretch of neighbours if the engine is for series, else at most
-    START_ROWS, drawn evenly at random by a fixed seed.
+def _thinned(problem: Problem, rows: int, before: Any = None) -> Problem:
+    """The problem on at most so many rows, if the engine takes fewer and the likelihood is not bound to them; planned anew, from
+    the plan of a round before if there was one.
     """
-    rows = problem.data.observed.any(1).nonzero().flatten()
-    stretch = getattr(problem.engine, "stretch", None)
-    few = STRETCH_ROWS if stretch else START_ROWS
-    bound = getattr(problem.engine, "whole_rows", False) or getattr(problem.likelihood, "known_noise", None) is not None
-    if len(rows) <= few or bound:
-        return problem
-    if stretch:
-        kept = stretch(problem.plan, few)
-    else:
-        order = torch.randperm(len(rows), generator=make_generator(0))[:few].sort().values
-        kept = rows[order.to(rows.device)]
-    return Problem.planned(problem.prior, problem.data.rows(kept), problem.likelihood, problem.engine, problem.rule)
+    bound = getattr(problem.likelihood, "known_noise", None) is not None
+    kept = None if bound or rows >= len(problem.data.x) else problem.engine.few(problem.data, problem.plan, rows)
+    data, engine = problem.data if kept is None else problem.data.rows(kept), problem.engine
+    plan = engine.plan(problem.prior, data) if before is None else engine.replan(problem.prior, data, before)
+    return replace(problem.anew(), data=data, plan=plan)
 
 
 def _random_starts(first: np.ndarray, bounds: np.ndarray, options: FitOptions) -> list[np.ndarray]:

@@ -18,6 +18,7 @@ from gpx.errors import InputError, NumericalError, StructureError
 from gpx.inference.problem import Problem
 from gpx.inference.rules import ExpectationPropagation, Laplace, Variational, cavities, elbo_terms, expected_log_prob
 from gpx.inference.sitemap import SiteMap, direction
+from gpx.posterior import Posterior
 from gpx.sites import SiteMarginals, Sites
 
 GRADIENTS = ("implicit", "fixed-sites")
@@ -229,12 +230,14 @@ def profile(
         return partition * posterior.log_partition + local(marginals, sites)
     mu = problem.prior.mean_at(problem.data.x, problem.columns)
     shift = mu - mu.detach()
+    extra = marginals.extra.detach().clone().requires_grad_()
     if stationary:
+        value = local(SiteMarginals(marginals.mean, marginals.variance, extra), sites)
         own = partition * (sites.nu - sites.tau * marginals.mean)
-        return partition * posterior.log_partition + local(marginals, sites) + (own * shift).sum()
+        return partition * posterior.log_partition + _through(posterior, value, extra) + (own * shift).sum()
 
     leaves = [v.detach().clone().requires_grad_() for v in (marginals.mean, marginals.variance, sites.nu, sites.tau)]
-    moving = SiteMarginals(*leaves[:2], marginals.extra), Sites(*leaves[2:])
+    moving = SiteMarginals(*leaves[:2], extra), Sites(*leaves[2:])
     value = local(*moving)
     grads = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
     mean, variance, nu, tau = (torch.zeros_like(v) if g is None else g for v, g in zip(leaves, grads, strict=True))
@@ -248,8 +251,9 @@ def profile(
         weights = site_map.adjoint(gradient)
         if weights is None:
             raise NumericalError("The implicit gradient was not found: the sites are not a stable fixed point here.")
-        if any(p.requires_grad for p in problem.likelihood.parameters()):
-            update = problem.rule.update(problem.likelihood, problem.data, marginals, sites)
+        if bool(extra.any()) or any(p.requires_grad for p in problem.likelihood.parameters()):
+            seen = SiteMarginals(marginals.mean, marginals.variance, extra)
+            update = problem.rule.update(problem.likelihood, problem.data, seen, sites)
             push = (weights.nu * update.nu + weights.tau * update.tau).sum()
             value = value + (push - push.detach())
         mean, variance = (a + b for a, b in zip((mean, variance), site_map.pull(weights), strict=True))
@@ -257,8 +261,19 @@ def profile(
     rest = along.nu - along.tau * marginals.mean
     in_mean = partition * (sites.nu - sites.tau * marginals.mean) + rest - sites.tau * posterior.response(along)[0]
     moved = posterior.slope(along, partition)
-    total = partition * posterior.log_partition.detach() + value
+    total = partition * posterior.log_partition.detach() + _through(posterior, value, extra)
     return total + (moved - moved.detach()) + (in_mean * shift).sum()
+
+
+def _through(posterior: Posterior, value: Tensor, extra: Tensor) -> Tensor:
+    """The value, with its gradient in the extra variances carried on to the hyperparameters."""
+    if not value.requires_grad or not bool(extra.any()):
+        return value
+    (weights,) = torch.autograd.grad(value, extra, retain_graph=True, allow_unused=True)
+    if weights is None:
+        return value
+    spread = posterior.spread(weights)
+    return value + (spread - spread.detach())
 
 
 def leave_one_out_density(y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

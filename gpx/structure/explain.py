@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gpytorch
@@ -52,14 +52,15 @@ def explain(kernel: Any) -> Explanation:
 
     >>> print(explain("Linear"))
     Linear(outputscale=1, center=0)
-      dense matrix           yes  any gpytorch kernel
-      feature map            yes  exact: functions can be drawn (gp.paths)
-      state space            yes  1 state(s), exact
-      spectral density       no   Linear has no spectral density that is a function of frequency, or none is ...
-      block form             no   Linear has no block-circulant form: use kernels.BlockQuasiPeriodic, or ...
-      engine Exact           yes  uses the dense matrix
-      engine StateSpace      yes  linear time
-      engine BlockCirculant  no   needs a block form
+      dense matrix              yes  any gpytorch kernel
+      feature map               yes  exact: functions can be drawn (gp.paths)
+      state space               yes  1 state(s), exact
+      spectral density          no   Linear has no spectral density that is a function of frequency, or none is ...
+      block form                no   Linear has no block-circulant form: use kernels.BlockQuasiPeriodic, or ...
+      engine Exact              yes  uses the dense matrix
+      engine SparseVariational  yes  uses the dense matrix
+      engine StateSpace         yes  linear time
+      engine BlockCirculant     no   needs a block form
     """
     if isinstance(kernel, str) and kernel == "auto":
         return Explanation(_describe_auto(), _findings(parse(next(iter(RULES.values())))))
@@ -87,11 +88,12 @@ def _findings(kernel: gpytorch.kernels.Kernel) -> tuple[Finding, ...]:
         "spectral density", lambda: spectral_density(kernel), lambda _: "exact: objectives.Whittle(debiased=False)"
     )
     engine = Finding("engine Exact", matrix.supported, "uses the dense matrix" if matrix.supported else matrix.note)
+    sparse = replace(engine, name="engine SparseVariational")
     sequential = Finding("engine StateSpace", states.supported, "linear time" if states.supported else states.note)
     blocks = _probe("block form", lambda: block_form(kernel), _describe_blocks)
     note = "one series without gaps, Gaussian noise" if blocks.supported else "needs a block form"
     circulant = Finding("engine BlockCirculant", blocks.supported, note)
-    return matrix, features, states, density, blocks, engine, sequential, circulant
+    return matrix, features, states, density, blocks, engine, sparse, sequential, circulant
 
 
 def _points(kernel: gpytorch.kernels.Kernel) -> torch.Tensor:

@@ -47,8 +47,8 @@ def test_the_explanation_says_what_is_built():
         *RULES,
         *RULES.values(),
         "up to 2 periods",
-        "engine Exact           yes",
-        "engine StateSpace      yes",
+        "engine Exact              yes",
+        "engine StateSpace         yes",
     ):
         assert part in text
 

@@ -1,0 +1,348 @@
+"""Variational inference through inducing inputs, with one Gaussian site per datum.
+
+Sites act on ``g_n = E[f(x_n) | u] = k_n^T K_ZZ^-1 u``, the part of f(x_n) that the values u at the inducing inputs explain; the
+rest has the variance d_n. Theory: docs/theory/sparse.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpx.engines.base import Engine
+from gpx.engines.projections import Projection, Statistics, accumulate, blocks, root
+from gpx.errors import InputError, NumericalError
+from gpx.inputs import Data
+from gpx.kernels.dense import dense, diagonal
+from gpx.posterior import Posterior, make_generator
+from gpx.prior import Prior
+from gpx.selection import choose_selection
+from gpx.sites import SiteMarginals, Sites
+from gpx.structure.feature_map import feature_map
+
+PATH_FEATURES = 2048
+FIRST_ROUND = 3_000  # rows
+CANDIDATES = (10_000, 10)  # rows that inducing inputs are chosen from: so many, or this multiple of their number
+
+
+@dataclass(frozen=True)
+class SparsePlan:
+    """The inputs [N, D] and, for every kernel, inducing inputs [M, D]."""
+
+    x: Tensor
+    inducing: tuple[Tensor, ...]
+
+    def stale(self, prior: Prior) -> bool:
+        """Never: `fit` makes the plan anew between its rounds."""
+        return False
+
+
+@dataclass(frozen=True)
+class SparseVariational(Engine):
+    """Variational inference through M inducing inputs: a lower bound of the evidence, for any kernel and likelihood.
+
+    With a Gaussian likelihood the objective is the collapsed bound, ``log N(y; Q + noise) - tr(K - Q) / (2 noise)``,
+    ``Q = K_XZ K_ZZ^-1 K_ZX``.
+
+    Arguments: inducing: how many inducing inputs, M (at most as many as there are rows); select: how they are chosen, the name
+    of a function of `gpx.selection` or such a function.
+    Raises: InputError for another value. Cost: O(N M^2) per evaluation, in blocks of rows, O(M^2) per predicted point; memory:
+    O(N + M^2).
+    Source: Titsias (2009), "Variational learning of inducing variables in sparse Gaussian processes"; Adam et al. (2021), "Dual
+    parameterization of sparse variational Gaussian processes".
+
+    >>> SparseVariational(inducing=100)
+    SparseVariational(inducing=100, select='greedy')
+    """
+
+    inducing: int = 512
+    select: Any = "greedy"
+    refine: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.inducing, bool) or not isinstance(self.inducing, int) or self.inducing < 1:
+            raise InputError(f"SparseVariational needs inducing, a number of inputs >= 1, got {self.inducing!r}.")
+        choose_selection(self.select)
+
+    def plan(self, prior: Prior, data: Data) -> SparsePlan:
+        """Choose the inducing inputs among the rows with a target."""
+        rows = data.x[data.observed.any(1)]
+        limit = max(CANDIDATES[0], CANDIDATES[1] * self.inducing)
+        if len(rows) > limit:
+            kept = torch.randperm(len(rows), generator=make_generator(0))[:limit].sort().values
+            rows = rows[kept.to(rows.device)]
+        return SparsePlan(data.x, tuple(self._chosen(kernel, rows) for kernel in prior.kernels))
+
+    def replan(self, prior: Prior, data: Data, plan: SparsePlan) -> SparsePlan:
+        """Keep inducing inputs that were refined; choose others anew."""
+        return replace(plan, x=data.x) if self.refine else self.plan(prior, data)
+
+    def state(self, plan: SparsePlan) -> dict[str, Tensor]:
+        """The inducing inputs."""
+        return {f"inducing {k}": z.detach() for k, z in enumerate(plan.inducing)}
+
+    def restored(self, prior: Prior, data: Data, state: dict[str, Tensor]) -> SparsePlan:
+        """With the same inducing inputs."""
+        return SparsePlan(data.x, tuple(state[f"inducing {k}"].to(data.x) for k in range(len(prior.kernels))))
+
+    def rounds(self, rows: int) -> tuple[int, ...]:
+        """3,000 rows, thrice as many, ..., and all of them twice, so that the inducing inputs are those of the final kernel."""
+        fewer = [FIRST_ROUND * 3**k for k in range(20) if FIRST_ROUND * 3**k <= rows / 2]
+        return (*fewer, rows) if self.refine else (*fewer, rows, rows)
+
+    def _chosen(self, kernel: Any, rows: Tensor) -> Tensor:
+        if not len(rows):
+            return rows
+        found, _ = choose_selection(self.select)(kernel, rows, min(self.inducing, len(rows)), seed=0)
+        z = found if found.is_floating_point() else rows[found]
+        return torch.nn.Parameter(z.clone()) if self.refine else z
+
+    def parameters(self, prior: Prior, plan: SparsePlan) -> dict[str, Tensor]:
+        """The inducing inputs, where they are refined."""
+        return {f"inducing {k}": z for k, z in enumerate(plan.inducing)} if self.refine else {}
+
+    def condition(self, prior: Prior, plan: SparsePlan, params: dict[str, Tensor], sites: Sites) -> SparsePosterior:
+        """Nothing is computed before it is asked for."""
+        projections = tuple(
+            Projection(kernel, z, plan.x) for kernel, z in zip(prior.kernels, plan.inducing, strict=True)
+        )
+        return SparsePosterior(prior, sites, projections)
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """q(u) of columns that share kernel and precisions, whitened: ``B = 1 + sum tau w w^T = R R^T``, ``c = R^-1 sum w nu``."""
+
+    lower: Tensor  # R [M, M]
+    c: Tensor  # [M, c]
+
+    @staticmethod
+    def of(statistics: Statistics) -> Solution:
+        """That of the first weights, which are the precisions."""
+        gram, target, _ = statistics
+        lower, info = torch.linalg.cholesky_ex(gram[0] + torch.eye(len(target)).to(target))
+        if int(info):
+            raise NumericalError(
+                "The precision of the inducing values has no factor: a kernel value or site is not finite."
+            )
+        return Solution(lower, torch.linalg.solve_triangular(lower, target, upper=False))
+
+    def log_partition(self) -> Tensor:
+        """``log int p(u) prod t_n(g_n) du``, summed over columns."""
+        return 0.5 * self.c.square().sum() - self.c.shape[1] * self.lower.diagonal().log().sum()
+
+    @property
+    def mean(self) -> Tensor:
+        """That of the whitened u [M, c]."""
+        return torch.linalg.solve_triangular(self.lower.mT, self.c, upper=True)
+
+    def explained(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Means [n, c] of g and ``R^-1 w`` [M, n], whose squares sum to its variances."""
+        half = torch.linalg.solve_triangular(self.lower, w, upper=False)
+        return half.mT @ self.c, half
+
+
+@dataclass(frozen=True, eq=False)
+class SparsePosterior(Posterior):
+    """The posterior of `SparseVariational`. known: statistics of groups of columns that are at hand."""
+
+    prior: Prior
+    sites: Sites
+    projections: tuple[Projection, ...]
+    known: dict[tuple[int, ...], Statistics] = field(default_factory=dict)
+
+    @cached_property
+    def _groups(self) -> list[tuple[Projection, list[int]]]:
+        return [(self.projections[latent], columns) for latent, columns in self.sites.groups(len(self.projections))]
+
+    def _statistics(self, projection: Projection, columns: list[int]) -> Statistics:
+        """Of the sites; differentiable where gradients are enabled."""
+        if not torch.is_grad_enabled():
+            if tuple(columns) not in self.known:
+                self.known[tuple(columns)] = self._accumulated(projection, columns)
+            return self.known[tuple(columns)]
+        return self._accumulated(projection, columns)
+
+    def _accumulated(self, projection: Projection, columns: list[int]) -> Statistics:
+        present = self.sites.present[:, columns]
+        tau, nu = (torch.where(present, part[:, columns], 0.0) for part in (self.sites.tau, self.sites.nu))
+        return accumulate(projection, tau[:, :1], nu)
+
+    @cached_property
+    def _solved(self) -> list[Solution]:
+        with torch.no_grad():
+            return [Solution.of(self._statistics(*group)) for group in self._groups]
+
+    @property
+    def log_partition(self) -> Tensor:
+        return torch.stack([Solution.of(self._statistics(*group)).log_partition() for group in self._groups]).sum()
+
+    @property
+    def log_density(self) -> Tensor:
+        """Of the targets under ``Q + 1 / tau``, less ``sum tau d / 2``: the collapsed bound."""
+        total = self.sites.nu.new_zeros(())
+        for projection, columns in self._groups:
+            seen, count = self.sites.tau[:, columns[0]] > 0, len(columns)
+            statistics = self._statistics(projection, columns)
+            tau, nu = self.sites.tau[seen, columns[0]], self.sites.nu[seen][:, columns]
+            height = tau.log().sum() - len(tau) * math.log(2 * math.pi) - statistics.spare[0]
+            misfit = (nu.square() / tau[:, None]).sum()
+            total = total + 0.5 * (count * height - misfit) + Solution.of(statistics).log_partition()
+        return total
+
+    @cached_property
+    def site_marginals(self) -> SiteMarginals:
+        with torch.no_grad():
+            mean, variance, extra = self._moments(lambda projection: projection.blocks())
+        return SiteMarginals(mean, variance, extra)
+
+    def _moments(
+        self, walk: Callable[[Projection], Any], solved: list[Solution] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and variance of g and the variance d, [n, C], over blocks of rows (rows, w, d)."""
+        columns: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        for (projection, members), solution in zip(self._groups, solved or self._solved, strict=True):
+            parts = []
+            for _, w, d in walk(projection):
+                mean, half = solution.explained(w)
+                parts.append((mean, half.square().sum(0), d))
+            mean, variance, extra = (torch.cat(part) for part in zip(*parts, strict=True))
+            columns |= {c: (mean[:, i], variance, extra) for i, c in enumerate(members)}
+        ordered = zip(*(columns[c] for c in range(len(columns))), strict=True)
+        mean, variance, extra = (torch.stack(part, 1) for part in ordered)
+        return mean, variance, extra
+
+    def with_sites(self, sites: Sites) -> SparsePosterior:
+        return SparsePosterior(self.prior, sites, self.projections)
+
+    def spread(self, weights: Tensor) -> Tensor:
+        total = self.sites.nu.new_zeros(())
+        for latent, projection in enumerate(self.projections):
+            columns = range(latent, weights.shape[1], len(self.projections))
+            whole = weights[:, list(columns)].sum(1, keepdim=True)
+            total = total + accumulate(projection, whole, whole[:, :0]).spare[0]
+        return total
+
+    def response(self, direction: Sites) -> tuple[Tensor, Tensor]:
+        dm, dv = torch.zeros_like(self.sites.nu), torch.zeros_like(self.sites.nu)
+        with torch.no_grad():
+            for (projection, columns), solution in zip(self._groups, self._solved, strict=True):
+                dnu, dtau = direction.nu[:, columns], direction.tau[:, columns]
+                size, count = len(projection.z), len(columns)
+                push, inner = dnu.new_zeros(size, count), dnu.new_zeros(count, size, size)
+                for rows, w, _ in projection.blocks():
+                    mean, half = solution.explained(w)
+                    push += half @ (dnu[rows] - mean * dtau[rows])
+                    for total, t in zip(inner, dtau[rows].T, strict=True):
+                        total.addmm_(half * t, half.mT)
+                for rows, w, _ in projection.blocks():
+                    _, half = solution.explained(w)
+                    dm[rows][:, columns] = half.mT @ push
+                    dv[rows][:, columns] = -(half * (inner @ half)).sum(1).mT
+        return dm, dv
+
+    def slope(self, direction: Sites, share: float = 0.0) -> Tensor:
+        total = self.sites.nu.new_zeros(())
+        for projection, columns in self._groups:
+            weights = torch.cat([self.sites.tau[:, [columns[0]]], direction.tau[:, columns]], 1)
+            nu = torch.cat([self.sites.nu[:, columns], direction.nu[:, columns]], 1)
+            gram, target, spare = accumulate(projection, weights, nu)
+            here, moved = target.chunk(2, 1)
+            solution = Solution.of(Statistics(gram, here, spare))
+            mean, inverse = solution.mean, torch.cholesky_inverse(solution.lower)
+            for m, change, along in zip(mean.mT, gram[1:], moved.mT, strict=True):
+                total = total + m @ along - 0.5 * m @ change @ m - 0.5 * (inverse * change).sum()
+            total = total + share * solution.log_partition()
+        return total
+
+    def marginals(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, variance, extra = self._moments(lambda projection: _walk(projection, x))
+        return mean, variance + extra
+
+    def joint(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        parts = {}
+        for (projection, columns), solution in zip(self._groups, self._solved, strict=True):
+            w, _ = projection.at(x)
+            mean, half = solution.explained(w)
+            covariance = dense(projection.kernel, x, x) - w.mT @ w + half.mT @ half
+            parts |= {c: (mean[:, i], covariance) for i, c in enumerate(columns)}
+        means, covariances = zip(*(parts[c] for c in range(len(parts))), strict=True)
+        return torch.stack(means, 1), torch.stack(covariances)
+
+    def paths(self, n: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        """Matheron's rule: a prior path of 2,048 random features (exact for kernels of finite dimension), corrected at the
+        inducing inputs to a draw of u. Source: Wilson et al. (2021), "Pathwise conditioning of Gaussian processes", eq. 13.
+        """
+        draws = {}
+        for (projection, columns), solution in zip(self._groups, self._solved, strict=True):
+            for i, column in enumerate(columns):
+                draws[column] = _path(projection, solution, i, n, generator)
+        return lambda x: torch.stack([draws[c](x) for c in range(len(draws))], -1)
+
+    def update(self, x: Tensor, sites: Sites) -> SparsePosterior:
+        """The statistics of the new sites are added to those that are there: O(N* M^2) for N* new points."""
+        new = tuple(replace(p, x=x) for p in self.projections)
+        added = SparsePosterior(self.prior, sites, new)
+        whole = SparsePosterior(
+            self.prior, self.sites.join(sites), tuple(replace(p, x=torch.cat([p.x, x])) for p in self.projections)
+        )
+        with torch.no_grad():
+            for projection, columns in self._groups:
+                if (latent := self.projections.index(projection)) >= 0 and columns in [c for _, c in whole._groups]:
+                    statistics = self._statistics(projection, columns)
+                    whole.known[tuple(columns)] = statistics.plus(added._accumulated(new[latent], columns))
+        return whole
+
+    def leave_one_out(self) -> tuple[Tensor, Tensor]:
+        """From the posterior with one site taken out; the inducing inputs and what they explain are kept."""
+        nu, tau = self.sites.nu, self.sites.tau
+        if torch.is_grad_enabled():
+            solved = [Solution.of(self._statistics(*group)) for group in self._groups]
+            mean, variance, extra = self._moments(_differentiable, solved)
+        else:
+            marginals = self.site_marginals
+            mean, variance, extra = marginals.mean, marginals.variance, marginals.extra
+        seen, share = tau > 0, 1 - tau * variance
+        nothing = torch.full_like(nu, math.nan)
+        mean = torch.where(seen, (mean - variance * nu) / share, nothing)
+        return mean, torch.where(seen, variance / share + extra + 1 / torch.where(seen, tau, 1.0), nothing)
+
+
+def _walk(projection: Projection, x: Tensor) -> Any:
+    """Blocks of other inputs."""
+    slices = list(blocks(len(x), len(projection.z))) or [slice(0, 0)]
+    return ((rows, *projection.at(x[rows])) for rows in slices)
+
+
+def _differentiable(projection: Projection) -> Any:
+    """All data as one block, differentiable in the kernel."""
+    kernel, x = projection.kernel, projection.x
+    w = torch.linalg.solve_triangular(root(kernel, projection.z), dense(kernel, projection.z, x), upper=False)
+    return [(slice(0, len(x)), w, (diagonal(kernel, x) - w.square().sum(0)).clamp_min(0))]
+
+
+def _path(
+    projection: Projection, solution: Solution, column: int, n: int, generator: torch.Generator
+) -> Callable[[Tensor], Tensor]:
+    kernel, z = projection.kernel, projection.z
+    options: Any = {"generator": generator, "dtype": z.dtype, "device": z.device}
+    features = feature_map(kernel, PATH_FEATURES, z.shape[1], generator)
+    weights, noise = torch.randn(features.size, n, **options), torch.randn(len(z), n, **options)
+    with torch.no_grad():
+        draw = torch.linalg.solve_triangular(solution.lower.mT, solution.c[:, [column]] + noise, upper=True)
+        correction = projection.inverse.mT @ (draw - projection.inverse @ (features(z) @ weights))
+
+    def path(x: Tensor) -> Tensor:
+        parts = [
+            features(x[rows]) @ weights + dense(kernel, x[rows], z) @ correction
+            for rows in blocks(len(x), max(len(z), features.size))
+        ]
+        return torch.cat([*parts, x.new_zeros(0, n)]).mT
+
+    return path

@@ -1,0 +1,188 @@
+"""`SparseVariational` against dense algebra. Theory: docs/theory/sparse.md."""
+
+from __future__ import annotations
+
+import gpytorch
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import gpx
+from gpx import GP, engines, kernels, likelihoods, objectives, rules
+from gpx.assemble import assemble
+from gpx.engines import SparseVariational
+from gpx.inputs import as_data
+from gpx.kernels.dense import dense
+from gpx.testing import check_engine
+from gpx.testing.assertions import close
+from gpx.testing.cases import points, targets
+
+X, Z = points(40, 2), points(12, 2, seed=3)
+
+
+class At:
+    """A selection that always takes the same points."""
+
+    def __init__(self, z: Tensor):
+        self.z = z
+
+    def __call__(self, kernel, X, size, *, seed=0):
+        return self.z, torch.ones(len(self.z))
+
+    def __eq__(self, other):
+        return torch.equal(self.z, other.z)
+
+    __hash__ = None
+
+
+def rbf():
+    return kernels.RBF(lengthscale=[0.8, 1.2], outputscale=1.3, ard=True)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_with_an_inducing_input_per_datum_it_is_exact(seed):
+    check_engine(SparseVariational(select=At(points(9, 1, seed))), x=points(9, 1, seed), tolerance=1e-7, seed=seed)
+
+
+def evidence(engine, y, x=X, noise=0.05, kernel=None):
+    return GP(kernel or rbf(), likelihoods.Gaussian(noise), mean="zero", engine=engine).condition(x, y).log_evidence()
+
+
+def test_the_bound_is_the_collapsed_one():
+    """The law "collapsed bound" of docs/theory/sparse.md."""
+    y, noise, k = targets(X), 0.05, rbf()
+    K, Kz, Kzz = (dense(k, a, b).detach().numpy() for a, b in ((X, X), (X, Z), (Z, Z)))
+    Q = Kz @ np.linalg.solve(Kzz, Kz.T)
+    C = Q + noise * np.eye(len(X))
+    log_density = -0.5 * (y @ np.linalg.solve(C, y) + np.linalg.slogdet(2 * np.pi * C)[1])
+    expected = log_density - 0.5 * np.trace(K - Q) / noise
+    close(evidence(SparseVariational(select=At(Z)), y), float(expected), "collapsed bound", rtol=1e-8)
+
+
+@pytest.mark.parametrize("size", [1, 5, 20, 40])
+@pytest.mark.parametrize("noise", [1e-3, 0.05, 2.0])
+def test_the_bound_stays_below_the_evidence_and_reaches_it(size, noise):
+    y = targets(X)
+    exact, bound = (evidence(e, y, noise=noise) for e in (engines.Exact(), SparseVariational(size)))
+    assert bound <= exact + 1e-7 * abs(exact)
+    if size == len(X):
+        close(bound, exact, "M = N", rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "rule", [rules.Variational(), rules.ExpectationPropagation(), rules.ExpectationPropagation(0.5)]
+)
+@pytest.mark.parametrize("objective", [objectives.ELBO(), objectives.Evidence()])
+def test_every_gaussian_objective_is_the_bound_after_one_step(rule, objective):
+    gp = GP(rbf(), likelihoods.Gaussian(0.05), engine=SparseVariational(select=At(Z)), rule=rule, objective=objective)
+    gp.condition(X, targets(X))
+    assert gp._solved.solution.steps == 1
+    close(gp.log_evidence(), evidence(SparseVariational(select=At(Z)), targets(X)), "bound", rtol=1e-8)
+
+
+def test_the_elbo_at_the_sites_is_that_of_the_dense_posterior_of_the_inducing_values():
+    """``sum E log p(y | f) - KL(q(u) || p(u))`` with q(u) from the sites: law "sites" of docs/theory/sparse.md."""
+    y = (targets(X) > 0.3).double()
+    gp = GP(rbf(), likelihoods.Bernoulli(), mean="zero", engine=SparseVariational(select=At(Z))).condition(X, y)
+    with torch.no_grad():
+        elbo = float(objectives.ELBO()(gp._solved))
+    sites, k = gp.posterior_.sites, rbf()
+    Kzz, Kxz = dense(k, Z, Z).detach(), dense(k, X, Z).detach()
+    w = torch.linalg.solve(Kzz, Kxz.mT)
+    S = torch.linalg.inv(torch.linalg.inv(Kzz) + (w * sites.tau[:, 0]) @ w.mT)
+    m = S @ (w @ sites.nu[:, 0])
+    d = k.diagonal(X).detach() - (Kxz * w.mT).sum(1)
+    mean, variance = w.mT @ m, (w * (S @ w)).sum(0) + d
+    expected = likelihoods.Bernoulli().expected_log_prob(y[:, None], mean[:, None], variance[:, None]).sum()
+    q, p = (torch.distributions.MultivariateNormal(a, b) for a, b in ((m, S), (torch.zeros_like(m), Kzz)))
+    kl = torch.distributions.kl_divergence(q, p)
+    close(elbo, float(expected - kl), "ELBO", rtol=1e-6)
+
+
+LIKELIHOODS = {
+    "Gaussian": (likelihoods.Gaussian, lambda f: f, objectives.Evidence()),
+    "Gaussian-loo": (likelihoods.Gaussian, lambda f: f, objectives.LeaveOneOut()),
+    "Bernoulli": (likelihoods.Bernoulli, lambda f: (f > 0.3).double(), objectives.ELBO()),
+    "Bernoulli-ep": (likelihoods.Bernoulli, lambda f: (f > 0.3).double(), objectives.EPEvidence()),
+    "Poisson-ep": (likelihoods.Poisson, lambda f: f.exp().round(), objectives.EPEvidence()),
+    "StudentT": (likelihoods.StudentT, lambda f: f, objectives.ELBO()),
+    "Heteroscedastic": (likelihoods.Heteroscedastic, lambda f: f, objectives.ELBO()),
+}
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_gradients_of_objectives(name):
+    """In kernel, likelihood, mean and inducing inputs: extra variances and sites move, too."""
+    likelihood, outcome, objective = LIKELIHOODS[name]
+    gp = GP(rbf(), likelihood(), engine=SparseVariational(5), objective=objective)
+    problem, objective, _ = assemble(gp, as_data(X, outcome(targets(X))))
+    modules = (problem.prior.mean, *problem.prior.kernels, problem.likelihood)
+    raws = [p for m in modules for p in m.parameters() if p.requires_grad] + list(problem.plan.inducing)
+    grads = torch.autograd.grad(objective(problem.anew()), raws, allow_unused=True)
+    for raw, grad in zip(raws, grads, strict=True):
+        got = torch.zeros_like(raw) if grad is None else grad
+        close(got.reshape(-1), differences(raw, lambda: objective(problem.anew())), f"gradient of {name}", atol=2e-5)
+
+
+@torch.no_grad()
+def differences(raw, value, step=1e-5):
+    result = []
+    for i in range(raw.numel()):
+        flat, sides = raw.view(-1), []
+        start = float(flat[i])
+        for side in (step, -step):
+            flat[i] = start + side
+            sides.append(float(value()))
+        flat[i] = start
+        result.append((sides[0] - sides[1]) / (2 * step))
+    return torch.tensor(result)
+
+
+def test_blocks_of_rows_add_up(monkeypatch):
+    y, engine = targets(X), SparseVariational(select=At(Z))
+    problem, objective, _ = assemble(GP(rbf(), engine=engine), as_data(X, y))
+    raws = [p for p in problem.prior.kernels[0].parameters() if p.requires_grad] + list(problem.plan.inducing)
+    value = lambda: objective(problem.anew())  # noqa: E731
+    whole = value(), torch.autograd.grad(value(), raws)
+    for name, entries in (("BLOCK", 16), ("KEPT", 0)):
+        monkeypatch.setattr(f"gpx.engines.projections.{name}", entries)
+        close(value(), whole[0], name)
+        for got, expected in zip(torch.autograd.grad(value(), raws), whole[1], strict=True):
+            close(got, expected, name, atol=1e-8)
+
+
+def test_any_kernel_of_gpytorch():
+    kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel(ard_num_dims=2)).double()
+    y = targets(X)
+    bound, exact = (evidence(e, y, kernel=kernel) for e in (SparseVariational(40), engines.Exact()))
+    close(bound, exact, "gpytorch", rtol=1e-6)
+
+
+def test_fit_in_rounds_finds_what_exact_finds():
+    x = points(4_000, 1)
+    y = torch.sin(4 * x[:, 0]) + 0.1 * torch.randn(len(x), generator=torch.Generator().manual_seed(0)).double()
+    gp = GP(kernels.Matern(nu=2.5), engine=SparseVariational(40)).fit(x, y)
+    reference = GP(kernels.Matern(nu=2.5), engine="StateSpace").fit(x, y)
+    assert gp.log_evidence() <= reference.log_evidence() + 1e-6
+    assert reference.log_evidence() - gp.log_evidence() < 0.01 * len(x)
+    close(gp.likelihood_.noise.detach(), reference.likelihood_.noise.detach(), "noise", rtol=0.02)
+
+
+def test_updates_add_statistics_for_any_rows():
+    y = targets(X)
+    gp = GP(rbf(), likelihoods.Gaussian(0.05), mean="zero", engine=SparseVariational(select=At(Z))).condition(
+        X[:25], y[:25]
+    )
+    gp.update(X[25:], y[25:])
+    whole = GP(rbf(), likelihoods.Gaussian(0.05), mean="zero", engine=SparseVariational(select=At(Z))).condition(X, y)
+    for name in ("mean", "variance"):
+        close(getattr(gp.predict(Z), name), getattr(whole.predict(Z), name), name)
+
+
+def test_saved_models_predict_the_same(tmp_path):
+    gp = GP(rbf(), engine=SparseVariational(7)).fit(X, targets(X))
+    gp.save(tmp_path / "model.gpx")
+    again = gpx.load(tmp_path / "model.gpx")
+    close(again.predict(Z).mean, gp.predict(Z).mean, "mean")
+    close(again.predict(Z).variance, gp.predict(Z).variance, "variance")
