@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from gpx.errors import InputError
+from gpx.inference.coordinates import Coordinates
 from gpx.kernels import HidaMatern
 from gpx.kernels.walk import fix_outputscale
 from gpx.likelihoods import Gaussian, Likelihood, NegativeBinomial, Poisson
@@ -72,7 +73,7 @@ class LatentTrajectories:
         y, sites, before = torch.cat(data), None, -np.inf
         with progress_bar(max_rounds, "fit", verbose) as bar:
             for _ in range(max_rounds):
-                sites, found = self._infer(bins, y, sites)
+                self.elbo_, sites, found = self._infer(bins, y, sites)
                 bar.update()
                 bar.set_postfix_str(f"ELBO {self.elbo_:.2f}", refresh=False)
                 if self.elbo_ - before < TOLERANCE * y.numel():
@@ -80,7 +81,7 @@ class LatentTrajectories:
                 before = self.elbo_
                 self._learn_readout(y, *found)
                 self._learn_kernels(bins, sites)
-        sites, (mean, variance) = self._infer(bins, y, sites)
+        self.elbo_, _, (mean, variance) = self._infer(bins, y, sites)
         self.latents_ = self._predictions(bins, mean, variance)
         return self
 
@@ -93,7 +94,7 @@ class LatentTrajectories:
             raise InputError("LatentTrajectories is not fitted yet: call fit(trials) first.")
         data = [_as_trial(trial, i, len(self.offset_)) for i, trial in enumerate(trials)]
         bins = Bins.of([len(y) for y in data])
-        _, (mean, variance) = self._infer(bins, torch.cat(data), None)
+        _, _, (mean, variance) = self._infer(bins, torch.cat(data), None)
         with torch.no_grad():
             rates = self.likelihood_.predict(*projected(self.loading_, self.offset_, mean, variance)).mean
         return list(bins.split(rates))
@@ -125,8 +126,10 @@ class LatentTrajectories:
         return not isinstance(self.likelihood_, Gaussian)
 
     @torch.no_grad()
-    def _infer(self, bins: Bins, y: Tensor, start: VectorSites | None) -> tuple[VectorSites, tuple[Tensor, Tensor]]:
-        """The sites at the present parameters, by damped steps that never lower the bound; sets elbo_."""
+    def _infer(
+        self, bins: Bins, y: Tensor, start: VectorSites | None
+    ) -> tuple[float, VectorSites, tuple[Tensor, Tensor]]:
+        """Bound, sites and moments at the present parameters, by damped steps that never lower the bound."""
         L = len(self.kernels_)
         none = VectorSites(torch.zeros(len(y), L).double(), torch.zeros(len(y), L, L).double())
         sites, step = start or none, 1.0 if start else 0.5
@@ -141,8 +144,7 @@ class LatentTrajectories:
             step = min(1.0, 1.5 * step)
             if gain < SITE_TOLERANCE * y.numel() ** 0.5 and step == 1.0:
                 break
-        self.elbo_ = bound
-        return sites, found
+        return bound, sites, found
 
     def _bound(self, bins: Bins, y: Tensor, sites: VectorSites) -> tuple[float, VectorSites, tuple[Tensor, Tensor]]:
         found = smooth(self.kernels_, bins, sites)
@@ -163,9 +165,9 @@ class LatentTrajectories:
 
     def _learn_kernels(self, bins: Bins, sites: VectorSites) -> None:
         """The kernels at fixed sites: where the sites are optimal, the log partition has the gradient of the bound."""
-        raws = [p for kernel in self.kernels_ for p in kernel.parameters() if p.requires_grad]
-        if raws:
-            _ascend(lambda: smooth(self.kernels_, bins, sites).log_partition, raws, KERNEL_STEPS)
+        coordinates = Coordinates([(f"kernel.{i}", kernel) for i, kernel in enumerate(self.kernels_)])
+        if coordinates.entries:
+            _climb(lambda: smooth(self.kernels_, bins, sites).log_partition, coordinates, KERNEL_STEPS)
 
     def _predictions(self, bins: Bins, mean: Tensor, variance: Tensor) -> list[Prediction]:
         spread = variance.diagonal(dim1=-2, dim2=-1).sqrt()
@@ -200,6 +202,21 @@ def _ascend(value: Callable[[], Tensor], tensors: Sequence[Tensor], steps: int) 
 
     start = torch.cat([t.detach().reshape(-1) for t in tensors]).numpy().copy()
     loss(minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": steps}).x)
+
+
+def _climb(value: Callable[[], Tensor], coordinates: Coordinates, steps: int) -> None:
+    """A few steps of L-BFGS uphill, in coordinates that have a natural unit each, within their bounds."""
+
+    def loss(z: np.ndarray) -> tuple[float, np.ndarray]:
+        coordinates.assign(z)
+        with torch.enable_grad():
+            total = value()
+            grads = torch.autograd.grad(total, coordinates.raws)
+        return -float(total.detach()), -coordinates.gradient(z, grads)
+
+    bounds = coordinates.bounds()
+    start = np.clip(coordinates.read(), *bounds.T)
+    loss(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": steps}).x)
 
 
 def _principal_loadings(data: Sequence[Tensor], latents: int, log_link: bool) -> tuple[Tensor, Tensor]:
