@@ -119,5 +119,7 @@ def _readout(
         pull = rate.T @ mean + np.einsum("tn,tkl,nl->nk", rate, cov, C)
         return -value, -np.concatenate([(first - pull).ravel(), total - rate.sum(0)])
 
-    found = minimize(loss, np.concatenate([loading.ravel(), offset]), jac=True, method="L-BFGS-B", options={"maxiter": 15})
+    found = minimize(
+        loss, np.concatenate([loading.ravel(), offset]), jac=True, method="L-BFGS-B", options={"maxiter": 15}
+    )
     return found.x[: N * L].reshape(N, L), found.x[N * L :]

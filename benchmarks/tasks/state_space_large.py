@@ -104,7 +104,7 @@ def run_prediction(setting: Setting) -> dict[str, float]:
     def model(rows: int) -> gpx.GP:
         return gpx.GP(kernel, likelihood, mean="zero", engine=gpx.engines.StateSpace()).condition(t[:rows], y[:rows])
 
-    model(WARM_UP_ROWS).predict(t[:100]).variance
+    model(WARM_UP_ROWS).predict(t[:100])
     gp = model(len(t))
     return measured(lambda: gp.predict(t + SPACING / 3).variance)
 

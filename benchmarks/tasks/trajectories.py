@@ -98,7 +98,9 @@ def run_factor_analysis(setting: Setting) -> dict[str, float]:
     for rate in RATES:
         paths, counts = simulate(rate, setting)
         start = factor_analysis.principal_start(counts[:-1], 2)
-        model, seconds = timed(lambda counts=counts, start=start: factor_analysis.fit(np.concatenate(counts[:-1]), start))
+        model, seconds = timed(
+            lambda counts=counts, start=start: factor_analysis.fit(np.concatenate(counts[:-1]), start)
+        )
         factors = factor_analysis.infer(np.concatenate(counts), model)[1]
         found[f"rate {rate:g}: R2"] = affine_r2(paths, [factors])
         found[f"rate {rate:g}: fit time"] = seconds
