@@ -16,8 +16,12 @@ from scipy.optimize import minimize
 from torch import Tensor
 from torch.distributions import Normal
 
+from gpx.engines import StateSpace
 from gpx.errors import InputError
+from gpx.gp import GP
 from gpx.inference.coordinates import Coordinates
+from gpx.inference.objectives import Evidence
+from gpx.inference.whittle import Whittle
 from gpx.kernels import HidaMatern
 from gpx.kernels.walk import fix_outputscale
 from gpx.likelihoods import Gaussian, Likelihood, NegativeBinomial, Poisson
@@ -42,7 +46,8 @@ class LatentTrajectories:
     Parameters
     ----------
     kernels : one kernel of one input per latent, with a state-space form; their outputscales stay 1, as the loadings have the
-        scale. None: two of `HidaMatern(order=1, frequency=0)`.
+        scale. None: two of `HidaMatern(order=1, frequency=0)`. Frequencies that are left open start, with the other values of
+        their kernel, from the debiased Whittle likelihood of the first estimates of the latent.
     likelihood : "poisson", "gaussian", "negative_binomial", or a likelihood of `gpx.likelihoods` with one latent function.
 
     After `fit`: latents_ (a list with, per trial, a Prediction of mean [T_r, L]), loading_ [N, L], offset_ [N], kernels_,
@@ -88,11 +93,17 @@ class LatentTrajectories:
     def predict_rates(self, trials: Sequence[Any]) -> list[Tensor]:
         """Expected counts [T_r, N] of every trial, the latents inferred from what is not NaN in it: from some neurons to others.
 
-        Raises: InputError for trials with another number of neurons than those of the fit.
+        With ``shown`` [N], True for the neurons that may be seen, those of the others are
+        ``predict_rates([np.where(shown, trial, np.nan)])[0][:, ~shown]``.
+
+        Raises: InputError before a fit, for counts that the likelihood does not allow, and for trials with another number of
+        neurons than those of the fit.
         """
         if not hasattr(self, "offset_"):
             raise InputError("LatentTrajectories is not fitted yet: call fit(trials) first.")
         data = [_as_trial(trial, i, len(self.offset_)) for i, trial in enumerate(trials)]
+        for i, y in enumerate(data):
+            _check(self.likelihood_, y, i)
         bins = Bins.of([len(y) for y in data])
         _, _, (mean, variance) = self._infer(bins, torch.cat(data), None)
         with torch.no_grad():
@@ -116,10 +127,21 @@ class LatentTrajectories:
             _check(self.likelihood_, y, i)
         kernels = [HidaMatern(1, frequency=0.0) for _ in range(2)] if self.kernels is None else self.kernels
         self.kernels_ = [copy.deepcopy(kernel).double() for kernel in kernels]
-        for kernel in self.kernels_:
+        self.loading_, self.offset_ = _principal_loadings(data, len(self.kernels_), self._log_link)
+        for i, kernel in enumerate(self.kernels_):
             fix_outputscale(kernel)
             _start_lengths(kernel, max(len(y) for y in data))
-        self.loading_, self.offset_ = _principal_loadings(data, len(self.kernels_), self._log_link)
+            if _open_frequency(kernel):
+                self.kernels_[i] = _whittle_start(kernel, self._read_out(data, i))
+
+    def _read_out(self, data: Sequence[Tensor], latent: int) -> Tensor:
+        """A noisy latent, linear in the counts, trial by trial [longest, R]; NaN after the end of a trial."""
+        joined = torch.cat(list(data))
+        level = joined.nanmean(0)
+        gain = self.loading_ * level.unsqueeze(1) if self._log_link else self.loading_
+        latents = torch.nan_to_num(joined - level) @ torch.linalg.pinv(gain.mT)
+        parts = list(latents[:, latent].split([len(y) for y in data]))
+        return torch.nn.utils.rnn.pad_sequence(parts, padding_value=math.nan)
 
     @property
     def _log_link(self) -> bool:
@@ -239,6 +261,22 @@ def _start_lengths(kernel: gpytorch.kernels.Kernel, bins: int) -> None:
         choices = getattr(module, "choices", {})
         if "lengthscale" in choices and not choices["lengthscale"].given:
             module.assign("lengthscale", max(2.0, bins / 20))
+
+
+def _open_frequency(kernel: gpytorch.kernels.Kernel) -> bool:
+    """Whether a frequency was left to the data."""
+    choices = [getattr(module, "choices", {}).get("frequency") for module in kernel.modules()]
+    return any(choice is not None and not (choice.given or choice.fixed) for choice in choices)
+
+
+def _whittle_start(kernel: gpytorch.kernels.Kernel, series: Tensor) -> gpytorch.kernels.Kernel:
+    """The kernel with the values of the debiased Whittle likelihood of series [T, R] that are it, some scale and noise.
+
+    Around a frequency of zero the bound has no slope, and it has an optimum at many others.
+    """
+    objective = Whittle() if kernel.is_stationary else Evidence()
+    gp = GP(gpytorch.kernels.ScaleKernel(kernel), mean="zero", engine=StateSpace(), objective=objective)
+    return gp.fit(torch.arange(len(series)).double(), series).kernel_.base_kernel
 
 
 def _as_likelihood(likelihood: Any) -> Likelihood:
