@@ -20,7 +20,6 @@ from gpx.engines import StateSpace
 from gpx.errors import InputError
 from gpx.gp import GP
 from gpx.inference.coordinates import Coordinates
-from gpx.inference.objectives import Evidence
 from gpx.inference.whittle import Whittle
 from gpx.kernels import HidaMatern
 from gpx.kernels.walk import fix_outputscale
@@ -46,8 +45,8 @@ class LatentTrajectories:
     Parameters
     ----------
     kernels : one kernel of one input per latent, with a state-space form; their outputscales stay 1, as the loadings have the
-        scale. None: two of `HidaMatern(order=1, frequency=0)`. Frequencies that are left open start, with the other values of
-        their kernel, from the debiased Whittle likelihood of the first estimates of the latent.
+        scale. None: two of `HidaMatern(order=1, frequency=0)`. A stationary kernel whose frequency or period is left open
+        starts from the debiased Whittle likelihood of the first estimates of its latent.
     likelihood : "poisson", "gaussian", "negative_binomial", or a likelihood of `gpx.likelihoods` with one latent function.
 
     After `fit`: latents_ (a list with, per trial, a Prediction of mean [T_r, L]), loading_ [N, L], offset_ [N], kernels_,
@@ -128,10 +127,11 @@ class LatentTrajectories:
         kernels = [HidaMatern(1, frequency=0.0) for _ in range(2)] if self.kernels is None else self.kernels
         self.kernels_ = [copy.deepcopy(kernel).double() for kernel in kernels]
         self.loading_, self.offset_ = _principal_loadings(data, len(self.kernels_), self._log_link)
+        longest = max(len(y) for y in data)
         for i, kernel in enumerate(self.kernels_):
             fix_outputscale(kernel)
-            _start_lengths(kernel, max(len(y) for y in data))
-            if _open_frequency(kernel):
+            _start_lengths(kernel, longest)
+            if longest > 1 and kernel.is_stationary and _open_oscillation(kernel):
                 self.kernels_[i] = _whittle_start(kernel, self._read_out(data, i))
 
     def _read_out(self, data: Sequence[Tensor], latent: int) -> Tensor:
@@ -263,10 +263,11 @@ def _start_lengths(kernel: gpytorch.kernels.Kernel, bins: int) -> None:
             module.assign("lengthscale", max(2.0, bins / 20))
 
 
-def _open_frequency(kernel: gpytorch.kernels.Kernel) -> bool:
-    """Whether a frequency was left to the data."""
-    choices = [getattr(module, "choices", {}).get("frequency") for module in kernel.modules()]
-    return any(choice is not None and not (choice.given or choice.fixed) for choice in choices)
+def _open_oscillation(kernel: gpytorch.kernels.Kernel) -> bool:
+    """Whether a frequency or a period was left to the data."""
+    owners = [getattr(module, "choices", {}) for module in kernel.modules()]
+    choices = [owner[name] for owner in owners for name in ("frequency", "period") if name in owner]
+    return any(not (choice.given or choice.fixed) for choice in choices)
 
 
 def _whittle_start(kernel: gpytorch.kernels.Kernel, series: Tensor) -> gpytorch.kernels.Kernel:
@@ -274,8 +275,7 @@ def _whittle_start(kernel: gpytorch.kernels.Kernel, series: Tensor) -> gpytorch.
 
     Around a frequency of zero the bound has no slope, and it has an optimum at many others.
     """
-    objective = Whittle() if kernel.is_stationary else Evidence()
-    gp = GP(gpytorch.kernels.ScaleKernel(kernel), mean="zero", engine=StateSpace(), objective=objective)
+    gp = GP(gpytorch.kernels.ScaleKernel(kernel), mean="zero", engine=StateSpace(), objective=Whittle())
     return gp.fit(torch.arange(len(series)).double(), series).kernel_.base_kernel
 
 
