@@ -72,7 +72,7 @@ def run_poisson(setting: Setting) -> dict[str, float]:
     from gpx.inputs import as_data
     from gpx.sites import Sites
 
-    t, f = series(WARM_UP_ROWS if setting.quick else 1_000_000, setting.seed)
+    t, _ = series(WARM_UP_ROWS if setting.quick else 1_000_000, setting.seed)
     counts = np.random.default_rng(setting.seed).poisson(np.exp(np.sin(t)))
     gp = gpx.GP(gpx.kernels.Matern(nu=1.5, lengthscale=2.0), gpx.likelihoods.Poisson(), engine=gpx.engines.StateSpace())
     problem, _, _ = assemble(gp, as_data(t, counts))
@@ -140,11 +140,11 @@ TASK = Task(
         Metric("noise"),
     ),
     models={
-        "fit of 1e7 rows": run_fit,
-        "gradient, 12 states": run_gradient,
-        "Poisson sweep": run_poisson,
-        "predictions at 1e6 times": run_prediction,
-        "cold compilation": run_compilation,
+        "fit-1e7": run_fit,
+        "gradient-12-states": run_gradient,
+        "poisson-sweep": run_poisson,
+        "predictions-1e6": run_prediction,
+        "cold-compilation": run_compilation,
     },
     reference=None,
 )
