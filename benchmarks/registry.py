@@ -15,6 +15,7 @@ MODULES = {
     "exact": "benchmarks.tasks.exact",
     "memory": "benchmarks.tasks.memory",
     "state-space": "benchmarks.tasks.state_space",
+    "state-space-large": "benchmarks.tasks.state_space_large",
     "trajectories": "benchmarks.tasks.trajectories",
     "whittle": "benchmarks.tasks.whittle",
     "block": "benchmarks.tasks.block",

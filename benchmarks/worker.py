@@ -14,6 +14,8 @@ PACKAGES = {
     "gpx": "gpx-torch",
     "torch": "torch",
     "gpytorch": "gpytorch",
+    "celerite2": "celerite2",
+    "tinygp": "tinygp",
     "sklearn": "scikit-learn",
     "scipy": "scipy",
     "numpy": "numpy",

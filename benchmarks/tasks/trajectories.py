@@ -55,10 +55,25 @@ def components(signal: list[ndarray]) -> list[ndarray]:
     return [(s - joined.mean(0)) @ axes.T for s in signal]
 
 
-def run_gpx(setting: Setting) -> dict[str, float]:
-    """`LatentTrajectories()` as it is, hyperparameters learned; and the neurons of the last trial that were hidden."""
+def hidden(trial: ndarray) -> ndarray:
+    """The trial without its first half of neurons."""
     import numpy as np
 
+    return np.where(np.arange(NEURONS) < NEURONS // 2, np.nan, trial)
+
+
+def held_out_bits(rates: ndarray, trial: ndarray) -> float:
+    """Bits per spike of the neurons that were hidden; their mean counts in the trial itself are zero."""
+    import torch
+
+    import gpx
+
+    half = slice(0, NEURONS // 2)
+    return gpx.models.bits_per_spike([torch.as_tensor(rates[:, half])], [trial[:, half]])
+
+
+def run_gpx(setting: Setting) -> dict[str, float]:
+    """`LatentTrajectories()` as it is, hyperparameters learned; and the neurons of the last trial that were hidden."""
     import gpx
 
     found: dict[str, float] = {}
@@ -68,13 +83,30 @@ def run_gpx(setting: Setting) -> dict[str, float]:
         model, seconds = timed(lambda counts=counts: gpx.models.LatentTrajectories().fit(counts))
         found[f"rate {rate:g}: R2"] = affine_r2(paths, [p.mean.numpy() for p in model.latents_])
         found[f"rate {rate:g}: fit time"] = seconds
-        model = gpx.models.LatentTrajectories().fit(counts[:-1])
-        hidden = counts[-1].astype(float)
-        hidden[:, : NEURONS // 2] = np.nan
-        (rates,) = model.predict_rates([hidden])
-        half = slice(0, NEURONS // 2)
-        found[f"rate {rate:g}: bits per held-out spike"] = gpx.models.bits_per_spike(
-            [rates[:, half]], [counts[-1][:, half]]
+        (rates,) = gpx.models.LatentTrajectories().fit(counts[:-1]).predict_rates([hidden(counts[-1])])
+        found[f"rate {rate:g}: bits per held-out spike"] = held_out_bits(rates.numpy(), counts[-1])
+    return found
+
+
+def run_factor_analysis(setting: Setting) -> dict[str, float]:
+    """Poisson factor analysis, fitted on all trials but the last; its factors of all trials, and the hidden neurons of the last."""
+    import numpy as np
+
+    from benchmarks.tasks import factor_analysis
+
+    found: dict[str, float] = {}
+    for rate in RATES:
+        paths, counts = simulate(rate, setting)
+        start = factor_analysis.principal_start(counts[:-1], 2)
+        model, seconds = timed(
+            lambda counts=counts, start=start: factor_analysis.fit(np.concatenate(counts[:-1]), start)
+        )
+        factors = factor_analysis.infer(np.concatenate(counts), model)[1]
+        found[f"rate {rate:g}: R2"] = affine_r2(paths, [factors])
+        found[f"rate {rate:g}: fit time"] = seconds
+        _, mean, cov = factor_analysis.infer(hidden(counts[-1]), model)
+        found[f"rate {rate:g}: bits per held-out spike"] = held_out_bits(
+            factor_analysis.predicted(model, mean, cov), counts[-1]
         )
     return found
 
@@ -104,5 +136,5 @@ TASK = Task(
             Metric(f"rate {rate:g}: bits per held-out spike", "bits", "difference"),
         )
     ),
-    models={"gpx": run_gpx, "principal-components": run_components},
+    models={"gpx": run_gpx, "factor-analysis": run_factor_analysis, "principal-components": run_components},
 )

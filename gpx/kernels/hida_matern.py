@@ -85,7 +85,8 @@ class HidaMatern(Kernel):
         if not choice.bounded:
             given = float(self.frequency.detach().max())
             self.register_constraint("raw_frequency", Box(0.0, max(highest, given)))
-        found = dominant_periods(t, data.y[:, 0], limit=1)
+        search = not choice.fixed and (self._is_zero() or not choice.given)
+        found = dominant_periods(t, data.y[:, 0], limit=1) if search else []
         # Without a peak: half a cycle over the range, close to a Matern kernel, but with a gradient.
         begin = 1 / found[0] if found else 0.5 / span
         if choice.given and not choice.fixed and self._is_zero():

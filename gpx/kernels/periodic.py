@@ -27,9 +27,10 @@ class Repeating(Kernel):
 
     def _init_from(self, data: Data) -> None:
         self.start("outputscale", data.variance)
-        found = dominant_periods(data.x[:, 0], data.y[:, 0], limit=1) if data.x.shape[1] == 1 else []
-        self.start("period", found[0] if found else float(data.spread[0]))
         choice = self.choices["period"]
+        search = not choice.given and data.x.shape[1] == 1
+        found = dominant_periods(data.x[:, 0], data.y[:, 0], limit=1) if search else []
+        self.start("period", found[0] if found else float(data.spread[0]))
         if (found or choice.given) and not choice.bounded:
             # The objective has an optimum at every harmonic: the fit refines a known period, it does not leave it.
             period = self.period.detach()

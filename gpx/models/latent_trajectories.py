@@ -16,7 +16,11 @@ from scipy.optimize import minimize
 from torch import Tensor
 from torch.distributions import Normal
 
+from gpx.engines import StateSpace
 from gpx.errors import InputError
+from gpx.gp import GP
+from gpx.inference.coordinates import Coordinates
+from gpx.inference.whittle import Whittle
 from gpx.kernels import HidaMatern
 from gpx.kernels.walk import fix_outputscale
 from gpx.likelihoods import Gaussian, Likelihood, NegativeBinomial, Poisson
@@ -41,7 +45,8 @@ class LatentTrajectories:
     Parameters
     ----------
     kernels : one kernel of one input per latent, with a state-space form; their outputscales stay 1, as the loadings have the
-        scale. None: two of `HidaMatern(order=1, frequency=0)`.
+        scale. None: two of `HidaMatern(order=1, frequency=0)`. A stationary kernel whose frequency or period is left open
+        starts from the debiased Whittle likelihood of the first estimates of its latent.
     likelihood : "poisson", "gaussian", "negative_binomial", or a likelihood of `gpx.likelihoods` with one latent function.
 
     After `fit`: latents_ (a list with, per trial, a Prediction of mean [T_r, L]), loading_ [N, L], offset_ [N], kernels_,
@@ -72,7 +77,7 @@ class LatentTrajectories:
         y, sites, before = torch.cat(data), None, -np.inf
         with progress_bar(max_rounds, "fit", verbose) as bar:
             for _ in range(max_rounds):
-                sites, found = self._infer(bins, y, sites)
+                self.elbo_, sites, found = self._infer(bins, y, sites)
                 bar.update()
                 bar.set_postfix_str(f"ELBO {self.elbo_:.2f}", refresh=False)
                 if self.elbo_ - before < TOLERANCE * y.numel():
@@ -80,20 +85,26 @@ class LatentTrajectories:
                 before = self.elbo_
                 self._learn_readout(y, *found)
                 self._learn_kernels(bins, sites)
-        sites, (mean, variance) = self._infer(bins, y, sites)
+        self.elbo_, _, (mean, variance) = self._infer(bins, y, sites)
         self.latents_ = self._predictions(bins, mean, variance)
         return self
 
     def predict_rates(self, trials: Sequence[Any]) -> list[Tensor]:
         """Expected counts [T_r, N] of every trial, the latents inferred from what is not NaN in it: from some neurons to others.
 
-        Raises: InputError for trials with another number of neurons than those of the fit.
+        With ``shown`` [N], True for the neurons that may be seen, those of the others are
+        ``predict_rates([np.where(shown, trial, np.nan)])[0][:, ~shown]``.
+
+        Raises: InputError before a fit, for counts that the likelihood does not allow, and for trials with another number of
+        neurons than those of the fit.
         """
         if not hasattr(self, "offset_"):
             raise InputError("LatentTrajectories is not fitted yet: call fit(trials) first.")
         data = [_as_trial(trial, i, len(self.offset_)) for i, trial in enumerate(trials)]
+        for i, y in enumerate(data):
+            _check(self.likelihood_, y, i)
         bins = Bins.of([len(y) for y in data])
-        _, (mean, variance) = self._infer(bins, torch.cat(data), None)
+        _, _, (mean, variance) = self._infer(bins, torch.cat(data), None)
         with torch.no_grad():
             rates = self.likelihood_.predict(*projected(self.loading_, self.offset_, mean, variance)).mean
         return list(bins.split(rates))
@@ -115,18 +126,32 @@ class LatentTrajectories:
             _check(self.likelihood_, y, i)
         kernels = [HidaMatern(1, frequency=0.0) for _ in range(2)] if self.kernels is None else self.kernels
         self.kernels_ = [copy.deepcopy(kernel).double() for kernel in kernels]
-        for kernel in self.kernels_:
-            fix_outputscale(kernel)
-            _start_lengths(kernel, max(len(y) for y in data))
         self.loading_, self.offset_ = _principal_loadings(data, len(self.kernels_), self._log_link)
+        longest = max(len(y) for y in data)
+        for i, kernel in enumerate(self.kernels_):
+            fix_outputscale(kernel)
+            _start_lengths(kernel, longest)
+            if longest > 1 and kernel.is_stationary and _open_oscillation(kernel):
+                self.kernels_[i] = _whittle_start(kernel, self._read_out(data, i))
+
+    def _read_out(self, data: Sequence[Tensor], latent: int) -> Tensor:
+        """A noisy latent, linear in the counts, trial by trial [longest, R]; NaN after the end of a trial."""
+        joined = torch.cat(list(data))
+        level = joined.nanmean(0)
+        gain = self.loading_ * level.unsqueeze(1) if self._log_link else self.loading_
+        latents = torch.nan_to_num(joined - level) @ torch.linalg.pinv(gain.mT)
+        parts = list(latents[:, latent].split([len(y) for y in data]))
+        return torch.nn.utils.rnn.pad_sequence(parts, padding_value=math.nan)
 
     @property
     def _log_link(self) -> bool:
         return not isinstance(self.likelihood_, Gaussian)
 
     @torch.no_grad()
-    def _infer(self, bins: Bins, y: Tensor, start: VectorSites | None) -> tuple[VectorSites, tuple[Tensor, Tensor]]:
-        """The sites at the present parameters, by damped steps that never lower the bound; sets elbo_."""
+    def _infer(
+        self, bins: Bins, y: Tensor, start: VectorSites | None
+    ) -> tuple[float, VectorSites, tuple[Tensor, Tensor]]:
+        """Bound, sites and moments at the present parameters, by damped steps that never lower the bound."""
         L = len(self.kernels_)
         none = VectorSites(torch.zeros(len(y), L).double(), torch.zeros(len(y), L, L).double())
         sites, step = start or none, 1.0 if start else 0.5
@@ -141,8 +166,7 @@ class LatentTrajectories:
             step = min(1.0, 1.5 * step)
             if gain < SITE_TOLERANCE * y.numel() ** 0.5 and step == 1.0:
                 break
-        self.elbo_ = bound
-        return sites, found
+        return bound, sites, found
 
     def _bound(self, bins: Bins, y: Tensor, sites: VectorSites) -> tuple[float, VectorSites, tuple[Tensor, Tensor]]:
         found = smooth(self.kernels_, bins, sites)
@@ -163,9 +187,9 @@ class LatentTrajectories:
 
     def _learn_kernels(self, bins: Bins, sites: VectorSites) -> None:
         """The kernels at fixed sites: where the sites are optimal, the log partition has the gradient of the bound."""
-        raws = [p for kernel in self.kernels_ for p in kernel.parameters() if p.requires_grad]
-        if raws:
-            _ascend(lambda: smooth(self.kernels_, bins, sites).log_partition, raws, KERNEL_STEPS)
+        coordinates = Coordinates([(f"kernel.{i}", kernel) for i, kernel in enumerate(self.kernels_)])
+        if coordinates.entries:
+            _climb(lambda: smooth(self.kernels_, bins, sites).log_partition, coordinates, KERNEL_STEPS)
 
     def _predictions(self, bins: Bins, mean: Tensor, variance: Tensor) -> list[Prediction]:
         spread = variance.diagonal(dim1=-2, dim2=-1).sqrt()
@@ -202,6 +226,21 @@ def _ascend(value: Callable[[], Tensor], tensors: Sequence[Tensor], steps: int) 
     loss(minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": steps}).x)
 
 
+def _climb(value: Callable[[], Tensor], coordinates: Coordinates, steps: int) -> None:
+    """A few steps of L-BFGS uphill, in coordinates that have a natural unit each, within their bounds."""
+
+    def loss(z: np.ndarray) -> tuple[float, np.ndarray]:
+        coordinates.assign(z)
+        with torch.enable_grad():
+            total = value()
+            grads = torch.autograd.grad(total, coordinates.raws)
+        return -float(total.detach()), -coordinates.gradient(z, grads)
+
+    bounds = coordinates.bounds()
+    start = np.clip(coordinates.read(), *bounds.T)
+    loss(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": steps}).x)
+
+
 def _principal_loadings(data: Sequence[Tensor], latents: int, log_link: bool) -> tuple[Tensor, Tensor]:
     """Loadings [N, L] and offsets [N] that make unit-variance latents of the principal components."""
     filled = [torch.where(torch.isnan(y), torch.nanmean(torch.cat(list(data)), 0), y) for y in data]
@@ -222,6 +261,22 @@ def _start_lengths(kernel: gpytorch.kernels.Kernel, bins: int) -> None:
         choices = getattr(module, "choices", {})
         if "lengthscale" in choices and not choices["lengthscale"].given:
             module.assign("lengthscale", max(2.0, bins / 20))
+
+
+def _open_oscillation(kernel: gpytorch.kernels.Kernel) -> bool:
+    """Whether a frequency or a period was left to the data."""
+    owners = [getattr(module, "choices", {}) for module in kernel.modules()]
+    choices = [owner[name] for owner in owners for name in ("frequency", "period") if name in owner]
+    return any(not (choice.given or choice.fixed) for choice in choices)
+
+
+def _whittle_start(kernel: gpytorch.kernels.Kernel, series: Tensor) -> gpytorch.kernels.Kernel:
+    """The kernel with the values of the debiased Whittle likelihood of series [T, R] that are it, some scale and noise.
+
+    Around a frequency of zero the bound has no slope, and it has an optimum at many others.
+    """
+    gp = GP(gpytorch.kernels.ScaleKernel(kernel), mean="zero", engine=StateSpace(), objective=Whittle())
+    return gp.fit(torch.arange(len(series)).double(), series).kernel_.base_kernel
 
 
 def _as_likelihood(likelihood: Any) -> Likelihood:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import gpx
+from benchmarks.tasks import factor_analysis
 from gpx.errors import InputError, StructureError
 from gpx.kernels import RBF, HidaMatern, Matern
 from gpx.kernels.dense import dense
@@ -84,14 +86,13 @@ def test_the_bound_is_stationary_in_the_sites():
     model = LatentTrajectories([HidaMatern(1, 6.0, 0.0), HidaMatern(1, 4.0, 0.0)]).fit(trials, max_rounds=1)
     bins, y = Bins.of([30, 20]), torch.as_tensor(np.concatenate(trials))
     raw, values = model.kernels_[0].raw_lengthscale, []
-    sites, _ = model._infer(bins, y, None)
+    _, sites, _ = model._infer(bins, y, None)
     with torch.enable_grad():
         (slope,) = torch.autograd.grad(smooth(model.kernels_, bins, sites).log_partition, raw)
     for step in (1e-3, -1e-3):
         with torch.no_grad():
             raw += step
-            model._infer(bins, y, sites)
-            values.append(model.elbo_)
+            values.append(model._infer(bins, y, sites)[0])
             raw -= step
     assert float(slope) == pytest.approx((values[0] - values[1]) / 2e-3, rel=1e-3)
 
@@ -106,10 +107,46 @@ def test_trajectories_and_held_out_neurons():
     truth = np.concatenate(paths[:2])
     rest = truth - design @ np.linalg.lstsq(design, truth, rcond=None)[0]
     assert 1 - (rest**2).sum() / (truth**2).sum() > 0.95
-    hidden = trials[2].copy()
-    hidden[:, :5] = np.nan
-    (rates,) = model.predict_rates([hidden])
-    assert bits_per_spike([rates[:, :5]], [trials[2][:, :5]]) > 0.1
+    shown, bound = np.arange(30) >= 5, model.elbo_
+    (rates,) = model.predict_rates([np.where(shown, trials[2], np.nan)])
+    assert bits_per_spike([rates[:, ~shown]], [trials[2][:, ~shown]]) > 0.1
+    assert model.elbo_ == bound  # of the fit, not of what is predicted
+
+
+def test_neurons_that_are_not_shown_are_not_used():
+    """Hidden neurons are as if they were not there; of a trial without any, the rates are those of the prior."""
+    trials, _ = population(neurons=9, bins=(30, 20))
+    model = LatentTrajectories().fit(trials, max_rounds=2)
+    shown = np.arange(9) % 3 > 0
+    (rates,) = model.predict_rates([np.where(shown, trials[1], np.nan)])
+    fewer = copy.copy(model)
+    fewer.loading_, fewer.offset_ = model.loading_[shown], model.offset_[shown]
+    close(rates[:, shown], fewer.predict_rates([trials[1][:, shown]])[0], "rates of the neurons shown", 1e-8)
+    (rates,) = model.predict_rates([np.full((7, 9), np.nan)])
+    prior = torch.exp(model.offset_ + 0.5 * model.loading_.square().sum(1))
+    close(rates, prior.expand(7, 9), "rates of the prior", 1e-8)
+
+
+def test_white_latents_are_factor_analysis():
+    """Latents without memory: the bound and the rates of Poisson factor analysis, bin by bin, in plain numpy."""
+    trials, _ = population(neurons=10, bins=(40, 30))
+    white = HidaMatern(0, 1e-3, 0.0).set(lengthscale=dict(fixed=True))
+    model = LatentTrajectories([white, white]).fit(trials, max_rounds=2)
+    factors = factor_analysis.Factors(model.loading_.numpy(), model.offset_.numpy())
+    bound, *_ = factor_analysis.infer(np.concatenate(trials), factors)
+    assert model.elbo_ == pytest.approx(bound, rel=1e-6)
+    hidden = np.where(np.arange(10) > 3, trials[0], np.nan)
+    _, *moments = factor_analysis.infer(hidden, factors)
+    close(model.predict_rates([hidden])[0], factor_analysis.predicted(factors, *moments), "rates", rtol=1e-3)
+
+
+def test_open_frequencies_start_from_the_counts():
+    """An oscillation of 25 bins: found where the frequency is open, with a higher bound than without one."""
+    trials, _ = population(neurons=20, bins=(100, 80), rate=0.5)
+    tone, plain = (LatentTrajectories([HidaMatern(1, frequency=f)] * 2).fit(trials, max_rounds=5) for f in (None, 0.0))
+    found = max(float(kernel.frequency.detach()) for kernel in tone.kernels_)
+    assert found == pytest.approx(1 / 25, rel=0.05)
+    assert tone.elbo_ > plain.elbo_ + 1
 
 
 def test_more_rounds_do_not_lower_the_bound():
@@ -143,6 +180,8 @@ def test_bad_input():
         LatentTrajectories([Matern()] * 7).fit(counts)
     with pytest.raises(InputError, match="5 neurons.*the fit had 6"):
         model.fit(counts, max_rounds=1).predict_rates([counts[0][:, :5]])
+    with pytest.raises(InputError, match=r"trial 0 has -1 in bin 3, neuron 2"):
+        model.predict_rates([negative])
     with pytest.raises(InputError, match=r"call fit\(trials\) first"):
         LatentTrajectories().predict_rates(counts)
     with pytest.raises(InputError, match=r"Neuron\(s\) \[6\] .*no observed bin in any trial; leave them out"):
