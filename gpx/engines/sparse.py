@@ -51,14 +51,14 @@ class SparseVariational(Engine):
     ``Q = K_XZ K_ZZ^-1 K_ZX``.
 
     Arguments: inducing: how many inducing inputs, M (at most as many as there are rows); select: how they are chosen, the name
-    of a function of `gpx.selection` or such a function.
+    of a function of `gpx.selection` or such a function; refine: whether `fit` moves them.
     Raises: InputError for another value. Cost: O(N M^2) per evaluation, in blocks of rows, O(M^2) per predicted point; memory:
     O(N + M^2).
     Source: Titsias (2009), "Variational learning of inducing variables in sparse Gaussian processes"; Adam et al. (2021), "Dual
     parameterization of sparse variational Gaussian processes".
 
     >>> SparseVariational(inducing=100)
-    SparseVariational(inducing=100, select='greedy')
+    SparseVariational(inducing=100, select='greedy', refine=True)
     """
 
     inducing: int = 512
