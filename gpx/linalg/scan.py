@@ -93,7 +93,7 @@ class ProcessNoise(torch.autograd.Function):
 class Stretches:
     """K stretches of L times side by side: the entries of a matrix before the K stretches that they are for.
 
-    transitions: of every block, [L, d, d, K]; noise [L, S, S, K]; h: the weights of the state in f, [L, S, K] or [1, S, 1].
+    transitions: of every block [L, d, d, K]; noise [L, S, S, K]; h [L, S, K]: the weights of the state in f.
     """
 
     layout: Layout
@@ -101,31 +101,34 @@ class Stretches:
     noise: Tensor
     h: Tensor
 
-    def advance(self, step: int, X: Tensor) -> Tensor:
+    def steps(self, *more: Tensor) -> Iterator[tuple[Any, ...]]:
+        """Transitions, noise, h and what else there is by step. An index into them would cost all of them, going back."""
+        blocks = zip(*(A.unbind() for A in self.transitions), strict=True)
+        return zip(blocks, *(v.unbind() for v in (self.noise, self.h, *more)), strict=True)
+
+    def advance(self, transitions: tuple[Tensor, ...], X: Tensor) -> Tensor:
         """``A X`` [S, w, K]."""
-        parts = X.split([c * A.shape[1] for c, A in zip(self.layout.copies, self.transitions, strict=True)])
+        parts = X.split([c * len(A) for c, A in zip(self.layout.copies, transitions, strict=True)])
         moved = [
-            (A[step].unsqueeze(2) * part.unflatten(0, (-1, 1, A.shape[1]))).sum(2).flatten(0, 1)
-            for A, part in zip(self.transitions, parts, strict=True)
+            (A.unsqueeze(2) * part.unflatten(0, (-1, 1, len(A)))).sum(2).flatten(0, 1)
+            for A, part in zip(transitions, parts, strict=True)
         ]
         return torch.cat(moved)
 
-    def weights(self, step: int) -> Tensor:
-        """h at a step."""
-        return self.h[min(step, len(self.h) - 1)]
-
-    def filter(self, ahead: Tensor, C: Tensor, nu: Tensor, tau: Tensor, unit: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    def filter(self, ahead: Tensor, C: Tensor, *sites: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """From step to step: the state's distribution ``N(A z_0 + b, C)`` after the site, ahead [S, w, K] with b its last column;
-        before the site, f as ahead [w, K] and its variance [K]; the change of ahead per covariance with f [w, K].
+        f as ahead [w, K] and its variance [K] before the site; the change of ahead per covariance with f [w, K].
+
+        sites: nu, tau and unit [L, K].
         """
-        for step in range(len(nu)):
-            ahead, h = self.advance(step, ahead), self.weights(step)
-            C = self.advance(step, self.advance(step, C).transpose(0, 1)) + self.noise[step]
+        for transitions, noise, h, nu, tau, unit in self.steps(*sites):
+            ahead = self.advance(transitions, ahead)
+            C = self.advance(transitions, self.advance(transitions, C).transpose(0, 1)) + noise
             g, f = (C * h).sum(1), (h.unsqueeze(1) * ahead).sum(0)
             v = (g * h).sum(0)
-            inverse = 1 / (unit[step] + tau[step] * v)
-            shrink = tau[step] * inverse
-            push = pad((nu[step] * inverse).unsqueeze(0), (0, 0, len(f) - 1, 0)) - shrink * f
+            inverse = 1 / (unit + tau * v)
+            shrink = tau * inverse
+            push = pad((nu * inverse).unsqueeze(0), (0, 0, len(f) - 1, 0)) - shrink * f
             ahead = torch.addcmul(ahead, g.unsqueeze(1), push)
             C = torch.addcmul(C, g.unsqueeze(1), -shrink * g)
             yield ahead, C, f, v, push
@@ -195,7 +198,7 @@ class Scan:
         seen, copy_of, row_of = (torch.as_tensor(v, device=self.rows.device) for v in (known.seen, known.copy_of, known.row_of))
         weights = self.factors[:, copy_of] * self.rows[row_of]
         h = weights.new_zeros(len(weights), S).index_copy(1, seen, weights)
-        h = self._side_by_side(h) if len(h) > 1 else h.unsqueeze(-1)
+        h = self._side_by_side(h) if len(h) == len(self.gaps) else h.unsqueeze(-1).expand(self._shape[0], S, 1)
         return Stretches(layout, tuple(transitions), noise, h)
 
     def _predicted(self, nu: Tensor, tau: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,16 +226,21 @@ class Scan:
         elements = (torch.cat([v, w[..., :-1]], -1).movedim(-1, 0) for v, w in zip(prior, (ahead, C, back), strict=True))
         return Element(*(v.movedim(0, -1).contiguous() for v in prefixes(Element(*elements))))
 
-    def evidence(self) -> tuple[Tensor, Tensor]:
-        """The log partition, and the log density of nu / tau where tau > 0; differentiable in all tensors."""
-        nu, tau = self.nu, self.tau
+    def log_partition(self) -> Tensor:
+        """``log int p(f) prod_n t_n(f_n) df``; differentiable in all tensors."""
+        sites = self.nu, self.tau, torch.ones_like(self.tau)
+        quadratic, logarithm = _parts(*self._predicted(*sites), *sites)
+        return quadratic - 0.5 * logarithm
+
+    def log_density(self) -> Tensor:
+        """``log N(nu / tau; 0, K + 1 / tau)`` over the sites with tau > 0, and no function of the others."""
+        seen = self.tau > 0
+        nu, tau = (torch.where(seen, v, v.detach()) for v in (self.nu, self.tau))
         f, v = self._predicted(nu, tau, torch.ones_like(tau))
-        quadratic, logarithm = _parts(f, v, nu, tau, torch.ones_like(tau))
-        seen = tau > 0
-        spread = v + 1 / torch.where(seen, tau, 1.0)
-        error = nu / torch.where(seen, tau, 1.0) - f
-        density = -0.5 * (2 * math.pi * spread).log() - 0.5 * error.square() / spread
-        return quadratic - 0.5 * logarithm, torch.where(seen, density, 0.0).sum()
+        precision = torch.where(seen, tau, 1.0)
+        spread, error = v + 1 / precision, nu / precision - f
+        terms = -0.5 * ((2 * math.pi * spread).log() + error.square() / spread)
+        return torch.where(seen, terms, 0.0).sum()
 
     def _marginals(self, graph: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Derivatives of the log partition, whose determinant does not depend on nu: no cancellation with the mean."""
@@ -273,6 +281,41 @@ class Scan:
         return tuple(
             torch.autograd.grad(slope, site, retain_graph=True)[0] for slope, site in zip(slopes, sites, strict=True)
         )
+
+    @torch.no_grad()
+    def path(self, random: np.random.Generator) -> Tensor:
+        """A draw [n] of f from the prior."""
+        anew = replace(self, gaps=torch.cat([self.gaps.new_full((1,), math.inf), self.gaps[1:]])[: len(self.gaps)])
+        stretches, (_, count), S = anew._stretches(), self._shape, self.layout.size
+        noise = torch.as_tensor(random.standard_normal((len(self.gaps), S))).to(self.gaps)
+        kicks = _kicks(self.layout, anew._distances(), stretches.noise, self._side_by_side(noise))
+
+        def go(ahead: Tensor) -> Iterator[Tensor]:
+            for transitions, _, _, kick in stretches.steps(kicks):
+                ahead = stretches.advance(transitions, ahead) + pad(kick.unsqueeze(1), (0, 0, ahead.shape[1] - 1, 0))
+                yield ahead
+
+        nothing = self.gaps.new_zeros(S, S + 1, count)
+        *_, last = go(nothing + pad(torch.eye(S), (0, 1)).unsqueeze(-1).to(nothing))
+        still = Element(*(v.movedim(-1, 0) for v in (last.roll(1, -1), nothing[:, :S], nothing)))
+        still.ahead[0] = 0
+        start = prefixes(still).ahead[..., -1:].movedim(0, -1)
+        f = [(h * z[:, 0]).sum(0) for h, z in zip(stretches.h, go(start), strict=True)]
+        return self._in_order(f)
+
+
+def _kicks(layout: Layout, distances: list[Tensor], noise: Tensor, normal: Tensor) -> Tensor:
+    """Draws [L, S, K] of the process noise from standard normal ones, by eigenvalues: of any rank, scaled to keep their digits."""
+    kicks, stop = [], 0
+    for b in layout.block_of_copy:
+        start, stop = stop, stop + layout.orders[b] + 1
+        away = torch.where(distances[b] > 0, distances[b], 1.0).clamp_max(1.0).unsqueeze(-1)
+        scale = away ** (torch.arange(stop - start, 0, -1).to(away) - 0.5)
+        Q = noise[:, start:stop, start:stop].movedim(-1, 1) / (scale.unsqueeze(-1) * scale.unsqueeze(-2))
+        values, vectors = torch.linalg.eigh(Q)
+        draw = vectors @ (values.clamp_min(0).sqrt() * normal[:, start:stop].movedim(-1, 1)).unsqueeze(-1)
+        kicks.append((scale * draw.squeeze(-1)).movedim(-1, 1))
+    return torch.cat(kicks, 1)
 
 
 def _parts(f: Tensor, v: Tensor, nu: Tensor, tau: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
