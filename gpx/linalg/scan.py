@@ -163,9 +163,9 @@ class Scan:
 
     @property
     def _shape(self) -> tuple[int, int]:
-        """L and K."""
+        """L and K. A product of elements costs as much as S steps: stretches are not shorter than that."""
         n = max(1, len(self.gaps))
-        length = max(1, math.isqrt(n) // 5)
+        length = min(n, max(self.layout.size, math.isqrt(n) // 5))
         return length, -(-n // length)
 
     def _side_by_side(self, values: Tensor, filling: float = 0.0) -> Tensor:
