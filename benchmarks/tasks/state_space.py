@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 REPEATS = 7
 GRIDS = ("irregular", "regular")
 NOISE = 0.1
+SCANNED = 100_000
 
 
 def series(setting: Setting, grid: str) -> tuple[ndarray, ndarray]:
@@ -66,6 +67,34 @@ def run_gpx(setting: Setting, nu: float) -> dict[str, float]:
     return found
 
 
+def run_scan(setting: Setting) -> dict[str, float]:
+    """The torch path that other devices take, on the first 1e5 times and without the model around it."""
+    import torch
+
+    from gpx.kernels import Matern
+    from gpx.linalg.scan import Scan
+    from gpx.structure.state_space import state_space
+
+    found: dict[str, float] = {}
+    for grid in GRIDS:
+        t, y = (torch.as_tensor(v[:SCANNED]) for v in series(setting, grid))
+        layout, *form = state_space(Matern(nu=1.5, lengthscale=2.0)).at(t)
+        numbers = [v.detach() for v in (*form, y / NOISE, torch.full_like(y, 1 / NOISE))]
+        gaps = t.diff(prepend=t[:1])
+
+        def value(scan=Scan(layout, gaps, *numbers)):
+            with torch.no_grad():
+                return float(scan.log_density())
+
+        def gradient(layout=layout, gaps=gaps, numbers=numbers):
+            inputs = [v.clone().requires_grad_() for v in numbers]
+            return torch.autograd.grad(Scan(layout, gaps, *inputs).log_density(), inputs)
+
+        found[f"{grid}: evidence"] = microseconds(value, len(t))
+        found[f"{grid}: evidence and gradient"] = microseconds(gradient, len(t))
+    return found
+
+
 def run_celerite2(setting: Setting) -> dict[str, float]:
     """An SHO term (two states): `compute` and `log_likelihood`; with gradients: its forward and reverse passes for the matrices."""
     import celerite2
@@ -111,6 +140,7 @@ TASK = Task(
     models={
         "gpx-matern32": lambda setting: run_gpx(setting, 1.5),
         "gpx-matern52": lambda setting: run_gpx(setting, 2.5),
+        "gpx-scan-matern32": run_scan,
         "celerite2": run_celerite2,
     },
     reference="celerite2",

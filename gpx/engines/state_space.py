@@ -338,25 +338,18 @@ class _Evidence(torch.autograd.Function):
         tau: Tensor,
     ) -> Any:
         ctx.chain = _chain(layout, gaps, rates, rows, factors, nu, tau)
-        ctx.save_for_backward(rates, nu, tau)
+        ctx.save_for_backward(rates)
         if any(ctx.needs_input_grad):
             _ = ctx.chain.filtered  # one pass for the value and the smoother
         partition, density = ctx.chain.evidence()
-        density -= 0.5 * math.log(2 * math.pi) * int((tau > 0).sum())
         return nu.new_tensor(float(partition)), nu.new_tensor(float(density))
 
     @staticmethod
     def backward(ctx: Any, grad_partition: Tensor, grad_density: Tensor) -> Any:
-        rates, nu, tau = ctx.saved_tensors
-        smoothed, total = ctx.chain.smoothed, grad_partition + grad_density
-        mean, variance = (torch.as_tensor(v).to(nu) for v in (smoothed.mean, smoothed.variance))
-        seen = tau > 0
-        safe = torch.where(seen, tau, 1.0)
-        target, partition_tau = nu / safe, -0.5 * (variance + mean.square())
-        density_tau = 0.5 * (1 / safe - variance + target.square() - mean.square())
-        grad_nu = grad_partition * mean + grad_density * torch.where(seen, mean - target, 0.0)
-        grad_tau = grad_partition * partition_tau + grad_density * torch.where(seen, density_tau, 0.0)
-        return None, None, *_parameters(smoothed, total, rates), grad_nu, grad_tau
+        (rates,), total = ctx.saved_tensors, grad_partition + grad_density
+        sites = ctx.chain.site_gradients(float(grad_partition), float(grad_density))
+        grads = (torch.as_tensor(v).to(rates) for v in sites)
+        return None, None, *_parameters(ctx.chain.smoothed, total, rates), *grads
 
 
 class _Moments(torch.autograd.Function):
@@ -409,11 +402,20 @@ def _chain(
 
 
 def _gaps(times: Tensor) -> Tensor:
-    return times.diff(prepend=times[:1])
+    """Differences [n] of ordered times, 0 first. Where these are a grid, with or without holes, up to the rounding of the times,
+    the gaps are exact multiples of its step: a transition is then computed once and not at every time.
+    """
+    gaps = times.diff(prepend=times[:1])
+    if not bool((gaps > 0).any()):
+        return gaps
+    steps = (gaps / gaps[gaps > 0].median()).round()
+    even = steps * (gaps.sum() / steps.sum().clamp_min(1.0))
+    rounding = 4 * torch.finfo(times.dtype).eps * times[[0, -1]].abs().max()
+    return even if bool((even - gaps).abs().max() <= rounding) else gaps
 
 
 def _numbers(values: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(values.detach().cpu().double().numpy())
+    return np.ascontiguousarray(values.detach().double().numpy())
 
 
 def _posterior_path(chain: Compiled | Scan, random: np.random.Generator) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gpx.linalg.kalman import Loops, loops
+from gpx.linalg.kalman import Loops, loops, site_gradients
 from gpx.linalg.layout import Layout
 
 MEMORY = 1 << 25  # numbers of predicted moments that are held: 256 MB
@@ -106,7 +106,7 @@ class Chain:
         return Filtered(total, bounds, tuple(starts), moments)
 
     def evidence(self) -> np.ndarray:
-        """The log partition, and the log density of nu / tau where tau > 0, without its ``log(2 pi) / 2``."""
+        """The log partition, and the log density of nu / tau where tau > 0."""
         if "filtered" in self.__dict__:
             return self.filtered.evidence
         return self._filter(self._start(), 0, len(self.gaps), self._moments(0)) if len(self.gaps) else self._zeros(2)
@@ -124,6 +124,12 @@ class Chain:
                 self._filter(tuple(part.copy() for part in state), start, stop, f.moments)
             self._loops.smoother(*self._inputs, start, stop, *f.moments, rho, M, *parts)
         return Smoothed(*parts)
+
+    def site_gradients(self, partition: float, density: float) -> tuple[np.ndarray, np.ndarray]:
+        """Those in nu and tau of ``partition log Z + density log N``, the two of `evidence`."""
+        grads = np.empty_like(self.nu), np.empty_like(self.tau)
+        site_gradients(partition, density, self.smoothed.mean, self.smoothed.variance, self.nu, self.tau, *grads)
+        return grads
 
     def along(self, nu: np.ndarray, tau: np.ndarray) -> Chain:
         """The chain with its sites moved by a complex step in a direction."""

@@ -16,6 +16,10 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba import carray  # pyright: ignore[reportPrivateImportUsage]
+from numba.core.cgutils import alloca_once
+from numba.core.types import CPointer
+from numba.extending import intrinsic
 
 from gpx.linalg.layout import TERMS, Layout, tables
 
@@ -23,7 +27,36 @@ COMPILATION: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", 
 LONGEST = 700.0  # a gap in units of 1 / rate beyond which nothing is remembered
 SMALL_TERMS, SMALL = 18, 1.0  # terms of the series for the incomplete gamma function that do below this argument
 MANY = 50_000  # times from which compiling for a layout pays
+ROOM = 256  # numbers of a matrix on the stack
 LARGE = 1e150  # products of innovation variances are turned into logarithms beyond
+
+
+@intrinsic
+def _room(typing: Any, like: Any) -> Any:
+    """A pointer to ROOM numbers of the type of `like` on the stack of the calling loop."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return alloca_once(builder, context.get_value_type(signature.args[0]), size=ROOM)
+
+    return CPointer(like)(like), generate
+
+
+@numba.njit(inline="always", **COMPILATION)
+def _array(zero, shape):
+    """To write in; on the stack if that is small, where the compiler keeps the entries in registers."""
+    size = 1
+    for length in shape:
+        size *= length
+    return carray(_room(zero), shape) if size <= ROOM else np.empty(shape, np.asarray(zero).dtype)
+
+
+@numba.njit(inline="always", **COMPILATION)
+def _copy(vector, matrix, S, to_vector, to_matrix):
+    """Entry by entry: a slice would keep the arrays out of registers."""
+    for i in range(S):
+        to_vector[i] = vector[i]
+        for j in range(S):
+            to_matrix[i, j] = matrix[i, j]
 
 
 @numba.njit(inline="always", **COMPILATION)
@@ -128,11 +161,11 @@ def _step(A, m, P, blocks, starts, dims, J, S, y, T, V):
                     P[o + i, j] += A[b, i, k] * V[k, j]
 
 
-def _filter(tables, gaps, rates, rows, factors, nu, tau, m, P, start, stop, means, covariances):
-    """Filter from start to stop, from the state (m [S], P [S, S]), which is moved. Predicted moments are written to
+def _filter(tables, gaps, rates, rows, factors, nu, tau, mean, covariance, start, stop, means, covariances):
+    """Filter from start to stop, from the state (mean [S], covariance [S, S]), which is moved. Predicted moments are written to
     means [k, S] and covariances [k, S (S + 1) / 2], unless these have fewer than stop - start rows.
 
-    Returns: log partition, and the sum of ``log N(nu / tau; f, v + 1 / tau)`` where tau > 0, without ``log(2 pi) / 2``.
+    Returns: log partition, and the sum of ``log N(nu / tau; f, v + 1 / tau)`` where tau > 0.
     """
     blocks, starts, dims, seen, copy_of, row_of, sizes, N, W, series, inverses, S, J, B, D, K, R = (
         tables.blocks,
@@ -153,9 +186,18 @@ def _filter(tables, gaps, rates, rows, factors, nu, tau, m, P, start, stop, mean
         tables.K,
         tables.R,
     )
-    A, Q, gamma = np.zeros((B, D, D)), np.zeros((B, D, D)), np.empty(K)
-    h, g, zero = np.zeros(S), np.zeros(S, m.dtype), m[0] * 0
-    T, V = np.empty((S, S), m.dtype), np.empty((D, S), m.dtype)
+    zero = mean[0] * 0
+    A, Q, gamma, h = _array(0.0, (B, D, D)), _array(0.0, (B, D, D)), _array(0.0, (K,)), _array(0.0, (S,))
+    m, g, P, T, V = (
+        _array(zero, (S,)),
+        _array(zero, (S,)),
+        _array(zero, (S, S)),
+        _array(zero, (S, S)),
+        _array(zero, (D, S)),
+    )
+    _copy(mean, covariance, S, m, P)
+    for i in range(S):
+        h[i] = 0.0
     store, moving = len(means) >= stop - start, len(factors) > 1
     partition, density, last = zero, zero, -1.0
     spreads, noises = zero + 1, zero + 1
@@ -193,7 +235,7 @@ def _filter(tables, gaps, rates, rows, factors, nu, tau, m, P, start, stop, mean
         if t.real > 0:
             noise = 1 / t
             density -= 0.5 * e * e * inverse * noise
-            noises *= spread * noise
+            noises *= 2 * math.pi * spread * noise
             if not 1 / LARGE < noises.real < LARGE:
                 density -= 0.5 * np.log(noises)
                 noises = zero + 1
@@ -205,15 +247,16 @@ def _filter(tables, gaps, rates, rows, factors, nu, tau, m, P, start, stop, mean
             m[i] += g[i] * a
             for j in range(S):
                 P[i, j] -= g[i] * g[j] * r
+    _copy(m, P, S, mean, covariance)
     return partition - 0.5 * np.log(spreads), density - 0.5 * np.log(noises)
 
 
 def _smoother(
-    tables, gaps, rates, rows, factors, nu, tau, start, stop, means, covariances, rho, M, mean, variance, share,
+    tables, gaps, rates, rows, factors, nu, tau, start, stop, means, covariances, slope, curvature, mean, variance, share,
     grad_rates, grad_rows, grad_factors,
 ):  # fmt: skip
-    """From stop back to start. rho [S], M [S, S]: the gradient in the state, and minus the Hessian, of the log density of
-    all that comes later; they are moved. Written: mean, variance of f and ``share = 1 - tau variance`` [n]; added: the
+    """From stop back to start. slope [S], curvature [S, S]: the gradient in the state, and minus the Hessian, of the log
+    density of all that comes later; they are moved. Written: mean, variance of f and ``share = 1 - tau variance`` [n]; added: the
     gradients of the log partition in rates, rows and factors.
     """
     blocks, starts, dims, seen, copy_of, row_of, sizes, N, F, q, S, J, B, D, R = (
@@ -233,10 +276,13 @@ def _smoother(
         tables.D,
         tables.R,
     )
-    A, zero = np.zeros((B, D, D)), rho[0] * 0
-    h, g, u = np.zeros(S), np.zeros(S, rho.dtype), np.zeros(S, rho.dtype)
-    y, m = np.zeros(S, rho.dtype), np.zeros(S, rho.dtype)
-    P, T, V = np.zeros((S, S), rho.dtype), np.zeros((S, S), rho.dtype), np.zeros((D, S), rho.dtype)
+    zero = slope[0] * 0
+    A, h = _array(0.0, (B, D, D)), _array(0.0, (S,))
+    g, u, y, m, rho = _array(zero, (S,)), _array(zero, (S,)), _array(zero, (S,)), _array(zero, (S,)), _array(zero, (S,))
+    M, P, T, V = _array(zero, (S, S)), _array(zero, (S, S)), _array(zero, (S, S)), _array(zero, (D, S))
+    _copy(slope, curvature, S, rho, M)
+    for i in range(S):
+        h[i] = 0.0
     moving, last = len(factors) > 1, -1.0
     _weigh(0, factors, rows, seen, copy_of, row_of, R, h)
     for s in range(stop - 1, start - 1, -1):
@@ -305,6 +351,7 @@ def _smoother(
                 grad_rates[b] += total * gap
         # To before the step.
         _step(A, rho, M, blocks, starts, dims, J, S, y, T, V)
+    _copy(rho, M, S, slope, curvature)
 
 
 def _simulate(tables, gaps, rates, rows, factors, noise, f):
@@ -360,6 +407,20 @@ def _simulate(tables, gaps, rates, rows, factors, noise, f):
         f[s] = 0.0
         for k in range(R):
             f[s] += factors[s if moving else 0, copy_of[k]] * rows[row_of[k]] * z[seen[k]]
+
+
+@numba.njit(**COMPILATION)
+def site_gradients(partition, density, mean, variance, nu, tau, grad_nu, grad_tau):
+    """Write the gradients in the sites [n] of ``partition log Z + density log N(nu / tau; f, v + 1 / tau)``, the latter summed
+    where tau > 0, from the posterior mean and variance of f.
+    """
+    for s in range(len(nu)):
+        m, second = mean[s], variance[s] + mean[s] * mean[s]
+        grad_nu[s], grad_tau[s] = partition * m, -0.5 * partition * second
+        if tau[s] > 0:
+            target = nu[s] / tau[s]
+            grad_nu[s] += density * (m - target)
+            grad_tau[s] += 0.5 * density * (1 / tau[s] + target * target - second)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 
 from gpx.linalg.kalman import LONGEST
 from gpx.linalg.layout import Layout, tables
+from gpx.linalg.stretches import ProcessNoise, Stretches, noise_draws, transition
 
 
 class Element(NamedTuple):
@@ -54,84 +55,6 @@ def prefixes(elements: Element) -> Element:
         elements = Element(*(torch.cat([v[:step], w]) for v, w in zip(elements, joined, strict=True)))
         step *= 2
     return elements
-
-
-def _powers(x: Tensor, count: int) -> Tensor:
-    """1, x, x^2, ... [count, ...]; unlike those of `pow`, with all derivatives at zero."""
-    terms = [torch.ones_like(x)]
-    for _ in range(count - 1):
-        terms.append(terms[-1] * x)
-    return torch.stack(terms)
-
-
-def transition(x: Tensor, N: np.ndarray) -> Tensor:
-    """``exp(F x)`` [L, d, d, K] at x [L, K]."""
-    return torch.einsum("kij,klm->lijm", torch.as_tensor(N).to(x), _powers(x, len(N)) * torch.exp(-x))
-
-
-class ProcessNoise(torch.autograd.Function):
-    """Q(x) [L, d, d, K] by incomplete gamma functions; its derivative is the integrand, ``q A e_p e_p^T A^T``."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, N: np.ndarray, W: np.ndarray, q: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.N, ctx.q = N, q
-        z, top = 2 * x, W.shape[-1]
-        powers = _powers(z, top) * torch.exp(-z)
-        gammas = [math.factorial(top - 1) * torch.special.gammainc(torch.full_like(z, top), z)]
-        for k in range(top - 1, 0, -1):  # sums of positive terms
-            gammas.append((gammas[-1] + powers[k]) / k)
-        return torch.einsum("ijk,klm->lijm", torch.as_tensor(W).to(x), torch.stack(gammas[::-1]))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        last = transition(ctx.saved_tensors[0], ctx.N)[:, :, -1]
-        return ctx.q * (grad * last.unsqueeze(1) * last.unsqueeze(2)).sum((1, 2)), None, None, None
-
-
-@dataclass(frozen=True)
-class Stretches:
-    """K stretches of L times side by side: the entries of a matrix before the K stretches that they are for.
-
-    transitions: of every block [L, d, d, K]; noise [L, S, S, K]; h [L, S, K]: the weights of the state in f.
-    """
-
-    layout: Layout
-    transitions: tuple[Tensor, ...]
-    noise: Tensor
-    h: Tensor
-
-    def steps(self, *more: Tensor) -> Iterator[tuple[Any, ...]]:
-        """Transitions, noise, h and what else there is by step. An index into them would cost all of them, going back."""
-        blocks = zip(*(A.unbind() for A in self.transitions), strict=True)
-        return zip(blocks, *(v.unbind() for v in (self.noise, self.h, *more)), strict=True)
-
-    def advance(self, transitions: tuple[Tensor, ...], X: Tensor) -> Tensor:
-        """``A X`` [S, w, K]."""
-        parts = X.split([c * len(A) for c, A in zip(self.layout.copies, transitions, strict=True)])
-        moved = [
-            (A.unsqueeze(2) * part.unflatten(0, (-1, 1, len(A)))).sum(2).flatten(0, 1)
-            for A, part in zip(transitions, parts, strict=True)
-        ]
-        return torch.cat(moved)
-
-    def filter(self, ahead: Tensor, C: Tensor, *sites: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """From step to step: the state's distribution ``N(A z_0 + b, C)`` after the site, ahead [S, w, K] with b its last column;
-        f as ahead [w, K] and its variance [K] before the site; the change of ahead per covariance with f [w, K].
-
-        sites: nu, tau and unit [L, K].
-        """
-        for transitions, noise, h, nu, tau, unit in self.steps(*sites):
-            ahead = self.advance(transitions, ahead)
-            C = self.advance(transitions, self.advance(transitions, C).transpose(0, 1)) + noise
-            g, f = (C * h).sum(1), (h.unsqueeze(1) * ahead).sum(0)
-            v = (g * h).sum(0)
-            inverse = 1 / (unit + tau * v)
-            shrink = tau * inverse
-            push = pad((nu * inverse).unsqueeze(0), (0, 0, len(f) - 1, 0)) - shrink * f
-            ahead = torch.addcmul(ahead, g.unsqueeze(1), push)
-            C = torch.addcmul(C, g.unsqueeze(1), -shrink * g)
-            yield ahead, C, f, v, push
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +118,9 @@ class Scan:
             Q = torch.einsum("ab,lijk->laibjk", torch.eye(copies).to(x), ProcessNoise.apply(x, N, W, known.q[b]))
             start, stop = stop, stop + copies * d
             noise = noise + pad(Q.flatten(3, 4).flatten(1, 2), (0, 0, start, S - stop, start, S - stop))
-        seen, copy_of, row_of = (torch.as_tensor(v, device=self.rows.device) for v in (known.seen, known.copy_of, known.row_of))
+        seen, copy_of, row_of = (
+            torch.as_tensor(v, device=self.rows.device) for v in (known.seen, known.copy_of, known.row_of)
+        )
         weights = self.factors[:, copy_of] * self.rows[row_of]
         h = weights.new_zeros(len(weights), S).index_copy(1, seen, weights)
         h = self._side_by_side(h) if len(h) == len(self.gaps) else h.unsqueeze(-1).expand(self._shape[0], S, 1)
@@ -217,14 +142,21 @@ class Scan:
         """The state before every stretch, the entries first: the stretches as elements, then the products of their
         predecessors and the prior, which ends the dependence on what was before.
         """
-        (_, count), S = self._shape, self.layout.size
-        nothing = self.tau.new_zeros(S, S + 1, count)
-        ahead, C, back = nothing + pad(torch.eye(S), (0, 1)).unsqueeze(-1).to(nothing), nothing[:, :S], nothing
-        for ahead, C, f, _, push in stretches.filter(ahead, C, *sites):
+        S, identity = self.layout.size, self._identity
+        back = nothing = torch.zeros_like(identity)
+        for step in stretches.filter(identity, nothing[:, :S], *sites):
+            ahead, C, f, _, push = step
             back = back + f[:S].unsqueeze(1) * push
-        prior = nothing[..., :1], torch.as_tensor(self.layout.stationary).to(C).unsqueeze(-1), nothing[..., :1]
-        elements = (torch.cat([v, w[..., :-1]], -1).movedim(-1, 0) for v, w in zip(prior, (ahead, C, back), strict=True))
+        first = nothing[..., :1], torch.as_tensor(self.layout.stationary).to(C).unsqueeze(-1), nothing[..., :1]
+        elements = (
+            torch.cat([v, w[..., :-1]], -1).movedim(-1, 0) for v, w in zip(first, (ahead, C, back), strict=True)
+        )
         return Element(*(v.movedim(0, -1).contiguous() for v in prefixes(Element(*elements))))
+
+    @property
+    def _identity(self) -> Tensor:
+        """A = 1 and b = 0 [S, S + 1, K]."""
+        return pad(torch.eye(self.layout.size).to(self.tau), (0, 1)).unsqueeze(-1).repeat(1, 1, self._shape[1])
 
     def log_partition(self) -> Tensor:
         """``log int p(f) prod_n t_n(f_n) df``; differentiable in all tensors."""
@@ -286,36 +218,23 @@ class Scan:
     def path(self, random: np.random.Generator) -> Tensor:
         """A draw [n] of f from the prior."""
         anew = replace(self, gaps=torch.cat([self.gaps.new_full((1,), math.inf), self.gaps[1:]])[: len(self.gaps)])
-        stretches, (_, count), S = anew._stretches(), self._shape, self.layout.size
-        noise = torch.as_tensor(random.standard_normal((len(self.gaps), S))).to(self.gaps)
-        kicks = _kicks(self.layout, anew._distances(), stretches.noise, self._side_by_side(noise))
+        stretches, S, identity = anew._stretches(), self.layout.size, self._identity
+        normal = torch.as_tensor(random.standard_normal((len(self.gaps), S))).to(self.gaps)
+        kicks = noise_draws(self.layout, anew._distances(), stretches.noise, self._side_by_side(normal))
 
         def go(ahead: Tensor) -> Iterator[Tensor]:
             for transitions, _, _, kick in stretches.steps(kicks):
                 ahead = stretches.advance(transitions, ahead) + pad(kick.unsqueeze(1), (0, 0, ahead.shape[1] - 1, 0))
                 yield ahead
 
-        nothing = self.gaps.new_zeros(S, S + 1, count)
-        *_, last = go(nothing + pad(torch.eye(S), (0, 1)).unsqueeze(-1).to(nothing))
-        still = Element(*(v.movedim(-1, 0) for v in (last.roll(1, -1), nothing[:, :S], nothing)))
-        still.ahead[0] = 0
+        *_, last = go(identity)
+        # Without sites; before the first stretch is nothing, since its gap is infinite.
+        nothing = torch.zeros_like(identity)
+        ahead = torch.cat([nothing[..., :1], last[..., :-1]], -1)
+        still = Element(*(v.movedim(-1, 0) for v in (ahead, nothing[:, :S], nothing)))
         start = prefixes(still).ahead[..., -1:].movedim(0, -1)
         f = [(h * z[:, 0]).sum(0) for h, z in zip(stretches.h, go(start), strict=True)]
         return self._in_order(f)
-
-
-def _kicks(layout: Layout, distances: list[Tensor], noise: Tensor, normal: Tensor) -> Tensor:
-    """Draws [L, S, K] of the process noise from standard normal ones, by eigenvalues: of any rank, scaled to keep their digits."""
-    kicks, stop = [], 0
-    for b in layout.block_of_copy:
-        start, stop = stop, stop + layout.orders[b] + 1
-        away = torch.where(distances[b] > 0, distances[b], 1.0).clamp_max(1.0).unsqueeze(-1)
-        scale = away ** (torch.arange(stop - start, 0, -1).to(away) - 0.5)
-        Q = noise[:, start:stop, start:stop].movedim(-1, 1) / (scale.unsqueeze(-1) * scale.unsqueeze(-2))
-        values, vectors = torch.linalg.eigh(Q)
-        draw = vectors @ (values.clamp_min(0).sqrt() * normal[:, start:stop].movedim(-1, 1)).unsqueeze(-1)
-        kicks.append((scale * draw.squeeze(-1)).movedim(-1, 1))
-    return torch.cat(kicks, 1)
 
 
 def _parts(f: Tensor, v: Tensor, nu: Tensor, tau: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
