@@ -82,9 +82,9 @@ def run_scan(setting: Setting) -> dict[str, float]:
         numbers = [v.detach() for v in (*form, y / NOISE, torch.full_like(y, 1 / NOISE))]
         gaps = t.diff(prepend=t[:1])
 
-        def value(scan=Scan(layout, gaps, *numbers)):
+        def value(layout=layout, gaps=gaps, numbers=numbers):
             with torch.no_grad():
-                return float(scan.log_density())
+                return float(Scan(layout, gaps, *numbers).log_density())
 
         def gradient(layout=layout, gaps=gaps, numbers=numbers):
             inputs = [v.clone().requires_grad_() for v in numbers]
