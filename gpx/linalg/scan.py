@@ -174,14 +174,14 @@ class Scan:
         terms = -0.5 * ((2 * math.pi * spread).log() + error.square() / spread)
         return torch.where(seen, terms, 0.0).sum()
 
+    @torch.enable_grad()
     def _marginals(self, graph: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Derivatives of the log partition, whose determinant does not depend on nu: no cancellation with the mean."""
-        with torch.enable_grad():
-            leaves = [v + 0 if v.requires_grad else v.clone().requires_grad_() for v in (self.nu, self.tau)]
-            leaves.append(torch.ones_like(self.tau).requires_grad_())
-            quadratic, logarithm = _parts(*self._predicted(*leaves), *leaves)
-            (mean,) = torch.autograd.grad(quadratic, leaves[:1], create_graph=graph, retain_graph=True)
-            variance, share = torch.autograd.grad(logarithm, leaves[1:], create_graph=graph)
+        leaves = [v + 0 if v.requires_grad else v.clone().requires_grad_() for v in (self.nu, self.tau)]
+        leaves.append(torch.ones_like(self.tau).requires_grad_())
+        quadratic, logarithm = _parts(*self._predicted(*leaves), *leaves)
+        (mean,) = torch.autograd.grad(quadratic, leaves[:1], create_graph=graph, retain_graph=True)
+        variance, share = torch.autograd.grad(logarithm, leaves[1:], create_graph=graph)
         return mean, variance, share
 
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -199,20 +199,22 @@ class Scan:
         return replace(self, **{name: getattr(self, name).detach() for name in fields})
 
     @cached_property
+    @torch.enable_grad()
     def _tangent(self) -> tuple[Tensor, ...]:
         """nu, tau, and mean and variance as their functions."""
-        with torch.enable_grad():
-            numbers = self._numbers
-            nu, tau = numbers.nu.requires_grad_(), numbers.tau.requires_grad_()
-            return nu, tau, *numbers.moments()
+        numbers = self._numbers
+        nu, tau = numbers.nu.requires_grad_(), numbers.tau.requires_grad_()
+        return nu, tau, *numbers.moments()
 
+    @torch.enable_grad()
     def response(self, nu: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
         """The changes of mean and variance along a direction of the sites: numbers. The Hessians are symmetric."""
         *sites, mean, variance = self._tangent
-        slopes = (nu * mean - 0.5 * tau * mean.square()).sum(), (tau * variance).sum()
-        return tuple(
+        slopes = (nu.detach() * mean - 0.5 * tau.detach() * mean.square()).sum(), (tau.detach() * variance).sum()
+        along_nu, along_tau = (
             torch.autograd.grad(slope, site, retain_graph=True)[0] for slope, site in zip(slopes, sites, strict=True)
         )
+        return along_nu, along_tau
 
     @torch.no_grad()
     def path(self, random: np.random.Generator) -> Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from gpx import GP, likelihoods, objectives
 from gpx.engines import StateSpace, state_space
 from gpx.kernels import HidaMatern, Linear, Matern, Periodic, QuasiPeriodic
 from gpx.kernels.dense import dense
@@ -193,3 +194,25 @@ def test_engine(name, monkeypatch):
     """All laws of an exact engine hold on the path that other devices take."""
     monkeypatch.setattr(state_space, "chain_of", lambda device: Scan)
     check_engine(StateSpace(), ENGINE[name]())
+
+
+@pytest.mark.parametrize("objective", [objectives.ELBO(), objectives.EPEvidence()], ids=["elbo", "ep"])
+def test_likelihoods(objective, monkeypatch):
+    """Sites are found, and objective, gradient and predictions are those of the loops."""
+    random = np.random.default_rng(0)
+    x = np.sort(random.uniform(0, 12, 60))
+    y = random.poisson(np.exp(np.sin(x)))
+    found = []
+    for chain in (state_space.Compiled, Scan):
+        monkeypatch.setattr(state_space, "chain_of", lambda device, chain=chain: chain)
+        gp = GP(Matern(nu=1.5, lengthscale=2.0), likelihoods.Poisson(), engine="StateSpace", objective=objective)
+        gp.condition(x, y)
+        problem = gp._fitted().anew()
+        raws = [p for p in problem.prior.kernels[0].parameters() if p.requires_grad]
+        with torch.enable_grad():
+            grads = torch.autograd.grad(gp.objective_(problem), raws)
+        found.append(
+            (gp.log_evidence(), *(g.reshape(-1) for g in grads), gp.predict(x + 0.1).mean, gp.loo().log_density)
+        )
+    for expected, got in zip(*found, strict=True):
+        close(got, expected, "objective, gradients, predictions", rtol=1e-6)

@@ -188,7 +188,9 @@ def test_process_noise_in_torch(p):
         expected = process(p, x)
         close(A[0, ..., k], expected[0], f"A at {x}", rtol=1e-12)
         scale = np.sqrt(np.diag(expected[1])) if x else np.ones(p + 1)
-        close(Q[0, ..., k].numpy() / np.outer(scale, scale), expected[1] / np.outer(scale, scale), f"Q at {x}", atol=1e-11)
+        close(
+            Q[0, ..., k].numpy() / np.outer(scale, scale), expected[1] / np.outer(scale, scale), f"Q at {x}", atol=1e-11
+        )
 
 
 @pytest.mark.parametrize("memory", [1, 10**9])
