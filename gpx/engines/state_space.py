@@ -20,6 +20,7 @@ from gpx.errors import StructureError
 from gpx.inputs import Data
 from gpx.linalg.chain import Chain, Smoothed
 from gpx.linalg.layout import Layout
+from gpx.linalg.scan import Marginals, Scan
 from gpx.posterior import Posterior
 from gpx.prior import Prior
 from gpx.sites import SiteMarginals, Sites
@@ -37,7 +38,7 @@ class Line:
 
     column: int
     times: Tensor
-    gaps: np.ndarray
+    gaps: Tensor
     order: Tensor | None
 
     @staticmethod
@@ -134,16 +135,17 @@ class StateSpacePosterior(Posterior):
     def _line(self, column: int) -> Line:
         return self.plan.lines[self._latent(column)]
 
-    def _inputs(self, column: int) -> tuple[Any, ...]:
-        """What the autograd functions below take, differentiable where gradients are enabled."""
+    def _chain(self, column: int) -> Compiled | Scan:
+        """The chain of a column, differentiable where gradients are enabled."""
         line = self._line(column)
         layout, *form = state_space(self.latent_kernel(column)).at(line.times)
-        return layout, line.gaps, *form, line.sort(self.sites.nu[:, column]), line.sort(self.sites.tau[:, column])
+        sites = (line.sort(part[:, column]) for part in (self.sites.nu, self.sites.tau))
+        return chain_of(line.times.device)(layout, line.gaps, *form, *sites)
 
     @cached_property
-    def _chains(self) -> tuple[Chain, ...]:
+    def _chains(self) -> tuple[Compiled | Scan, ...]:
         with torch.no_grad():
-            return tuple(_chain(*self._inputs(c)) for c in self._columns)
+            return tuple(self._chain(c) for c in self._columns)
 
     def _stacked(self, values: Callable[[int], Any]) -> Tensor:
         """[N, C] from the values [N] of every column by time."""
@@ -152,11 +154,11 @@ class StateSpacePosterior(Posterior):
 
     @property
     def log_partition(self) -> Tensor:
-        return torch.stack([_Evidence.apply(*self._inputs(c))[0] for c in self._columns]).sum()
+        return torch.stack([self._chain(c).log_partition() for c in self._columns]).sum()
 
     @property
     def log_density(self) -> Tensor:
-        return torch.stack([_Evidence.apply(*self._inputs(c))[1] for c in self._columns]).sum()
+        return torch.stack([self._chain(c).log_density() for c in self._columns]).sum()
 
     @cached_property
     def site_marginals(self) -> SiteMarginals:
@@ -167,18 +169,13 @@ class StateSpacePosterior(Posterior):
         return replace(self, sites=sites)
 
     def response(self, direction: Sites) -> tuple[Tensor, Tensor]:
-        moved = [self._along(c, direction).smoothed.imag() for c in self._columns]
-        return self._stacked(lambda c: moved[c].mean), self._stacked(lambda c: moved[c].variance)
-
-    def _along(self, column: int, direction: Sites) -> Chain:
-        line = self._line(column)
-        return self._chains[column].along(
-            *(_numbers(line.sort(part[:, column])) for part in (direction.nu, direction.tau))
-        )
+        along = [[self._line(c).sort(part[:, c]) for part in (direction.nu, direction.tau)] for c in self._columns]
+        moved = [chain.response(*sites) for chain, sites in zip(self._chains, along, strict=True)]
+        return self._stacked(lambda c: moved[c][0]), self._stacked(lambda c: moved[c][1])
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and variance [N, C] of f at the data, differentiable in hyperparameters and sites."""
-        parts = [_Moments.apply(*self._inputs(c)) for c in self._columns]
+        parts = [self._chain(c).moments() for c in self._columns]
         return self._stacked(lambda c: parts[c][0]), self._stacked(lambda c: parts[c][1])
 
     def slope(self, direction: Sites, share: float = 0.0) -> Tensor:
@@ -189,11 +186,11 @@ class StateSpacePosterior(Posterior):
     def marginals(self, x: Tensor) -> tuple[Tensor, Tensor]:
         parts = [self._merged(c, x) for c in self._columns]
         moments = [(chain.smoothed.mean[places], chain.smoothed.variance[places]) for chain, places in parts]
-        mean, variance = (torch.as_tensor(np.stack(values, 1)).to(x) for values in zip(*moments, strict=True))
+        mean, variance = (torch.stack(values, 1).to(x) for values in zip(*moments, strict=True))
         # Below the rounding error of the recursion a variance is zero.
         return mean, variance.clamp_min(0)
 
-    def _merged(self, column: int, x: Tensor) -> tuple[Chain, np.ndarray]:
+    def _merged(self, column: int, x: Tensor) -> tuple[Compiled | Scan, Tensor]:
         """The chain with inputs x as times without a site, and the places [N*] of these in it."""
         if x.requires_grad:
             raise StructureError(
@@ -201,33 +198,34 @@ class StateSpacePosterior(Posterior):
             )
         line = self._line(column)
         times, order = torch.sort(torch.cat([line.times, x[:, line.column].detach().double()]), stable=True)
-        place = torch.empty_like(order).index_copy(0, order, torch.arange(len(order)).to(order)).cpu().numpy()
+        place = torch.empty_like(order).index_copy(0, order, torch.arange(len(order)).to(order))
         with torch.no_grad():
             form = state_space(self.latent_kernel(column)).at(times)
         chain, count = self._chains[column], len(line.times)
-        sites = [np.zeros(len(times)) for _ in range(2)]
-        for site, own in zip(sites, (chain.nu, chain.tau), strict=True):
-            site[place[:count]] = own
-        return Chain(form[0], _gaps(times), *map(_numbers, form[1:]), *sites), place[count:]
+        nu, tau = (times.new_zeros(len(times)).index_copy(0, place[:count], v.detach()) for v in (chain.nu, chain.tau))
+        return type(chain)(form[0], _gaps(times), *form[1:], nu, tau), place[count:]
 
     def joint(self, x: Tensor) -> tuple[Tensor, Tensor]:
         means, covariances = [], []
         for column in self._columns:
             chain, places = self._merged(column, x)
             means.append(chain.smoothed.mean[places])
-            rows = [_with_nu(chain, np.eye(1, len(chain.nu), p)[0]).smoothed.mean[places] for p in places]
-            covariance = np.array(rows).reshape(len(places), len(places))
-            covariances.append(0.5 * (covariance + covariance.T))
-        return torch.as_tensor(np.stack(means, 1)).to(x), torch.as_tensor(np.stack(covariances)).to(x)
+            covariance = means[0].new_empty(len(places), len(places))
+            for row, place in enumerate(places):
+                unit = torch.zeros_like(chain.nu).index_fill(0, place, 1.0)
+                covariance[row] = replace(chain, nu=unit).smoothed.mean[places]
+            covariances.append(0.5 * (covariance + covariance.mT))
+        return torch.stack(means, 1).to(x), torch.stack(covariances).to(x)
 
     def sample(self, x: Tensor, n: int, generator: torch.Generator) -> Tensor:
         """Joint draws [n, N*, C] of f at x by Matheron's rule on prior paths. Cost: O(n (N + N*) S^2 (p + 1))."""
         random = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator, device=generator.device)))
-        columns = []
+        draws = x.new_empty(n, len(x), len(self._columns))
         for column in self._columns:
             chain, places = self._merged(column, x)
-            columns.append(np.array([_posterior_path(chain, random)[places] for _ in range(n)]).reshape(n, len(places)))
-        return torch.as_tensor(np.stack(columns, -1)).to(x)
+            for draw in range(n):
+                draws[draw, :, column] = _posterior_path(chain, random)[places].to(x)
+        return draws
 
     def paths(self, n: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
         """Matheron's rule: a prior path of 2,048 random features (exact for kernels of finite dimension), plus the posterior mean
@@ -243,17 +241,16 @@ class StateSpacePosterior(Posterior):
         line, tau = self._line(column), self.sites.tau[:, [column]]
         with torch.no_grad():
             misfit = self.sites.nu[:, [column]] - tau * (features(self.plan.x) @ weights) - tau.sqrt() * noise
-        misfits = _numbers(line.sort(misfit).mT)
+        misfits = line.sort(misfit).mT
 
         def draw(x: Tensor) -> Tensor:
             chain, places = self._merged(column, x)
-            data = np.setdiff1d(np.arange(len(chain.nu)), places)
-            corrections = []
-            for values in misfits:
-                nu = np.zeros(len(chain.nu))
-                nu[data] = values
-                corrections.append(_with_nu(chain, nu).smoothed.mean[places])
-            return (features(x) @ weights).mT + torch.as_tensor(np.array(corrections).reshape(n, len(x))).to(x)
+            data = torch.ones_like(chain.nu, dtype=torch.bool).index_fill(0, places, False)
+            drawn = (features(x) @ weights).mT
+            for path, values in zip(drawn, misfits, strict=True):
+                nu = torch.zeros_like(chain.nu).masked_scatter(data, values)
+                path += replace(chain, nu=nu).smoothed.mean[places]
+            return drawn
 
         return draw
 
@@ -271,6 +268,59 @@ class StateSpacePosterior(Posterior):
         nothing = torch.full_like(nu, math.nan)
         residual = (nu - tau * mean) / precision
         return torch.where(seen, targets - residual, nothing), torch.where(seen, 1 / precision, nothing)
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A `Scan` by the loops of `Chain`: the same fields, methods and numbers, for data that numpy can read."""
+
+    layout: Layout
+    gaps: Tensor
+    rates: Tensor
+    rows: Tensor
+    factors: Tensor
+    nu: Tensor
+    tau: Tensor
+
+    @property
+    def _inputs(self) -> tuple[Any, ...]:
+        return self.layout, _numbers(self.gaps), self.rates, self.rows, self.factors, self.nu, self.tau
+
+    @cached_property
+    def _loops(self) -> Chain:
+        return _chain(*self._inputs)
+
+    def log_partition(self) -> Tensor:
+        """See `Scan`."""
+        return _Evidence.apply(*self._inputs)[0]
+
+    def log_density(self) -> Tensor:
+        """See `Scan`."""
+        return _Evidence.apply(*self._inputs)[1]
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """See `Scan`."""
+        return _Moments.apply(*self._inputs)
+
+    @cached_property
+    def smoothed(self) -> Marginals:
+        """See `Scan`."""
+        found = self._loops.smoothed
+        return Marginals(*map(torch.as_tensor, (found.mean, found.variance, found.share)))
+
+    def response(self, nu: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Scan`."""
+        moved = self._loops.along(_numbers(nu), _numbers(tau)).smoothed.imag()
+        return torch.as_tensor(moved.mean), torch.as_tensor(moved.variance)
+
+    def path(self, random: np.random.Generator) -> Tensor:
+        """See `Scan`."""
+        return torch.as_tensor(self._loops.path(random))
+
+
+def chain_of(device: torch.device) -> type[Compiled] | type[Scan]:
+    """What computes where the data are: compiled loops in the processor's memory, a scan elsewhere."""
+    return Compiled if device.type == "cpu" else Scan
 
 
 class _Evidence(torch.autograd.Function):
@@ -351,29 +401,25 @@ def _chain(
     return Chain(layout, gaps, *map(_numbers, (rates, rows, factors, nu, tau)))
 
 
-def _gaps(times: Tensor) -> np.ndarray:
+def _gaps(times: Tensor) -> Tensor:
     """Differences [n] of ordered times, 0 first. Where these are a grid, with or without holes, up to the rounding of the times,
     the gaps are exact multiples of its step: a transition is then computed once and not at every time.
     """
-    numbers = _numbers(times)
-    gaps = np.diff(numbers, prepend=numbers[:1])
-    if not (gaps > 0).any():
+    gaps = times.diff(prepend=times[:1])
+    if not bool((gaps > 0).any()):
         return gaps
-    steps = np.rint(gaps / np.median(gaps[gaps > 0]))
-    even = steps * (gaps.sum() / max(1.0, steps.sum()))
-    return even if np.abs(even - gaps).max() <= 4 * np.finfo(float).eps * np.abs(numbers[[0, -1]]).max() else gaps
+    steps = (gaps / gaps[gaps > 0].median()).round()
+    even = steps * (gaps.sum() / steps.sum().clamp_min(1.0))
+    rounding = 4 * torch.finfo(times.dtype).eps * times[[0, -1]].abs().max()
+    return even if bool((even - gaps).abs().max() <= rounding) else gaps
 
 
 def _numbers(values: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(values.detach().cpu().double().numpy())
+    return np.ascontiguousarray(values.detach().double().numpy())
 
 
-def _with_nu(chain: Chain, nu: np.ndarray) -> Chain:
-    return replace(chain, nu=nu)
-
-
-def _posterior_path(chain: Chain, random: np.random.Generator) -> np.ndarray:
+def _posterior_path(chain: Compiled | Scan, random: np.random.Generator) -> Tensor:
     """A draw of f at the times of a chain: a prior path plus the posterior mean of its misfit to the sites."""
     path = chain.path(random)
-    noise = random.standard_normal(len(path))
-    return path + _with_nu(chain, chain.nu - chain.tau * path - np.sqrt(chain.tau) * noise).smoothed.mean
+    noise = torch.as_tensor(random.standard_normal(len(path))).to(path)
+    return path + replace(chain, nu=chain.nu - chain.tau * path - chain.tau.sqrt() * noise).smoothed.mean

@@ -66,7 +66,7 @@ class StateSpace:
 
     def at(self, times: Tensor) -> tuple[Layout, Tensor, Tensor, Tensor]:
         """Layout, rates [B], rows and factors ([n, J] or [1, J]) at times [n]."""
-        rows = [block.row() for block in self.blocks]
+        rows = [block.row().to(times) for block in self.blocks]
         factors = [block.factors(times) for block in self.blocks]
         longest = len(times) if any(len(f) != 1 for f in factors) else 1
         layout = Layout(
@@ -134,7 +134,7 @@ def spectral_factor(profile: Tensor, degree: int) -> Tensor:
     if degree == 0:
         return profile.new_ones(1)
     numerator = (_numerator(len(profile) - 1).to(profile) @ profile)[: degree + 1]
-    factor = _stable_factor(numerator.detach().numpy())
+    factor = _stable_factor(numerator.detach().cpu().numpy())
     # The factor solves "square = numerator"; one Newton step at the solution carries the gradient.
     size = degree + 1
     square, jacobian = np.zeros(size), np.zeros((size, size))
@@ -281,7 +281,7 @@ def _times(a: Block, b: Block) -> Block:
         if one.order == 0 and not one.rate.requires_grad and float(one.rate) == 0:
             return replace(other, factors=factors)
     rate = a.rate.reshape(()) + b.rate.reshape(())
-    scaled = [x.profile * (x.rate.reshape(()) / rate) ** torch.arange(x.order + 1).to(rate) for x in (a, b)]
+    scaled = [x.profile.to(rate) * (x.rate.reshape(()) / rate) ** torch.arange(x.order + 1).to(rate) for x in (a, b)]
     profile = torch.stack([
         sum(scaled[0][i] * scaled[1][k - i] for i in range(a.order + 1) if 0 <= k - i <= b.order)
         for k in range(a.order + b.order + 1)

@@ -18,6 +18,8 @@ from gpx.kernels.dense import dense
 from gpx.linalg import chain as chains
 from gpx.linalg import kalman, layout
 from gpx.linalg.chain import STEP, Chain
+from gpx.linalg.scan import Element, Scan
+from gpx.linalg.stretches import ProcessNoise, transition
 from gpx.structure.state_space import matern_profile, periodic_weights, spectral_factor, state_space
 from gpx.testing.assertions import close
 
@@ -148,6 +150,47 @@ def test_complex_steps():
     close(moved.smoothed.imag().variance, -(covariance**2) @ dtau, "change of the variance", atol=1e-9)
     slope = dnu @ mean - 0.5 * dtau @ (mean**2 + np.diag(covariance))
     close(moved.evidence()[0].imag / STEP, slope, "slope of the log partition", rtol=1e-9)
+
+
+def test_scan():
+    """ss-scan: elements multiply associatively, and give what the filter does; derivatives are moments and shares; gradgradcheck of Q."""
+    random = np.random.default_rng(0)
+    roots = torch.as_tensor(random.standard_normal((2, 3, 4, 4)))
+    roots[:, 1, :, 2:] = 0.0  # singular
+    C, J = roots @ roots.mT
+    others = torch.as_tensor(random.standard_normal((2, 3, 4, 5)))
+    one, two, three = (
+        Element(ahead, c, torch.cat([-j, back[:, 4:]], -1))
+        for ahead, c, j, back in zip(others[0], C, J, others[1], strict=True)
+    )
+    for left, right in zip(one.then(two).then(three), one.then(two.then(three)), strict=True):
+        close(left, right, "associativity", rtol=1e-9)
+    chain, K = setting()
+    inputs = (torch.as_tensor(getattr(chain, name)) for name in ("gaps", "rates", "rows", "factors", "nu", "tau"))
+    scan, (value, mean, covariance) = Scan(chain.layout, *inputs), posterior(K, chain.nu, chain.tau)
+    close(scan.log_partition(), value, "log partition", rtol=1e-10)
+    close(scan.smoothed.mean, mean, "mean", atol=1e-10)
+    close(scan.smoothed.variance, np.diag(covariance), "variance", atol=1e-10)
+    close(scan.smoothed.share, 1 - chain.tau * np.diag(covariance), "share", atol=1e-10)
+    x = torch.tensor([[0.3, 2.0]], dtype=torch.float64, requires_grad=True)
+    known = layout.tables(layout.Layout((2,), (1,), (1,)))
+    assert torch.autograd.gradcheck(lambda x: ProcessNoise.apply(x, known.N[0], known.W[0], known.q[0]), x)
+    assert torch.autograd.gradgradcheck(lambda x: ProcessNoise.apply(x, known.N[0], known.W[0], known.q[0]), x)
+
+
+@pytest.mark.parametrize("p", ORDERS)
+def test_process_noise_in_torch(p):
+    """ss-noise: the tensors are the loops' numbers, entry by entry."""
+    gaps = torch.tensor([[0.0, 1e-9, 1e-5, 0.4, 1.1 * (p + 1), 20.0, 700.0]], dtype=torch.float64)
+    known = layout.tables(layout.Layout((p,), (1,), (1,)))
+    A, Q = transition(gaps, known.N[0]), ProcessNoise.apply(gaps, known.N[0], known.W[0], known.q[0])
+    for k, x in enumerate(gaps[0].tolist()):
+        expected = process(p, x)
+        close(A[0, ..., k], expected[0], f"A at {x}", rtol=1e-12)
+        scale = np.sqrt(np.diag(expected[1])) if x else np.ones(p + 1)
+        close(
+            Q[0, ..., k].numpy() / np.outer(scale, scale), expected[1] / np.outer(scale, scale), f"Q at {x}", atol=1e-11
+        )
 
 
 @pytest.mark.parametrize("memory", [1, 10**9])

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from gpx.engines.state_space import _gaps
+from gpx.engines import state_space
+
+
+def _gaps(times: torch.Tensor) -> np.ndarray:
+    return state_space._gaps(times).numpy()
 
 
 def test_a_grid_with_rounding_errors_and_holes_has_equal_gaps():
