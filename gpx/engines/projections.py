@@ -44,12 +44,11 @@ def blocks(rows: int, size: int) -> Iterator[slice]:
 
 
 @dataclass(frozen=True, eq=False)
-class Projection:
-    """x [N, D] seen through z [M, D]; numbers, computed on first use."""
+class Frame:
+    """A kernel and inducing inputs z [M, D]; numbers, computed on first use."""
 
     kernel: gpytorch.kernels.Kernel
     z: Tensor
-    x: Tensor
 
     @cached_property
     def root(self) -> Tensor:
@@ -68,20 +67,33 @@ class Projection:
         w = self.inverse @ dense(self.kernel, self.z, x)
         return w, (diagonal(self.kernel, x) - w.square().sum(0)).clamp_min(0)
 
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """The data x [N, D] in a frame; numbers, computed on first use."""
+
+    frame: Frame
+    x: Tensor
+
+    @property
+    def size(self) -> int:
+        """M."""
+        return len(self.frame.z)
+
     def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Rows, and w and d there."""
-        slices = blocks(len(self.x), len(self.z))
-        if len(self.x) * len(self.z) <= KEPT:
+        slices = blocks(len(self.x), self.size)
+        if len(self.x) * self.size <= KEPT:
             return ((rows, w, d) for rows, (w, d) in zip(slices, self._kept, strict=True))
         return ((rows, *self._block(rows)) for rows in slices)
 
     @cached_property
     def _kept(self) -> list[tuple[Tensor, Tensor]]:
-        return [self._block(rows) for rows in blocks(len(self.x), len(self.z))]
+        return [self._block(rows) for rows in blocks(len(self.x), self.size)]
 
     @torch.no_grad()
     def _block(self, rows: slice) -> tuple[Tensor, Tensor]:
-        return self.at(self.x[rows])
+        return self.frame.at(self.x[rows])
 
 
 class Statistics(NamedTuple):
@@ -105,13 +117,13 @@ def accumulate(projection: Projection, weights: Tensor, nu: Tensor) -> Statistic
     """
     if not torch.is_grad_enabled():
         return _accumulate(projection, weights, nu)
-    params = [p for p in projection.kernel.parameters() if p.requires_grad]
-    lower = root(projection.kernel, projection.z)
-    return Statistics(*_Accumulate.apply(projection, lower, projection.z, weights, nu, *params))
+    params = [p for p in projection.frame.kernel.parameters() if p.requires_grad]
+    lower = root(projection.frame.kernel, projection.frame.z)
+    return Statistics(*_Accumulate.apply(projection, lower, projection.frame.z, weights, nu, *params))
 
 
 def _accumulate(projection: Projection, weights: Tensor, nu: Tensor) -> Statistics:
-    size, k = len(projection.z), weights.shape[1]
+    size, k = projection.size, weights.shape[1]
     gram, target = nu.new_zeros(k, size, size), nu.new_zeros(size, nu.shape[1])
     spare = nu.new_zeros(k)
     for rows, w, d in projection.blocks():
@@ -137,7 +149,7 @@ class _Accumulate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_gram: Tensor, grad_target: Tensor, grad_spare: Tensor) -> Any:
         z, weights, nu, gram, target, *params = ctx.saved_tensors
-        projection, inverse = ctx.projection, ctx.projection.inverse
+        projection, kernel, inverse = ctx.projection, ctx.projection.frame.kernel, ctx.projection.frame.inverse
         inner = 0.5 * (grad_gram + grad_gram.mT) - grad_spare[:, None, None] * torch.eye(len(z)).to(z)
         onto, push = 2 * inverse.mT @ inner, inverse.mT @ grad_target
         both = 2 * (inner @ gram).sum(0) + grad_target @ target.mT
@@ -148,8 +160,8 @@ class _Accumulate(torch.autograd.Function):
         grad_weights, grad_nu = torch.zeros_like(weights), torch.zeros_like(nu)
         for rows, w, _ in projection.blocks():
             with torch.enable_grad():
-                cross = dense(projection.kernel, leaf, projection.x[rows])
-                prior = diagonal(projection.kernel, projection.x[rows])
+                cross = dense(kernel, leaf, projection.x[rows])
+                prior = diagonal(kernel, projection.x[rows])
             half = onto @ w  # [k, M, rows]
             if ctx.needs_input_grad[3]:
                 grad_weights[rows] = 0.5 * (half * cross.detach()).sum(1).mT + prior.detach()[:, None] * grad_spare

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gpx.engines.base import Engine
-from gpx.engines.projections import Projection, Statistics, accumulate, blocks, root
+from gpx.engines.projections import Frame, Projection, Statistics, accumulate, blocks, root
 from gpx.errors import InputError, NumericalError
 from gpx.inputs import Data
 from gpx.kernels.dense import dense, diagonal
@@ -110,7 +110,7 @@ class SparseVariational(Engine):
     def condition(self, prior: Prior, plan: SparsePlan, params: dict[str, Tensor], sites: Sites) -> SparsePosterior:
         """Nothing is computed before it is asked for."""
         projections = tuple(
-            Projection(kernel, z, plan.x) for kernel, z in zip(prior.kernels, plan.inducing, strict=True)
+            Projection(Frame(kernel, z), plan.x) for kernel, z in zip(prior.kernels, plan.inducing, strict=True)
         )
         return SparsePosterior(prior, sites, projections)
 
@@ -234,7 +234,7 @@ class SparsePosterior(Posterior):
         with torch.no_grad():
             for (projection, columns), solution in zip(self._groups, self._solved, strict=True):
                 dnu, dtau = direction.nu[:, columns], direction.tau[:, columns]
-                size, count = len(projection.z), len(columns)
+                size, count = projection.size, len(columns)
                 push, inner = dnu.new_zeros(size, count), dnu.new_zeros(count, size, size)
                 for rows, w, _ in projection.blocks():
                     mean, half = solution.explained(w)
@@ -262,15 +262,41 @@ class SparsePosterior(Posterior):
         return total
 
     def marginals(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, variance, extra = self._moments(lambda projection: _walk(projection, x))
-        return mean, variance + extra
+        columns: dict[int, tuple[Tensor, Tensor]] = {}
+        slices = list(blocks(len(x), max(p.size for p in self.projections))) or [slice(0, 0)]
+        for (projection, members), (weights, lost) in zip(self._groups, self._predictors, strict=True):
+            kernel, z = projection.frame.kernel, projection.frame.z
+            parts = []
+            for rows in slices:
+                cross = dense(kernel, z, x[rows])
+                # Below the rounding error of the subtraction a variance is zero.
+                variance = (diagonal(kernel, x[rows]) - (lost @ cross).square().sum(0)).clamp_min(0)
+                parts.append((cross.mT @ weights, variance))
+            mean, variance = (torch.cat(part) for part in zip(*parts, strict=True))
+            columns |= {c: (mean[:, i], variance) for i, c in enumerate(members)}
+        means, variances = zip(*(columns[c] for c in range(len(columns))), strict=True)
+        return torch.stack(means, 1), torch.stack(variances, 1)
+
+    @cached_property
+    def _predictors(self) -> list[tuple[Tensor, Tensor]]:
+        """Of every group what gives the mean, ``k . weights``, and the variance, ``k(x, x) - |lost k|^2``: with
+        ``gram = U g U^T``, ``|w|^2 - |R^-1 w|^2 = |(g / (1 + g))^(1/2) U^T w|^2``: one product per point, not two.
+        """
+        found = []
+        with torch.no_grad():
+            for group, solution in zip(self._groups, self._solved, strict=True):
+                inverse = group[0].frame.inverse
+                g, vectors = torch.linalg.eigh(self._statistics(*group).gram[0])
+                g = g.clamp_min(0)
+                found.append((inverse.mT @ solution.mean, ((g / (1 + g)).sqrt() * vectors).mT @ inverse))
+        return found
 
     def joint(self, x: Tensor) -> tuple[Tensor, Tensor]:
         parts = {}
         for (projection, columns), solution in zip(self._groups, self._solved, strict=True):
-            w, _ = projection.at(x)
+            w, _ = projection.frame.at(x)
             mean, half = solution.explained(w)
-            covariance = dense(projection.kernel, x, x) - w.mT @ w + half.mT @ half
+            covariance = dense(projection.frame.kernel, x, x) - w.mT @ w + half.mT @ half
             parts |= {c: (mean[:, i], covariance) for i, c in enumerate(columns)}
         means, covariances = zip(*(parts[c] for c in range(len(parts))), strict=True)
         return torch.stack(means, 1), torch.stack(covariances)
@@ -294,8 +320,9 @@ class SparsePosterior(Posterior):
         )
         with torch.no_grad():
             for projection, columns in self._groups:
-                if (latent := self.projections.index(projection)) >= 0 and columns in [c for _, c in whole._groups]:
+                if columns in [members for _, members in whole._groups]:
                     statistics = self._statistics(projection, columns)
+                    latent = columns[0] % len(new)
                     whole.known[tuple(columns)] = statistics.plus(added._accumulated(new[latent], columns))
         return whole
 
@@ -314,29 +341,23 @@ class SparsePosterior(Posterior):
         return mean, torch.where(seen, variance / share + extra + 1 / torch.where(seen, tau, 1.0), nothing)
 
 
-def _walk(projection: Projection, x: Tensor) -> Any:
-    """Blocks of other inputs."""
-    slices = list(blocks(len(x), len(projection.z))) or [slice(0, 0)]
-    return ((rows, *projection.at(x[rows])) for rows in slices)
-
-
 def _differentiable(projection: Projection) -> Any:
     """All data as one block, differentiable in the kernel."""
-    kernel, x = projection.kernel, projection.x
-    w = torch.linalg.solve_triangular(root(kernel, projection.z), dense(kernel, projection.z, x), upper=False)
+    (kernel, z), x = (projection.frame.kernel, projection.frame.z), projection.x
+    w = torch.linalg.solve_triangular(root(kernel, z), dense(kernel, z, x), upper=False)
     return [(slice(0, len(x)), w, (diagonal(kernel, x) - w.square().sum(0)).clamp_min(0))]
 
 
 def _path(
     projection: Projection, solution: Solution, column: int, n: int, generator: torch.Generator
 ) -> Callable[[Tensor], Tensor]:
-    kernel, z = projection.kernel, projection.z
+    kernel, z, inverse = projection.frame.kernel, projection.frame.z, projection.frame.inverse
     options: Any = {"generator": generator, "dtype": z.dtype, "device": z.device}
     features = feature_map(kernel, PATH_FEATURES, z.shape[1], generator)
     weights, noise = torch.randn(features.size, n, **options), torch.randn(len(z), n, **options)
     with torch.no_grad():
         draw = torch.linalg.solve_triangular(solution.lower.mT, solution.c[:, [column]] + noise, upper=True)
-        correction = projection.inverse.mT @ (draw - projection.inverse @ (features(z) @ weights))
+        correction = inverse.mT @ (draw - inverse @ (features(z) @ weights))
 
     def path(x: Tensor) -> Tensor:
         parts = [
