@@ -17,6 +17,7 @@ from gpx import checking, io, plot
 from gpx.assemble import assemble, check_parts, start_from_data
 from gpx.bootstrap import Bootstrap, bootstrap
 from gpx.encoding import Encoding
+from gpx.engines.coreset import PseudoData, pseudo_data
 from gpx.errors import FitWarning, InputError, StructureError
 from gpx.inference.coordinates import Coordinates, trainable_modules
 from gpx.inference.fit import FitOptions, FitResult, diagnose, fit
@@ -93,7 +94,7 @@ class GP:
         result, problem = fit(problem, objective, coordinates, options, start)
         self._finish(problem, objective, reason, result)
         assert self.result_ is not None
-        _report(self.result_)
+        _report(self.result_, self.posterior_.note)
         return self
 
     def condition(self, X: Any, y: Any) -> GP:
@@ -165,6 +166,14 @@ class GP:
         with torch.no_grad():
             draw = self.posterior_.paths(draw_count(n), generator)
         return Paths(draw, self._points, self._flat)
+
+    def coreset(self) -> PseudoData | list[PseudoData]:
+        """The weighted pseudo-observations of `engines.Coreset`: points, targets of f and their precisions; a list for several
+        outputs or latent functions. Raises: StructureError with another engine.
+        """
+        self._fitted()
+        found = pseudo_data(self.posterior_)
+        return found[0] if len(found) == 1 else found
 
     def loo(self) -> LeaveOneOutPrediction:
         """Leave-one-out predictions of y with the hyperparameters kept: a Prediction with ``log_density`` [N].
@@ -316,9 +325,9 @@ def _resumed(resume: Any, coordinates: Coordinates) -> Any:
     return coordinates.read()
 
 
-def _report(result: FitResult) -> None:
+def _report(result: FitResult, note: str) -> None:
     """One warning for all that the user should know about how a fit ended."""
-    notes = []
+    notes = [note] if note else []
     if not result.converged:
         notes.append(
             f"it did not converge ({result.reason}): raise the limit, or go on from here with fit(..., resume=gp)"

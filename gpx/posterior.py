@@ -44,6 +44,11 @@ class Posterior(ABC):
         return 0.0
 
     @property
+    def note(self) -> str:
+        """What the user should know of an approximation, for a warning after a fit; empty: nothing."""
+        return ""
+
+    @property
     @abstractmethod
     def site_marginals(self) -> SiteMarginals:
         """Posterior marginals of the site variables: numbers; `slope` has their gradients."""
@@ -136,6 +141,10 @@ class Shifted(Posterior):
     @property
     def jitter(self) -> float:
         return self.centred.jitter
+
+    @property
+    def note(self) -> str:
+        return self.centred.note
 
     @cached_property
     def site_marginals(self) -> SiteMarginals:

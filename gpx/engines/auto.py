@@ -9,6 +9,7 @@ from typing import Any
 
 from gpx.engines.base import Engine
 from gpx.engines.block_circulant import BlockCirculant, covers
+from gpx.engines.coreset import Coreset
 from gpx.engines.exact import Exact
 from gpx.engines.sparse import SparseVariational
 from gpx.engines.state_space import StateSpace
@@ -26,6 +27,7 @@ ENGINES = {
     "Exact": Exact,
     "StateSpace": StateSpace,
     "SparseVariational": SparseVariational,
+    "Coreset": Coreset,
     "BlockCirculant": BlockCirculant,
 }
 

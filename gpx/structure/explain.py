@@ -59,6 +59,7 @@ def explain(kernel: Any) -> Explanation:
       block form                no   Linear has no block-circulant form: use kernels.BlockQuasiPeriodic, or ...
       engine Exact              yes  uses the dense matrix
       engine SparseVariational  yes  uses the dense matrix
+      engine Coreset            yes  uses the dense matrix
       engine StateSpace         yes  linear time
       engine BlockCirculant     no   needs a block form
     """
@@ -88,12 +89,12 @@ def _findings(kernel: gpytorch.kernels.Kernel) -> tuple[Finding, ...]:
         "spectral density", lambda: spectral_density(kernel), lambda _: "exact: objectives.Whittle(debiased=False)"
     )
     engine = Finding("engine Exact", matrix.supported, "uses the dense matrix" if matrix.supported else matrix.note)
-    sparse = replace(engine, name="engine SparseVariational")
+    sparse, coreset = (replace(engine, name=f"engine {name}") for name in ("SparseVariational", "Coreset"))
     sequential = Finding("engine StateSpace", states.supported, "linear time" if states.supported else states.note)
     blocks = _probe("block form", lambda: block_form(kernel), _describe_blocks)
     note = "one series without gaps, Gaussian noise" if blocks.supported else "needs a block form"
     circulant = Finding("engine BlockCirculant", blocks.supported, note)
-    return matrix, features, states, density, blocks, engine, sparse, sequential, circulant
+    return matrix, features, states, density, blocks, engine, sparse, coreset, sequential, circulant
 
 
 def _points(kernel: gpytorch.kernels.Kernel) -> torch.Tensor:

@@ -54,7 +54,7 @@ def test_a_kernel_without_a_matrix():
             raise StructureError("Broken has no matrix.")
 
     explanation = gpx.explain(Broken())
-    assert [f.supported for f in explanation.findings] == [False] * 9
+    assert [f.supported for f in explanation.findings] == [False] * 10
     assert "Broken has no matrix." in str(explanation)
 
 

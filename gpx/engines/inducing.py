@@ -1,0 +1,395 @@
+"""Posteriors through inducing inputs, with one Gaussian site per datum: what `SparseVariational` and `Coreset` share.
+
+Sites act on ``g_n = E[f(x_n) | u] = k_n^T K_ZZ^-1 u``, the part of f(x_n) that the values u at the inducing inputs explain; the
+rest has the variance d_n. Theory: docs/theory/sparse.md.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpx.engines.base import Engine
+from gpx.engines.projections import Frame, Projection, Statistics, accumulate, blocks, root
+from gpx.errors import InputError, NumericalError
+from gpx.inputs import Data
+from gpx.kernels.dense import dense, diagonal
+from gpx.posterior import Posterior, make_generator
+from gpx.prior import Prior
+from gpx.selection import choose_selection
+from gpx.sites import SiteMarginals, Sites
+from gpx.structure.feature_map import feature_map
+
+PATH_FEATURES = 2048
+FIRST_ROUND = 3_000  # rows
+CANDIDATES = (10_000, 10)  # rows that inducing inputs are chosen from: so many, or this multiple of their number
+
+
+@dataclass(frozen=True)
+class InducingPlan:
+    """The inputs [N, D] and, for every kernel, inducing inputs [M, D]."""
+
+    x: Tensor
+    inducing: tuple[Tensor, ...]
+
+    def stale(self, prior: Prior) -> bool:
+        """Never: `fit` makes the plan anew between its rounds."""
+        return False
+
+
+class Inducing(Engine):
+    """An engine that sees the data through inducing inputs; a subclass has the fields ``select`` and ``refine``."""
+
+    select: Any
+    refine: bool
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """M."""
+
+    @abstractmethod
+    def solve(self, statistics: Statistics, frame: Frame) -> Solution:
+        """q(u) from the statistics of the sites."""
+
+    def note(self, posterior: InducingPosterior) -> str:
+        """What the user should know of a posterior; see `Posterior.note`."""
+        return ""
+
+    def plan(self, prior: Prior, data: Data) -> InducingPlan:
+        """Choose the inducing inputs among the rows with a target."""
+        rows = data.x[data.observed.any(1)]
+        limit = max(CANDIDATES[0], CANDIDATES[1] * self.size)
+        if len(rows) > limit:
+            kept = torch.randperm(len(rows), generator=make_generator(0))[:limit].sort().values
+            rows = rows[kept.to(rows.device)]
+        return InducingPlan(data.x, tuple(self._chosen(kernel, rows) for kernel in prior.kernels))
+
+    def _chosen(self, kernel: Any, rows: Tensor) -> Tensor:
+        if not len(rows):
+            return rows
+        found, _ = choose_selection(self.select)(kernel, rows, min(self.size, len(rows)), seed=0)
+        z = found if found.is_floating_point() else rows[found]
+        return torch.nn.Parameter(z.clone()) if self.refine else z
+
+    def replan(self, prior: Prior, data: Data, plan: InducingPlan) -> InducingPlan:
+        """Keep inducing inputs that were refined; choose others anew."""
+        return replace(plan, x=data.x) if self.refine else self.plan(prior, data)
+
+    def state(self, plan: InducingPlan) -> dict[str, Tensor]:
+        """The inducing inputs."""
+        return {f"inducing {k}": z.detach() for k, z in enumerate(plan.inducing)}
+
+    def restored(self, prior: Prior, data: Data, state: dict[str, Tensor]) -> InducingPlan:
+        """With the same inducing inputs."""
+        return InducingPlan(data.x, tuple(state[f"inducing {k}"].to(data.x) for k in range(len(prior.kernels))))
+
+    def rounds(self, rows: int) -> tuple[int, ...]:
+        """3,000 rows, thrice as many, ..., and all of them, twice if inducing inputs are chosen anew for the final kernel."""
+        fewer = [FIRST_ROUND * 3**k for k in range(20) if FIRST_ROUND * 3**k <= rows / 2]
+        return (*fewer, rows) if self.refine else (*fewer, rows, rows)
+
+    def parameters(self, prior: Prior, plan: InducingPlan) -> dict[str, Tensor]:
+        """The inducing inputs, where they are refined."""
+        return {f"inducing {k}": z for k, z in enumerate(plan.inducing)} if self.refine else {}
+
+    def condition(
+        self, prior: Prior, plan: InducingPlan, params: dict[str, Tensor], sites: Sites
+    ) -> InducingPosterior:  # fmt: skip
+        """Nothing is computed before it is asked for."""
+        projections = tuple(
+            Projection(Frame(kernel, z), plan.x) for kernel, z in zip(prior.kernels, plan.inducing, strict=True)
+        )
+        return InducingPosterior(self, prior, sites, projections)
+
+
+def check_select(engine: Any, size: Any, name: str) -> None:
+    """Raise InputError for a number of inducing inputs or a selection that is none."""
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise InputError(f"{type(engine).__name__} needs {name}, a number of inputs >= 1, got {size!r}.")
+    choose_selection(engine.select)
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """q(u) of columns that share kernel and precisions, whitened: ``B = 1 + sum tau w w^T = R R^T``, ``c = R^-1 sum w nu``."""
+
+    lower: Tensor  # R [M, M]
+    c: Tensor  # [M, c]
+
+    @property
+    def spread(self) -> Tensor:
+        """The Cholesky factor [M, M] of the precision."""
+        return self.lower
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """[M, c]."""
+        return torch.linalg.solve_triangular(self.lower.mT, self.c, upper=True)
+
+    def log_partition(self) -> Tensor:
+        """``E_q sum log t_n - KL(q || p)``, summed over columns; here, ``log int p(u) prod t_n(g_n) du``."""
+        return 0.5 * self.c.square().sum() - self.c.shape[1] * self.lower.diagonal().log().sum()
+
+    def explained(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Means [n, c] and variances [n] of g."""
+        half = torch.linalg.solve_triangular(self.spread, w, upper=False)
+        return w.mT @ self.mean, half.square().sum(0)
+
+    def in_mean(self, push: Tensor) -> Tensor:
+        """Changes [M, c] of the mean with those of ``sum w (nu - tau m)``."""
+        return torch.cholesky_solve(push, self.lower)
+
+    def in_covariance(self, gram: Tensor) -> Tensor:
+        """Changes [c, M, M] of the covariance with those [c, M, M] of B."""
+        covariance = torch.cholesky_inverse(self.lower)
+        return -covariance @ gram @ covariance
+
+
+def exact_solution(statistics: Statistics) -> Solution:
+    """The best q(u) of all, from the statistics for the precisions."""
+    gram, target, _ = statistics
+    lower, info = torch.linalg.cholesky_ex(gram[0] + torch.eye(len(target)).to(target))
+    if int(info):
+        raise NumericalError(
+            "The precision of the inducing values has no factor: a kernel value or site is not finite."
+        )
+    return Solution(lower, torch.linalg.solve_triangular(lower, target, upper=False))
+
+
+@dataclass(frozen=True, eq=False)
+class InducingPosterior(Posterior):
+    """known: statistics of groups of columns that are at hand."""
+
+    engine: Inducing
+    prior: Prior
+    sites: Sites
+    projections: tuple[Projection, ...]
+    known: dict[tuple[int, ...], Statistics] = field(default_factory=dict)
+
+    @cached_property
+    def groups(self) -> list[tuple[Projection, list[int]]]:
+        """Columns that share a kernel and precisions, and the data as these see them."""
+        return [(self.projections[latent], columns) for latent, columns in self.sites.groups(len(self.projections))]
+
+    def _statistics(self, projection: Projection, columns: list[int]) -> Statistics:
+        """Of the sites; differentiable where gradients are enabled."""
+        if not torch.is_grad_enabled():
+            if tuple(columns) not in self.known:
+                self.known[tuple(columns)] = self._accumulated(projection, columns)
+            return self.known[tuple(columns)]
+        return self._accumulated(projection, columns)
+
+    def _accumulated(self, projection: Projection, columns: list[int]) -> Statistics:
+        present = self.sites.present[:, columns]
+        tau, nu = (torch.where(present, part[:, columns], 0.0) for part in (self.sites.tau, self.sites.nu))
+        return accumulate(projection, tau[:, :1], nu)
+
+    @cached_property
+    def solved(self) -> list[Solution]:
+        """q(u) of every group; numbers."""
+        with torch.no_grad():
+            return [self._solve(*group) for group in self.groups]
+
+    def _solve(self, projection: Projection, columns: list[int]) -> Solution:
+        return self.engine.solve(self._statistics(projection, columns), projection.frame)
+
+    @property
+    def note(self) -> str:
+        return self.engine.note(self)
+
+    @property
+    def log_partition(self) -> Tensor:
+        return torch.stack([self._solve(*group).log_partition() for group in self.groups]).sum()
+
+    @property
+    def log_density(self) -> Tensor:
+        """Of the targets under ``Q + 1 / tau``, less ``sum tau d / 2``: the collapsed bound."""
+        total = self.sites.nu.new_zeros(())
+        for projection, columns in self.groups:
+            seen, count = self.sites.tau[:, columns[0]] > 0, len(columns)
+            statistics = self._statistics(projection, columns)
+            tau, nu = self.sites.tau[seen, columns[0]], self.sites.nu[seen][:, columns]
+            height = tau.log().sum() - len(tau) * math.log(2 * math.pi) - statistics.spare[0]
+            misfit = (nu.square() / tau[:, None]).sum()
+            total = (
+                total
+                + 0.5 * (count * height - misfit)
+                + self.engine.solve(statistics, projection.frame).log_partition()
+            )
+        return total
+
+    @cached_property
+    def site_marginals(self) -> SiteMarginals:
+        with torch.no_grad():
+            mean, variance, extra = self._moments(lambda projection: projection.blocks())
+        return SiteMarginals(mean, variance, extra)
+
+    def _moments(
+        self, walk: Callable[[Projection], Any], solved: list[Solution] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and variance of g and the variance d, [n, C], over blocks of rows (rows, w, d)."""
+        columns: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        for (projection, members), solution in zip(self.groups, solved or self.solved, strict=True):
+            parts = []
+            for _, w, d in walk(projection):
+                parts.append((*solution.explained(w), d))
+            mean, variance, extra = (torch.cat(part) for part in zip(*parts, strict=True))
+            columns |= {c: (mean[:, i], variance, extra) for i, c in enumerate(members)}
+        ordered = zip(*(columns[c] for c in range(len(columns))), strict=True)
+        mean, variance, extra = (torch.stack(part, 1) for part in ordered)
+        return mean, variance, extra
+
+    def with_sites(self, sites: Sites) -> InducingPosterior:
+        return replace(self, sites=sites, known={})
+
+    def spread(self, weights: Tensor) -> Tensor:
+        total = self.sites.nu.new_zeros(())
+        for latent, projection in enumerate(self.projections):
+            columns = range(latent, weights.shape[1], len(self.projections))
+            whole = weights[:, list(columns)].sum(1, keepdim=True)
+            total = total + accumulate(projection, whole, whole[:, :0]).spare[0]
+        return total
+
+    def response(self, direction: Sites) -> tuple[Tensor, Tensor]:
+        dm, dv = torch.zeros_like(self.sites.nu), torch.zeros_like(self.sites.nu)
+        with torch.no_grad():
+            for (projection, columns), solution in zip(self.groups, self.solved, strict=True):
+                dnu, dtau = direction.nu[:, columns], direction.tau[:, columns]
+                size, count = projection.size, len(columns)
+                push, gram = dnu.new_zeros(size, count), dnu.new_zeros(count, size, size)
+                for rows, w, _ in projection.blocks():
+                    push += w @ (dnu[rows] - (w.mT @ solution.mean) * dtau[rows])
+                    for total, t in zip(gram, dtau[rows].T, strict=True):
+                        total.addmm_(w * t, w.mT)
+                moved, spread = solution.in_mean(push), solution.in_covariance(gram)
+                for rows, w, _ in projection.blocks():
+                    dm[rows][:, columns] = w.mT @ moved
+                    dv[rows][:, columns] = (w * (spread @ w)).sum(1).mT
+        return dm, dv
+
+    def slope(self, direction: Sites, share: float = 0.0) -> Tensor:
+        total = self.sites.nu.new_zeros(())
+        for projection, columns in self.groups:
+            weights = torch.cat([self.sites.tau[:, [columns[0]]], direction.tau[:, columns]], 1)
+            nu = torch.cat([self.sites.nu[:, columns], direction.nu[:, columns]], 1)
+            gram, target, spare = accumulate(projection, weights, nu)
+            here, moved = target.chunk(2, 1)
+            solution = self.engine.solve(Statistics(gram, here, spare), projection.frame)
+            covariance = torch.cholesky_inverse(solution.spread)
+            for m, change, along in zip(solution.mean.mT, gram[1:], moved.mT, strict=True):
+                total = total + m @ along - 0.5 * m @ change @ m - 0.5 * (covariance * change).sum()
+            total = total + share * solution.log_partition()
+        return total
+
+    def marginals(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        columns: dict[int, tuple[Tensor, Tensor]] = {}
+        slices = list(blocks(len(x), max(p.size for p in self.projections))) or [slice(0, 0)]
+        for (projection, members), (weights, lost) in zip(self.groups, self._predictors, strict=True):
+            kernel, z = projection.frame.kernel, projection.frame.z
+            parts = []
+            for rows in slices:
+                cross = dense(kernel, z, x[rows])
+                # Below the rounding error of the subtraction a variance is zero.
+                variance = (diagonal(kernel, x[rows]) - (lost @ cross).square().sum(0)).clamp_min(0)
+                parts.append((cross.mT @ weights, variance))
+            mean, variance = (torch.cat(part) for part in zip(*parts, strict=True))
+            columns |= {c: (mean[:, i], variance) for i, c in enumerate(members)}
+        means, variances = zip(*(columns[c] for c in range(len(columns))), strict=True)
+        return torch.stack(means, 1), torch.stack(variances, 1)
+
+    @cached_property
+    def _predictors(self) -> list[tuple[Tensor, Tensor]]:
+        """Of every group what gives the mean, ``k . weights``, and the variance, ``k(x, x) - |lost k|^2``: where the precision of
+        the whitened u is ``U p U^T``, ``|w|^2 - var g = |(1 - 1 / p)^(1/2) U^T w|^2``. One product per point, not two.
+        """
+        found = []
+        with torch.no_grad():
+            for (projection, _), solution in zip(self.groups, self.solved, strict=True):
+                inverse = projection.frame.inverse
+                p, vectors = torch.linalg.eigh(solution.spread @ solution.spread.mT)
+                found.append((inverse.mT @ solution.mean, ((1 - 1 / p.clamp_min(1)).sqrt() * vectors).mT @ inverse))
+        return found
+
+    def joint(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        parts = {}
+        for (projection, columns), solution in zip(self.groups, self.solved, strict=True):
+            w, _ = projection.frame.at(x)
+            half = torch.linalg.solve_triangular(solution.spread, w, upper=False)
+            mean, covariance = w.mT @ solution.mean, dense(projection.frame.kernel, x, x) - w.mT @ w + half.mT @ half
+            parts |= {c: (mean[:, i], covariance) for i, c in enumerate(columns)}
+        means, covariances = zip(*(parts[c] for c in range(len(parts))), strict=True)
+        return torch.stack(means, 1), torch.stack(covariances)
+
+    def paths(self, n: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        """Matheron's rule: a prior path of 2,048 random features (exact for kernels of finite dimension), corrected at the
+        inducing inputs to a draw of u. Source: Wilson et al. (2021), "Pathwise conditioning of Gaussian processes", eq. 13.
+        """
+        draws = {}
+        for (projection, columns), solution in zip(self.groups, self.solved, strict=True):
+            for i, column in enumerate(columns):
+                draws[column] = _path(projection, solution, i, n, generator)
+        return lambda x: torch.stack([draws[c](x) for c in range(len(draws))], -1)
+
+    def update(self, x: Tensor, sites: Sites) -> InducingPosterior:
+        """The statistics of the new sites are added to those that are there: O(N* M^2) for N* new points."""
+        new = tuple(replace(p, x=x) for p in self.projections)
+        added = replace(self, sites=sites, projections=new, known={})
+        projections = tuple(replace(p, x=torch.cat([p.x, x])) for p in self.projections)
+        whole = replace(self, sites=self.sites.join(sites), projections=projections, known={})
+        with torch.no_grad():
+            for projection, columns in self.groups:
+                if columns in [members for _, members in whole.groups]:
+                    statistics = self._statistics(projection, columns)
+                    latent = columns[0] % len(new)
+                    whole.known[tuple(columns)] = statistics.plus(added._accumulated(new[latent], columns))
+        return whole
+
+    def leave_one_out(self) -> tuple[Tensor, Tensor]:
+        """From the posterior with one site taken out; the inducing inputs and what they explain are kept."""
+        nu, tau = self.sites.nu, self.sites.tau
+        if torch.is_grad_enabled():
+            solved = [self._solve(*group) for group in self.groups]
+            mean, variance, extra = self._moments(_differentiable, solved)
+        else:
+            marginals = self.site_marginals
+            mean, variance, extra = marginals.mean, marginals.variance, marginals.extra
+        seen, share = tau > 0, 1 - tau * variance
+        nothing = torch.full_like(nu, math.nan)
+        mean = torch.where(seen, (mean - variance * nu) / share, nothing)
+        return mean, torch.where(seen, variance / share + extra + 1 / torch.where(seen, tau, 1.0), nothing)
+
+
+def _differentiable(projection: Projection) -> Any:
+    """All data as one block, differentiable in the kernel."""
+    (kernel, z), x = (projection.frame.kernel, projection.frame.z), projection.x
+    w = torch.linalg.solve_triangular(root(kernel, z), dense(kernel, z, x), upper=False)
+    return [(slice(0, len(x)), w, (diagonal(kernel, x) - w.square().sum(0)).clamp_min(0))]
+
+
+def _path(
+    projection: Projection, solution: Solution, column: int, n: int, generator: torch.Generator
+) -> Callable[[Tensor], Tensor]:
+    kernel, z, inverse = projection.frame.kernel, projection.frame.z, projection.frame.inverse
+    options: Any = {"generator": generator, "dtype": z.dtype, "device": z.device}
+    features = feature_map(kernel, PATH_FEATURES, z.shape[1], generator)
+    weights, noise = torch.randn(features.size, n, **options), torch.randn(len(z), n, **options)
+    with torch.no_grad():
+        draw = solution.mean[:, [column]] + torch.linalg.solve_triangular(solution.spread.mT, noise, upper=True)
+        correction = inverse.mT @ (draw - inverse @ (features(z) @ weights))
+
+    def path(x: Tensor) -> Tensor:
+        parts = [
+            features(x[rows]) @ weights + dense(kernel, x[rows], z) @ correction
+            for rows in blocks(len(x), max(len(z), features.size))
+        ]
+        return torch.cat([*parts, x.new_zeros(0, n)]).mT
+
+    return path

@@ -1,0 +1,110 @@
+"""`Coreset` against `SparseVariational` and dense algebra. Theory: docs/theory/sparse.md."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from gpx import GP, kernels, likelihoods, objectives
+from gpx.assemble import assemble
+from gpx.engines import Coreset, Exact, SparseVariational
+from gpx.errors import FitWarning, InputError, StructureError
+from gpx.inputs import as_data
+from gpx.kernels.dense import dense
+from gpx.testing.assertions import close
+from gpx.testing.cases import points, targets
+from tests.equivalence.test_sparse import LIKELIHOODS, differences, rbf
+
+X = points(60, 2)
+Y = targets(X)
+
+
+def conditioned(engine, noise=0.05, kernel=None):
+    return GP(kernel or rbf(), likelihoods.Gaussian(noise), mean="zero", engine=engine).condition(X, Y)
+
+
+@pytest.mark.parametrize("size", [1, 6, 25])
+def test_the_mean_is_that_of_the_best_posterior_and_the_bound_is_below_it(size):
+    coreset, sparse = conditioned(Coreset(size)), conditioned(SparseVariational(size))
+    new = points(30, 2, seed=7)
+    close(coreset.predict(new).mean, sparse.predict(new).mean, "mean")
+    gap = coreset.coreset().gap
+    assert gap >= 0
+    close(coreset.log_evidence(), sparse.log_evidence() - gap, "bound", rtol=1e-9)
+    if size == 1:
+        close(gap, 0.0, "one point: every covariance is in the family", atol=1e-9)
+
+
+def test_the_precisions_are_a_maximum_of_the_bound():
+    """The law "stationary" of docs/theory/sparse.md, against a general optimiser of the Kullback-Leibler divergence."""
+    found, k = conditioned(Coreset(6)).coreset(), rbf()
+    K, cross = dense(k, found.points, found.points).detach(), dense(k, found.points, X).detach()
+    w = torch.linalg.solve(K, cross)
+    best = torch.linalg.inv(torch.linalg.inv(K) + w @ w.mT / 0.05)
+
+    def divergence(log_b):
+        S = torch.linalg.inv(torch.linalg.inv(K) + torch.as_tensor(log_b).exp().diag())
+        ratio = torch.linalg.solve(best, S)
+        return float(0.5 * (ratio.diagonal().sum() - len(S) - torch.linalg.slogdet(ratio)[1]))
+
+    start = found.precisions.log().numpy()
+    close(divergence(start), found.gap, "gap", rtol=1e-5)
+    assert minimize(divergence, start, method="Nelder-Mead", options={"maxiter": 500}).fun >= found.gap - 1e-6
+
+
+def test_the_posterior_is_that_of_exact_inference_on_the_pseudo_observations():
+    gp = conditioned(Coreset(8))
+    found, new = gp.coreset(), points(20, 2, seed=7)
+    pseudo = GP(rbf(), likelihoods.Gaussian(1 / found.precisions), mean="zero", engine=Exact())
+    pseudo.condition(found.points, found.targets)
+    for name in ("mean", "variance"):
+        close(getattr(gp.predict(new, of="f"), name), getattr(pseudo.predict(new, of="f"), name), name, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_gradients_of_objectives(name):
+    likelihood, outcome, objective = LIKELIHOODS[name]
+    gp = GP(rbf(), likelihood(), engine=Coreset(5), objective=objective)
+    problem, objective, _ = assemble(gp, as_data(X[:30], outcome(targets(X[:30]))))
+    modules = (problem.prior.mean, *problem.prior.kernels, problem.likelihood)
+    raws = [p for m in modules for p in m.parameters() if p.requires_grad] + list(problem.plan.inducing)
+    grads = torch.autograd.grad(objective(problem.anew()), raws, allow_unused=True)
+    for raw, grad in zip(raws, grads, strict=True):
+        got = torch.zeros_like(raw) if grad is None else grad
+        close(got.reshape(-1), differences(raw, lambda: objective(problem.anew())), f"gradient of {name}", atol=2e-5)
+
+
+def test_a_learned_mean_is_part_of_the_pseudo_targets():
+    shifted = GP(rbf(), likelihoods.Gaussian(0.05), engine=Coreset(25)).fit(X, Y + 100, max_iter=60)
+    assert float(shifted.coreset().targets.mean()) > 50
+
+
+def test_a_large_gap_is_told_and_can_be_avoided(monkeypatch):
+    monkeypatch.setattr("gpx.engines.coreset.LARGE_GAP", 1e-6)
+    with pytest.warns(FitWarning, match="nats per datum below that of a full covariance.*larger size, or max_gap"):
+        GP(kernels.RBF(), engine=Coreset(12)).fit(X, Y)
+    full = conditioned(Coreset(20, max_gap=0.0))
+    close(full.log_evidence(), conditioned(SparseVariational(20)).log_evidence(), "full covariance")
+    with pytest.raises(StructureError, match="max_gap=0 nats.*use max_gap=None"):
+        full.coreset()
+
+
+def test_other_engines_have_no_pseudo_observations():
+    with pytest.raises(StructureError, match=r"engines.Coreset\(size\)"):
+        conditioned(Exact()).coreset()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"), [({"size": 0}, "size, a number"), ({"max_gap": -1.0}, "max_gap >= 0")]
+)
+def test_bad_settings(arguments, advice):
+    with pytest.raises(InputError, match=advice):
+        Coreset(**arguments)
+
+
+def test_classes():
+    y = (targets(X) > 0.3).double()
+    gp = GP(rbf(), likelihoods.Bernoulli(), engine=Coreset(15), objective=objectives.ELBO()).fit(X, y, max_iter=100)
+    assert float((gp.predict(X).mean.round() == y).double().mean()) > 0.9
+    assert gp.coreset().points.shape == (15, 2)
