@@ -23,30 +23,31 @@ from gpx.posterior import Posterior
 from gpx.prior import Prior
 from gpx.sites import SiteMarginals, Sites
 from gpx.structure.feature_map import feature_map
-from gpx.structure.state_space import state_space, time_column
+from gpx.structure.state_space import Clock, read, state_space, time_column
 
 PATH_FEATURES = 2048
 
 
 @dataclass(frozen=True)
 class Line:
-    """The times [N] of an input column in ascending order, the gaps [N] between them, and the rows [N] of the data that they
-    belong to; None where that is the order of the rows.
+    """The times [N] of an input column in ascending order, the gaps [N] between them by the kernel's clock, and the rows [N] of
+    the data that they belong to; None where that is the order of the rows.
     """
 
     column: int
+    clock: Clock | None
     times: Tensor
     gaps: np.ndarray
     order: Tensor | None
 
     @staticmethod
-    def of(column: int, x: Tensor) -> Line:
+    def of(column: int, clock: Clock | None, x: Tensor) -> Line:
         """The line through a column of x [N, D]; equal times keep the order of their rows."""
         times = x[:, column].detach().double().contiguous()
         order = None
         if bool((times.diff() < 0).any()):
             times, order = torch.sort(times, stable=True)
-        return Line(column, times, _gaps(times), order)
+        return Line(column, clock, times, _gaps(read(clock, times)), order)
 
     def sort(self, values: Tensor) -> Tensor:
         """Values [N] of the rows, by time."""
@@ -71,7 +72,7 @@ class StateSpacePlan:
     def extended(self, x: Tensor) -> StateSpacePlan:
         """With more inputs."""
         x = torch.cat([self.x, x])
-        return StateSpacePlan(x, tuple(Line.of(line.column, x) for line in self.lines))
+        return StateSpacePlan(x, tuple(Line.of(line.column, line.clock, x) for line in self.lines))
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,8 @@ class StateSpace:
     def plan(self, prior: Prior, data: Data) -> StateSpacePlan:
         """Sort. Raises: StructureError for a kernel of several inputs, or without a state-space form."""
         columns = [time_column(kernel, data.x.shape[1]) for kernel in prior.kernels]
-        for kernel in prior.kernels:
-            state_space(kernel)
-        return StateSpacePlan(data.x, tuple(Line.of(c, data.x) for c in columns))
+        clocks = [state_space(kernel).clock for kernel in prior.kernels]
+        return StateSpacePlan(data.x, tuple(Line.of(*c, data.x) for c in zip(columns, clocks, strict=True)))
 
     def stretch(self, plan: StateSpacePlan, rows: int) -> Tensor:
         """The rows of neighbouring times around the middle: `fit` judges starts on them."""
@@ -208,7 +208,7 @@ class StateSpacePosterior(Posterior):
         sites = [np.zeros(len(times)) for _ in range(2)]
         for site, own in zip(sites, (chain.nu, chain.tau), strict=True):
             site[place[:count]] = own
-        return Chain(form[0], _gaps(times), *map(_numbers, form[1:]), *sites), place[count:]
+        return Chain(form[0], _gaps(read(line.clock, times)), *map(_numbers, form[1:]), *sites), place[count:]
 
     def joint(self, x: Tensor) -> tuple[Tensor, Tensor]:
         means, covariances = [], []

@@ -13,12 +13,15 @@ import pytest
 import torch
 from scipy.linalg import expm
 
-from gpx.kernels import Constant, Cosine, Linear, Matern, Periodic
+from gpx.errors import StructureError
+from gpx.kernels import RBF, BlockQuasiPeriodic, Constant, Cosine, Linear, Matern, Periodic
 from gpx.kernels.dense import dense
 from gpx.linalg import chain as chains
 from gpx.linalg import kalman, layout
 from gpx.linalg.chain import STEP, Chain
-from gpx.structure.state_space import matern_profile, periodic_weights, spectral_factor, state_space
+from gpx.structure import profiles
+from gpx.structure.profiles import matern_profile, spectral_factor
+from gpx.structure.state_space import periodic_weights, state_space
 from gpx.testing.assertions import close
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "theory" / "state_space.md"
@@ -192,6 +195,43 @@ def test_prior_paths_have_the_covariance():
     paths = np.array([chain.path(random) for _ in range(4000)])
     error = np.sqrt((K**2 + np.outer(np.diag(K), np.diag(K))) / len(paths))
     assert np.all(np.abs(paths.T @ paths / len(paths) - K) < 5 * error)
+
+
+def test_gaussian():
+    """ss-rbf: the error is what is stated, at lags of its own; the spectrum is positive."""
+    (profile, error), d = profiles.gaussian_profile(), np.random.default_rng(0).uniform(0, 12, 5000)
+    c, x = np.array(profile), profiles.GAUSSIAN_RATE * d
+    difference = np.abs(np.exp(-x) * np.polynomial.polynomial.polyval(x, c) - np.exp(-0.5 * d**2)).max()
+    assert 0.9 * error < difference <= error < 1.2e-4 and c[0] == pytest.approx(1.0, abs=1e-14)
+    top = (profiles.numerator(len(c) - 1).numpy() @ c)[: len(c) - profiles.GAUSSIAN_SMOOTHNESS]
+    w2 = np.tan(np.linspace(0, 1.57, 10001)) ** 2
+    floor = 0.9 * profiles.GAUSSIAN_FLOOR * (1 + w2) ** (len(top) - 1)
+    assert np.all(np.polynomial.polynomial.polyval(w2, top) >= floor)
+
+
+@pytest.mark.parametrize("order", [8, 10, 12])
+def test_high_orders(order):
+    """ss-rbf: to the highest order eight digits are left; more is refused."""
+    chain, K = setting(Matern(nu=order + 0.5))
+    _, mean, covariance = posterior(K, chain.nu, chain.tau)
+    close(chain.smoothed.mean, mean, "mean", rtol=1e-8)
+    close(chain.smoothed.variance, np.diag(covariance), "variance", rtol=1e-8)
+    with pytest.raises(StructureError, match=r"order 16 would lose its digits.*engines.Exact\(\)"):
+        state_space(RBF() * RBF())
+
+
+@pytest.mark.parametrize("omega", [0.7, -0.7])
+def test_blocks(omega):
+    """ss-clock: the kernel, by factors on a clock of blocks; clocks that differ are refused."""
+    kernel, steps = BlockQuasiPeriodic(3, omega), torch.arange(-4.0, 9.0).double()
+    form = state_space(kernel)
+    assert form.clock(steps).tolist() == [-2, -1, -1, -1, 0, 0, 0, 1, 1, 1, 2, 2, 2]
+    close(form.covariance(steps, steps).detach(), dense(kernel, *(2 * [steps[:, None]])).detach(), "kernel", 1e-12)
+    assert state_space(kernel + Constant() * Cosine(period=7.0)).clock == form.clock
+    for other in (Matern(), BlockQuasiPeriodic(4)):
+        for together in (kernel + other, kernel * other):
+            with pytest.raises(StructureError, match=r"has one clock.*engines.Exact\(\)"):
+                state_space(together)
 
 
 def test_every_section_is_cited():
