@@ -24,6 +24,7 @@ from gpx.prior import Prior
 from gpx.sites import SiteMarginals, Sites
 from gpx.structure.feature_map import feature_map
 from gpx.structure.state_space import Clock, read, state_space, time_column
+from gpx.structure.state_space import StateSpace as Form
 
 PATH_FEATURES = 2048
 
@@ -187,28 +188,34 @@ class StateSpacePosterior(Posterior):
         return slope + share * self.log_partition if share else slope
 
     def marginals(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        parts = [self._merged(c, x) for c in self._columns]
+        return self.derivative(x, 0)
+
+    def derivative(self, x: Tensor, order: int) -> tuple[Tensor, Tensor]:
+        parts = [self._merged(c, x, order) for c in self._columns]
         moments = [(chain.smoothed.mean[places], chain.smoothed.variance[places]) for chain, places in parts]
         mean, variance = (torch.as_tensor(np.stack(values, 1)).to(x) for values in zip(*moments, strict=True))
         # Below the rounding error of the recursion a variance is zero.
         return mean, variance.clamp_min(0)
 
-    def _merged(self, column: int, x: Tensor) -> tuple[Chain, np.ndarray]:
-        """The chain with inputs x as times without a site, and the places [N*] of these in it."""
+    def _merged(self, column: int, x: Tensor, order: int = 0) -> tuple[Chain, np.ndarray]:
+        """The chain with inputs x as times without a site, and the places [N*] of these in it, where the derivative of f of this
+        order is looked at.
+        """
         if x.requires_grad:
             raise StructureError(
                 "StateSpace has no gradients in the inputs of predictions; use engines.Exact() for them."
             )
         line = self._line(column)
-        times, order = torch.sort(torch.cat([line.times, x[:, line.column].detach().double()]), stable=True)
-        place = torch.empty_like(order).index_copy(0, order, torch.arange(len(order)).to(order)).cpu().numpy()
-        with torch.no_grad():
-            form = state_space(self.latent_kernel(column)).at(times)
+        times, sorting = torch.sort(torch.cat([line.times, x[:, line.column].detach().double()]), stable=True)
+        place = torch.empty_like(sorting).index_copy(0, sorting, torch.arange(len(times)).to(sorting)).cpu().numpy()
         chain, count = self._chains[column], len(line.times)
+        with torch.no_grad():
+            form = state_space(self.latent_kernel(column))
+            layout, *parts = form.at(times) if order == 0 else _differentiated(form, times, place[count:], order)
         sites = [np.zeros(len(times)) for _ in range(2)]
         for site, own in zip(sites, (chain.nu, chain.tau), strict=True):
             site[place[:count]] = own
-        return Chain(form[0], _gaps(read(line.clock, times)), *map(_numbers, form[1:]), *sites), place[count:]
+        return Chain(layout, _gaps(read(line.clock, times)), *map(_numbers, parts), *sites), place[count:]
 
     def joint(self, x: Tensor) -> tuple[Tensor, Tensor]:
         means, covariances = [], []
@@ -356,6 +363,14 @@ def _chain(
     layout: Layout, gaps: np.ndarray, rates: Tensor, rows: Tensor, factors: Tensor, nu: Tensor, tau: Tensor
 ) -> Chain:
     return Chain(layout, gaps, *map(_numbers, (rates, rows, factors, nu, tau)))
+
+
+def _differentiated(form: Form, times: Tensor, places: np.ndarray, order: int) -> tuple[Layout, Tensor, Tensor, Tensor]:
+    """`Form.at`, for the derivative of f at the places and f elsewhere."""
+    layout, rates, weights = form.derivatives(times, order)
+    chosen = weights[0].clone()
+    chosen[places] = weights[order][places]
+    return layout, rates, times.new_ones(1), chosen
 
 
 def _gaps(times: Tensor) -> np.ndarray:

@@ -25,6 +25,7 @@ from gpx.errors import StructureError
 from gpx.kernels import RBF, BlockQuasiPeriodic, Constant, Cosine, HidaMatern, Linear, Matern, Periodic, QuasiPeriodic
 from gpx.kernels.walk import parts
 from gpx.linalg.circulant import hartley
+from gpx.linalg.derivatives import derivative
 from gpx.linalg.layout import Layout
 from gpx.structure.block_form import block_form
 from gpx.structure.profiles import (
@@ -74,6 +75,17 @@ class Block:
         """The weights of the observed coordinates of a Matern process of this order whose sum has the covariance kappa."""
         return spectral_factor(self.profile, self.order - self.smoothness)
 
+    def derivative(self, times: Tensor, order: int, row: Tensor, width: int) -> Tensor:
+        """Weights [n, J, width] of the coordinates in the derivative of ``phi_j row . z_j``, by Leibniz's rule: that of z_i is
+        ``rate z_(i + 1)``.
+        """
+        total = times.new_zeros(len(times), 1, width)
+        for k in range(1 if self.still else order + 1):
+            shifted = torch.nn.functional.pad(row.to(times) * self.rate.reshape(()) ** k, (k, width - len(row) - k))
+            factors = derivative(self.factors, times, order - k)
+            total = total + math.comb(order, k) * factors[:, :, None] * shifted
+        return total
+
 
 Clock = Callable[[Tensor], Tensor]
 
@@ -105,6 +117,34 @@ class StateSpace:
         )  # fmt: skip
         rates = torch.stack([b.rate.reshape(()).to(times) for b in self.blocks])
         return layout, rates, torch.cat(rows), torch.cat([f.expand(longest, -1) for f in factors], 1)
+
+    def derivatives(self, times: Tensor, highest: int) -> tuple[Layout, Tensor, list[Tensor]]:
+        """A `free` layout, rates [B], and for every order 0, ..., highest the weights [n, R] of the derivative of f.
+
+        Raises: StructureError for paths that cannot be differentiated that often.
+        """
+        self._require_smooth(highest)
+        kept = [block.row() for block in self.blocks]
+        widths = [len(row) + (0 if block.still else highest) for block, row in zip(self.blocks, kept, strict=True)]
+        weights = [
+            torch.cat(
+                [b.derivative(times, n, *part).flatten(1) for b, *part in zip(self.blocks, kept, widths, strict=True)],
+                1,
+            )
+            for n in range(highest + 1)
+        ]
+        layout, rates, _, _ = self.at(times)
+        return replace(layout, widths=tuple(widths), free=True), rates, weights
+
+    def _require_smooth(self, order: int) -> None:
+        if order and self.clock is not None:
+            raise StructureError("A function of steps (BlockQuasiPeriodic) has no derivative: use kernels of time.")
+        smoothness = min((b.smoothness for b in self.blocks if not b.still), default=order)
+        if smoothness < order:
+            raise StructureError(
+                f"Paths of this kernel can be differentiated {smoothness} time(s), asked for derivative={order}: use a smoother"
+                f" kernel in every part, such as kernels.Matern(nu={order + 0.5}) or kernels.HidaMatern(order={order})."
+            )
 
     def covariance(self, a: Tensor, b: Tensor) -> Tensor:
         """The kernel matrix [N, M] that the model stands for, at times a [N] and b [M]."""
@@ -170,7 +210,7 @@ def _rotating(weights: Tensor, frequencies: Tensor) -> Callable[[Tensor], Tensor
 
     def factors(times: Tensor) -> Tensor:
         # Only differences matter: phases from the first time on keep their digits.
-        phase = (times - times[:1])[:, None] * frequencies.to(times)
+        phase = (times - times[:1].detach())[:, None] * frequencies.to(times)
         amplitude = weights.to(times).sqrt()
         return torch.cat([amplitude * phase.cos(), amplitude * phase.sin()], 1)
 

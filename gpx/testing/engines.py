@@ -98,6 +98,7 @@ def check_engine(
     - the log partition has the gradient ``(m, -(v + m^2) / 2)`` in the sites; `response`, `slope` and the gradient of the
       slope are central differences; `with_sites` equals conditioning on these sites; a site without precision tilts;
     - `update` equals conditioning on everything; a posterior is not changed by it;
+    - derivatives, where there are any, are limits of differences;
     - variances are never negative, `sample` and `paths` are reproducible and finite;
     - the engine is a frozen object of settings that deep copies and pickles.
 
@@ -361,7 +362,25 @@ def _draws(s: Setting, what: str, draw: Callable[[int], Tensor]) -> None:
     assert not torch.equal(one, other), f"{what}: another seed gives the same draws."
 
 
+def _derivatives(s: Setting) -> None:
+    """The derivative of f is the limit of its differences: moments of ``(f(x + h) - f(x - h)) / 2h``."""
+    posterior, h = s.posterior(), 1e-4
+    x = points(4, s.x.shape[1], seed=5)
+    try:
+        mean, variance = posterior.derivative(x, 1)
+    except StructureError:  # of this engine, or this kernel
+        return
+    ends, covariance = posterior.joint(torch.cat([x + h, x - h]))
+    up, down = slice(0, len(x)), slice(len(x), None)
+    s.close(mean, (ends[up] - ends[down]) / (2 * h), "derivative: mean", 1e-3 / s.tolerance)
+    square = covariance[:, up, up] - 2 * covariance[:, up, down] + covariance[:, down, down]
+    s.close(variance, square.diagonal(dim1=1, dim2=2).mT / (2 * h) ** 2, "derivative: variance", 1e-3 / s.tolerance)
+    for got, expected in zip(posterior.derivative(s.x, 0), posterior.marginals(s.x), strict=True):
+        s.close(got, expected, "derivative of order 0")
+
+
 LAWS: tuple[Callable[[Setting], None], ...] = (
     _agrees_with_numpy, _partition, _gradients, _sites, _missing_is_deleted, _order_does_not_matter, _duplicates,
     _columns_are_independent, _no_target_gives_the_prior, _few_data, _update_is_refit, _variances_and_draws,
+    _derivatives,
 )  # fmt: skip

@@ -8,21 +8,28 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import gpytorch
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import expm
 
+from gpx.engines import StateSpace
 from gpx.errors import StructureError
-from gpx.kernels import RBF, BlockQuasiPeriodic, Constant, Cosine, Linear, Matern, Periodic
+from gpx.inputs import as_data
+from gpx.kernels import RBF, BlockQuasiPeriodic, Constant, Cosine, HidaMatern, Linear, Matern, Periodic
 from gpx.kernels.dense import dense
 from gpx.linalg import chain as chains
 from gpx.linalg import kalman, layout
 from gpx.linalg.chain import STEP, Chain
+from gpx.linalg.derivatives import derivative
+from gpx.prior import Prior
+from gpx.sites import Sites
 from gpx.structure import profiles
 from gpx.structure.profiles import matern_profile, spectral_factor
 from gpx.structure.state_space import periodic_weights, state_space
 from gpx.testing.assertions import close
+from gpx.testing.cases import points
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "theory" / "state_space.md"
 ORDERS = range(7)
@@ -232,6 +239,29 @@ def test_blocks(omega):
         for together in (kernel + other, kernel * other):
             with pytest.raises(StructureError, match=r"has one clock.*engines.Exact\(\)"):
                 state_space(together)
+
+
+def test_derivatives_of_f():
+    """ss-derivatives: dense algebra with the derivatives of the kernel, to 1e-9; the second with differences of the first."""
+    ell, frequency, scale, slope = 0.9, 0.4, 1.3, 0.3
+    kernel = HidaMatern(2, ell, frequency, scale) + Linear(slope)
+    form, x = state_space(kernel), torch.linspace(-0.95, 1.95, 7).double()[:, None]
+    data = as_data(points(12, 1), torch.zeros(12).double())
+    z, tau = torch.sin(5 * data.x), torch.full((12, 1), 40.0).double()
+    prior, engine = Prior(gpytorch.means.ZeroMean(), (kernel.double(),)), StateSpace()
+    got = engine.condition(prior, engine.plan(prior, data), {}, Sites(z * tau, tau))
+    mean, variance = got.derivative(x, 1)
+
+    with torch.no_grad():
+        K = form.covariance(data.x[:, 0], data.x[:, 0]) + torch.eye(12).double() / 40
+        cross = derivative(lambda t: form.covariance(t, data.x[:, 0]), x[:, 0])
+        start = scale * (5 / (3 * ell**2) + (2 * np.pi * frequency) ** 2) + slope
+        close(mean, cross @ torch.linalg.solve(K, z), "mean")
+        close(variance[:, 0], start - (cross * torch.linalg.solve(K, cross.mT).mT).sum(1), "variance")
+    ends = [got.derivative(x + h, 1)[0] for h in (1e-5, -1e-5)]
+    close(got.derivative(x, 2)[0], (ends[0] - ends[1]) / 2e-5, "second derivative", rtol=1e-4)
+    with pytest.raises(StructureError, match="can be differentiated 2 time"):
+        got.derivative(x, 3)
 
 
 def test_every_section_is_cited():
