@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import gpytorch
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -262,6 +263,30 @@ def test_derivatives_of_f():
     close(got.derivative(x, 2)[0], (ends[0] - ends[1]) / 2e-5, "second derivative", rtol=1e-4)
     with pytest.raises(StructureError, match="can be differentiated 2 time"):
         got.derivative(x, 3)
+
+
+@pytest.mark.parametrize(("ratio", "digits"), [(1.0, 12), (1e8, 8), (1e12, 4)])
+def test_vague_trends(ratio, digits):
+    """ss-vague: against 50 digits; a ratio of variances of 1e8 leaves eight digits, one of 1e12 four or more."""
+    noise, n, random = 0.01, 20, np.random.default_rng(0)
+    times = np.sort(random.uniform(0, 10, n))
+    y = np.sin(times) + 3 * times + 100 + 0.1 * random.standard_normal(n)
+    kernel = Matern(nu=0.5, lengthscale=2.0) + Linear(ratio * noise, 5.0) + Constant(ratio * noise)
+    states, *form = state_space(kernel.double()).at(torch.as_tensor(times))
+    tau = np.full(n, 1 / noise)
+    chain = Chain(states, np.diff(times, prepend=times[0]), *(v.detach().numpy() for v in form), tau * y, tau)
+
+    with mpmath.workdps(50):
+        t, scale, part = [mpmath.mpf(v) for v in times.tolist()], mpmath.mpf(ratio * noise), mpmath.mpf(noise)
+        K = mpmath.matrix([[mpmath.exp(-abs(a - b) / 2) + scale * (1 + (a - 5) * (b - 5)) for a in t] for b in t])
+        C, data = K + part * mpmath.eye(n), mpmath.matrix(y.tolist())
+        solved = mpmath.lu_solve(C, data)
+        density = float(-(data.T * solved)[0] / 2 - mpmath.log(mpmath.det(C)) / 2)
+        mean, inverse = K * solved, C**-1
+        variance = [float(part - part**2 * inverse[i, i]) for i in range(n)]
+    close(chain.evidence()[1], density, "log density", rtol=10.0**-digits)
+    close(chain.smoothed.mean, [float(v) for v in mean], "mean", rtol=10.0**-digits)
+    close(chain.smoothed.variance, variance, "variance", rtol=10.0**-digits)
 
 
 def test_every_section_is_cited():
