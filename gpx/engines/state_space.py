@@ -78,7 +78,8 @@ class StateSpacePlan:
 
 @dataclass(frozen=True)
 class StateSpace:
-    """Exact inference by a Kalman filter and smoother, for kernels of one input with a state-space form.
+    """Exact inference by a Kalman filter and smoother, for kernels of one input with a state-space form; with a form that is
+    approximate (`RBF`), exact for the kernel that this stands for: see `structure.state_space` and `gpx.explain`.
 
     Times may be irregular, unsorted and repeated. Cost: O(N S^2 (p + 1)) for the evidence and its gradient, and
     O((N + M) S^2 (p + 1)) for means and variances at M new inputs, S the number of states (2 for a Matern-3/2 kernel); memory

@@ -106,6 +106,19 @@ def test_state_space_engine_on_blocks(name):
     check_engine(StateSpace(), BLOCKS[name](), STEPS)
 
 
+class OnePole(RBF):
+    """The kernel that the state-space form of RBF stands for."""
+
+    def forward(self, x1, x2, diag=False, **params):
+        value = state_space(self).covariance(x1[:, 0], x2[:, 0])
+        return value.diagonal() if diag else value
+
+
+def test_state_space_engine_on_an_approximate_form():
+    """It is exact for what the form stands for, gradients included."""
+    check_engine(StateSpace(), [OnePole(lengthscale=0.8, outputscale=1.7), OnePole() * Matern(nu=1.5, lengthscale=2.0)])
+
+
 def test_blocks_without_correlation():
     """Whose logarithm is not finite: value and gradient are those of a correlation of 1e-9."""
     kernel, data = BlockQuasiPeriodic(3, 0.0).double(), as_data(STEPS.double(), torch.sin(STEPS[:, 0]).double())
