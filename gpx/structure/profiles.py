@@ -54,6 +54,7 @@ def spectral_factor(profile: Tensor, degree: int) -> Tensor:
     return torch.as_tensor(factor).to(profile) + step
 
 
+@lru_cache(maxsize=16)
 def numerator(order: int) -> Tensor:
     """From profile to spectrum, [p + 1, p + 1]: coefficients of w^0, w^2, ... (rows) in
     ``2 Re k! / (1 + i w)^(k + 1) (1 + w^2)^(p + 1) / q``.
