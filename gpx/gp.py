@@ -17,6 +17,7 @@ from gpx import checking, io, plot
 from gpx.assemble import assemble, check_parts, start_from_data
 from gpx.bootstrap import Bootstrap, bootstrap
 from gpx.encoding import Encoding
+from gpx.engines.auto import engine_of_derivatives
 from gpx.engines.coreset import PseudoData, pseudo_data
 from gpx.errors import FitWarning, InputError, StructureError
 from gpx.inference.coordinates import Coordinates, trainable_modules
@@ -135,14 +136,19 @@ class GP:
         with torch.no_grad():
             return float(self.objective_(problem))
 
-    def predict(self, X: Any, of: str = "y", *, noise: Any = None) -> Prediction:
+    def predict(self, X: Any, of: str | None = None, *, noise: Any = None, derivative: int = 0) -> Prediction:
         """Predictive marginals at X [N*, D].
 
-        Arguments: of: "y": the targets, noise included; "f": the latent function. noise: variances of the new points where
-        they are known (a number or [N*]).
+        Arguments: of: "y": the targets, noise included, the default; "f": the latent function. noise: variances of the new
+        points where they are known (a number or [N*]). derivative: 1: of f' = df/dx, for kernels of one input with a
+        state-space form, as often as their paths can be differentiated.
         Returns: a Prediction of shape [N*] ([N*, P] for several outputs).
-        Cost: Exact: O(N^2) per point; in chunks, never N* x N*.
+        Raises: InputError for derivatives of targets, or several input columns; StructureError for kernels that have none.
+        Cost: Exact: O(N^2) per point; in chunks, never N* x N*. Derivatives: that of `engines.StateSpace`.
         """
+        if derivative:
+            return self._derivative(X, of, noise, derivative)
+        of = "y" if of is None else of
         if of not in ("y", "f"):
             raise InputError(f"of must be 'y' (targets) or 'f' (latent function), got {of!r}.")
         x = self._points(X).x
@@ -153,6 +159,18 @@ class GP:
             else:
                 distribution = self._fitted().settled.predict(*self._latents(mean, variance), noise)
         return Prediction(distribution, of)
+
+    def _derivative(self, X: Any, of: str | None, noise: Any, order: Any) -> Prediction:
+        x = self._points(X).x
+        _check_derivative(order, of, noise, x)
+        problem, posterior = self._fitted(), self.posterior_
+        engine = engine_of_derivatives(problem.engine, problem.prior)
+        with torch.no_grad():
+            if engine is not problem.engine:
+                other = Problem.planned(problem.prior, problem.data, problem.likelihood, engine, problem.rule)
+                posterior = other.condition(posterior.sites)
+            mean, variance = posterior.derivative(x, order)
+        return Prediction(Normal(self._flat(mean), self._flat(variance).sqrt(), validate_args=False), "f" + "'" * order)
 
     def sample(self, X: Any, n: int, seed: int | None = 0) -> Tensor:
         """Joint posterior draws of f at X: [n, N*]. Cost: O(N*^3)."""
@@ -308,6 +326,15 @@ def _check_options(max_iter: Any, restarts: Any, seed: Any, max_seconds: Any) ->
         raise InputError(f"seed must be an integer >= 0, or None for a fresh one, got {seed!r}.")
     if max_seconds is not None and not (isinstance(max_seconds, Real) and max_seconds >= 0):
         raise InputError(f"max_seconds must be a number >= 0, or None for no limit, got {max_seconds!r}.")
+
+
+def _check_derivative(order: Any, of: str | None, noise: Any, x: Tensor) -> None:
+    if isinstance(order, bool) or not isinstance(order, Integral) or order < 0:
+        raise InputError(f"derivative must be an integer >= 0, got {order!r}.")
+    if of not in (None, "f") or noise is not None:
+        raise InputError("Targets have no derivative: use predict(X, derivative=1), which is of f and takes no noise.")
+    if x.shape[1] != 1:
+        raise InputError(f"derivative={order} needs a model of one input column, this one has {x.shape[1]}.")
 
 
 def _coordinates(problem: Problem) -> Coordinates:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
-from gpx.errors import InputError, NumericalError
+from gpx.errors import InputError, NumericalError, StructureError
 from gpx.inputs import Points, as_like
 from gpx.likelihoods.predictive import Mixture
 from gpx.linalg.cholesky import factorise
+from gpx.linalg.derivatives import derivative
 from gpx.sites import SiteMarginals, Sites
 
 
@@ -79,6 +80,13 @@ class Posterior(ABC):
     @abstractmethod
     def marginals(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance [N*, C] of f at x, in chunks: never N* x N*."""
+
+    def derivative(self, x: Tensor, order: int) -> tuple[Tensor, Tensor]:
+        """Mean and variance [N*, C] of the derivative of f of this order at x [N*, 1].
+
+        Raises: StructureError for an engine that has none, or paths that cannot be differentiated.
+        """
+        raise StructureError("This engine has no derivatives: use engines.StateSpace().")
 
     @abstractmethod
     def joint(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,6 +163,10 @@ class Shifted(Posterior):
         mean, variance = self.centred.marginals(x)
         return mean + self.mean(x), variance
 
+    def derivative(self, x: Tensor, order: int) -> tuple[Tensor, Tensor]:
+        mean, variance = self.centred.derivative(x, order)
+        return mean + derivative(self.mean, x, order), variance
+
     def joint(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, covariance = self.centred.joint(x)
         return mean + self.mean(x), covariance
@@ -189,7 +201,8 @@ class Shifted(Posterior):
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predictive marginals at N* points: of the targets (``of="y"``) or of the latent function (``of="f"``).
+    """Predictive marginals at N* points: of the targets (``of="y"``), the latent function (``of="f"``) or a derivative of it
+    (``of="f'"``, ...).
 
     distribution: a torch distribution of batch shape [N*] ([N*, P] for several outputs).
 
@@ -268,7 +281,7 @@ class Prediction:
         return values.reshape(shape)
 
     def __repr__(self) -> str:
-        what = "y, noise included" if self.of == "y" else "f, the latent function"
+        what = {"y": "y, noise included", "f": "f, the latent function"}.get(self.of, f"{self.of}, a derivative")
         return f"Prediction of {what}: {type(self.distribution).__name__}, shape {list(self.shape)}"
 
 

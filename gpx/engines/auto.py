@@ -89,6 +89,25 @@ def choose_engine(engine: Any, prior: Prior, data: Data, sites: Sites | None = N
     return chosen, reason
 
 
+def engine_of_derivatives(engine: Engine, prior: Prior) -> Engine:
+    """The engine that gives the derivatives of f in a model of this engine.
+
+    Raises: StructureError if there is none: for kernels without an exact state-space form, unless the engine is StateSpace.
+    """
+    if isinstance(engine, StateSpace):
+        return engine
+    try:
+        exact = all(state_space(kernel).exact for kernel in prior.kernels)
+    except StructureError as error:
+        raise StructureError(f"Derivatives need a kernel with a state-space form. {error}") from error
+    if not exact:
+        raise StructureError(
+            "Derivatives need an exact state-space form, that of this kernel is approximate: use a kernel such as"
+            " kernels.Matern(), or fit with engine='StateSpace', which takes the approximation for the model."
+        )
+    return StateSpace()
+
+
 def _checked(engine: Any) -> Engine:
     if isinstance(engine, type) or not all(hasattr(engine, name) for name in ("plan", "parameters", "condition")):
         raise InputError(f"engine must be 'auto' or an engine such as engines.Exact(), got {engine!r}.")

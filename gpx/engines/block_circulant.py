@@ -69,7 +69,7 @@ class BlockCirculant(Engine):
     Cost: O(N log p) once and O(N) per evaluation with its gradient; without noise, and with a mean that is not learned,
     O(p); O(p^3) more where the first or last block is incomplete.
     Raises: StructureError for another kernel; for missing, repeated or skipped steps; for noise that changes from step
-    to step (all likelihoods that are not Gaussian): `Exact` takes those.
+    to step (all likelihoods that are not Gaussian): `StateSpace` (for short periods) and `Exact` take those.
 
     >>> BlockCirculant()
     BlockCirculant()
@@ -132,7 +132,8 @@ def _require_consecutive(steps: Tensor) -> None:
         at, gap = int(steps[:-1][wrong][0]), int(gaps[wrong][0])
         what = f"step {at} occurs more than once" if not gap else f"step {at} is followed by {at + gap}"
         raise StructureError(
-            f"BlockCirculant needs every step of the series exactly once, but {what}; use engines.Exact()."
+            f"BlockCirculant needs every step of the series exactly once, but {what}; use engines.StateSpace() or"
+            " engines.Exact()."
         )
 
 
@@ -143,14 +144,14 @@ def _require_equal_sites(sites: Sites) -> None:
     if not bool((tau > 0).all()):
         missing = int((tau <= 0).sum())
         raise StructureError(
-            f"BlockCirculant needs a target at every step, {missing} of {tau.numel()} are missing; use engines.Exact(),"
-            " which leaves them out, or cut the series where they begin."
+            f"BlockCirculant needs a target at every step, {missing} of {tau.numel()} are missing; use engines.StateSpace()"
+            " or engines.Exact(), which leave them out."
         )
     low, high = float(tau.min()), float(tau.max())
     if low != high:
         raise StructureError(
             f"BlockCirculant needs the same Gaussian noise at every step, got precisions from {low:.3g} to {high:.3g}; use"
-            " engines.Exact()."
+            " engines.StateSpace() or engines.Exact()."
         )
 
 

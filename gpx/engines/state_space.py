@@ -25,30 +25,32 @@ from gpx.posterior import Posterior
 from gpx.prior import Prior
 from gpx.sites import SiteMarginals, Sites
 from gpx.structure.feature_map import feature_map
-from gpx.structure.state_space import state_space, time_column
+from gpx.structure.state_space import Clock, read, state_space, time_column
+from gpx.structure.state_space import StateSpace as Form
 
 PATH_FEATURES = 2048
 
 
 @dataclass(frozen=True)
 class Line:
-    """The times [N] of an input column in ascending order, the gaps [N] between them, and the rows [N] of the data that they
-    belong to; None where that is the order of the rows.
+    """The times [N] of an input column in ascending order, the gaps [N] between them by the kernel's clock, and the rows [N] of
+    the data that they belong to; None where that is the order of the rows.
     """
 
     column: int
+    clock: Clock | None
     times: Tensor
     gaps: Tensor
     order: Tensor | None
 
     @staticmethod
-    def of(column: int, x: Tensor) -> Line:
+    def of(column: int, clock: Clock | None, x: Tensor) -> Line:
         """The line through a column of x [N, D]; equal times keep the order of their rows."""
         times = x[:, column].detach().double().contiguous()
         order = None
         if bool((times.diff() < 0).any()):
             times, order = torch.sort(times, stable=True)
-        return Line(column, times, _gaps(times), order)
+        return Line(column, clock, times, _gaps(read(clock, times)), order)
 
     def sort(self, values: Tensor) -> Tensor:
         """Values [N] of the rows, by time."""
@@ -73,12 +75,13 @@ class StateSpacePlan:
     def extended(self, x: Tensor) -> StateSpacePlan:
         """With more inputs."""
         x = torch.cat([self.x, x])
-        return StateSpacePlan(x, tuple(Line.of(line.column, x) for line in self.lines))
+        return StateSpacePlan(x, tuple(Line.of(line.column, line.clock, x) for line in self.lines))
 
 
 @dataclass(frozen=True)
 class StateSpace(Engine):
-    """Exact inference by a Kalman filter and smoother, for kernels of one input with a state-space form.
+    """Exact inference by a Kalman filter and smoother, for kernels of one input with a state-space form; with a form that is
+    approximate (`RBF`), exact for the kernel that this stands for: see `structure.state_space` and `gpx.explain`.
 
     Times may be irregular, unsorted and repeated. Cost: O(N S^2 (p + 1)) for the evidence and its gradient, and
     O((N + M) S^2 (p + 1)) for means and variances at M new inputs, S the number of states (2 for a Matern-3/2 kernel); memory
@@ -96,9 +99,8 @@ class StateSpace(Engine):
     def plan(self, prior: Prior, data: Data) -> StateSpacePlan:
         """Sort. Raises: StructureError for a kernel of several inputs, or without a state-space form."""
         columns = [time_column(kernel, data.x.shape[1]) for kernel in prior.kernels]
-        for kernel in prior.kernels:
-            state_space(kernel)
-        return StateSpacePlan(data.x, tuple(Line.of(c, data.x) for c in columns))
+        clocks = [state_space(kernel).clock for kernel in prior.kernels]
+        return StateSpacePlan(data.x, tuple(Line.of(*c, data.x) for c in zip(columns, clocks, strict=True)))
 
     def few(self, data: Data, plan: StateSpacePlan, rows: int) -> Tensor:
         """Neighbouring times around the middle."""
@@ -184,26 +186,32 @@ class StateSpacePosterior(Posterior):
         return slope + share * self.log_partition if share else slope
 
     def marginals(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        parts = [self._merged(c, x) for c in self._columns]
+        return self.derivative(x, 0)
+
+    def derivative(self, x: Tensor, order: int) -> tuple[Tensor, Tensor]:
+        parts = [self._merged(c, x, order) for c in self._columns]
         moments = [(chain.smoothed.mean[places], chain.smoothed.variance[places]) for chain, places in parts]
         mean, variance = (torch.stack(values, 1).to(x) for values in zip(*moments, strict=True))
         # Below the rounding error of the recursion a variance is zero.
         return mean, variance.clamp_min(0)
 
-    def _merged(self, column: int, x: Tensor) -> tuple[Compiled | Scan, Tensor]:
-        """The chain with inputs x as times without a site, and the places [N*] of these in it."""
+    def _merged(self, column: int, x: Tensor, order: int = 0) -> tuple[Compiled | Scan, Tensor]:
+        """The chain with inputs x as times without a site, and the places [N*] of these in it, where the derivative of f of this
+        order is looked at.
+        """
         if x.requires_grad:
             raise StructureError(
                 "StateSpace has no gradients in the inputs of predictions; use engines.Exact() for them."
             )
         line = self._line(column)
-        times, order = torch.sort(torch.cat([line.times, x[:, line.column].detach().double()]), stable=True)
-        place = torch.empty_like(order).index_copy(0, order, torch.arange(len(order)).to(order))
-        with torch.no_grad():
-            form = state_space(self.latent_kernel(column)).at(times)
+        times, sorting = torch.sort(torch.cat([line.times, x[:, line.column].detach().double()]), stable=True)
+        place = torch.empty_like(sorting).index_copy(0, sorting, torch.arange(len(times)).to(sorting))
         chain, count = self._chains[column], len(line.times)
+        with torch.no_grad():
+            form = state_space(self.latent_kernel(column))
+            layout, *parts = form.at(times) if order == 0 else _differentiated(form, times, place[count:], order)
         nu, tau = (times.new_zeros(len(times)).index_copy(0, place[:count], v.detach()) for v in (chain.nu, chain.tau))
-        return type(chain)(form[0], _gaps(times), *form[1:], nu, tau), place[count:]
+        return type(chain)(layout, _gaps(read(line.clock, times)), *parts, nu, tau), place[count:]
 
     def joint(self, x: Tensor) -> tuple[Tensor, Tensor]:
         means, covariances = [], []
@@ -399,6 +407,14 @@ def _chain(
     layout: Layout, gaps: np.ndarray, rates: Tensor, rows: Tensor, factors: Tensor, nu: Tensor, tau: Tensor
 ) -> Chain:
     return Chain(layout, gaps, *map(_numbers, (rates, rows, factors, nu, tau)))
+
+
+def _differentiated(form: Form, times: Tensor, places: Tensor, order: int) -> tuple[Layout, Tensor, Tensor, Tensor]:
+    """`Form.at`, for the derivative of f at the places and f elsewhere."""
+    layout, rates, weights = form.derivatives(times, order)
+    chosen = weights[0].clone()
+    chosen[places] = weights[order][places]
+    return layout, rates, times.new_ones(1), chosen
 
 
 def _gaps(times: Tensor) -> Tensor:

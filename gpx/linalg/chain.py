@@ -51,8 +51,9 @@ class Chain:
     """``f(t) = sum_j factors_j(t) rows . z_j(t)`` with sites ``exp(nu f - tau f^2 / 2)`` at n ordered times.
 
     gaps [n]: to the time before, 0 for the first; rates [B]; rows: weights of observed coordinates, block by block; factors
-    [n, J], or [1, J] where they are constant; nu, tau [n], real or complex. Cost: O(n S^2 (p + 1)) for either pass; memory: the
-    predicted moments, or those of sqrt(n) times where they would be more than 256 MB.
+    [n, J], or [1, J] where they are constant; of a layout that is `free`, rows are ones [1] and factors the weights [n, R]; nu,
+    tau [n], real or complex. Cost: O(n S^2 (p + 1)) for either pass; memory: the predicted moments, or those of sqrt(n) times
+    where they would be more than 256 MB.
     """
 
     layout: Layout

@@ -18,7 +18,8 @@ TERMS = 60  # of the series for the incomplete gamma function
 @dataclass(frozen=True)
 class Layout:
     """What code is compiled for: of every block its order p, its number of copies, and how many of its p + 1 coordinates are
-    observed (1: the function itself).
+    observed (1: the function itself). free: these have weights of their own at every time, in place of a factor for every copy
+    and a row for all times.
 
     >>> Layout(orders=(1, 0), copies=(1, 2), widths=(1, 1)).size
     4
@@ -27,6 +28,7 @@ class Layout:
     orders: tuple[int, ...]
     copies: tuple[int, ...]
     widths: tuple[int, ...]
+    free: bool = False
 
     @property
     def size(self) -> int:
@@ -114,6 +116,8 @@ def tables(layout: Layout) -> Tables:
     first = np.cumsum(layout.widths) - layout.widths
     places = [(starts[c] + w, c, first[blocks[c]] + w) for c in range(J) for w in range(layout.widths[blocks[c]])]
     seen, copy_of, row_of = (np.array(column) for column in zip(*places, strict=True))
+    if layout.free:
+        copy_of, row_of = np.arange(len(seen)), np.zeros_like(row_of)
     N, W, F, q = np.zeros((B, D, D, D)), np.zeros((B, D, D, K)), np.zeros((B, D, D)), np.zeros(B)
     for b, p in enumerate(layout.orders):
         N[b, : p + 1, : p + 1, : p + 1], F[b, : p + 1, : p + 1] = transition_terms(p), companion(p)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gpx.engines.state_space import log_partition
+from gpx.errors import StructureError
 from gpx.likelihoods import Likelihood
 from gpx.linalg.chain import Chain
 from gpx.linalg.layout import Layout
@@ -110,7 +111,12 @@ def _moments(latents: int, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tens
 
 def _joined(kernels: Sequence[gpytorch.kernels.Kernel], times: Tensor) -> tuple[Layout, Tensor, Tensor, Tensor, Tensor]:
     """The blocks of all kernels as one model; the latent of every factor."""
-    forms = [state_space(kernel).at(times) for kernel in kernels]
+    models = [state_space(kernel) for kernel in kernels]
+    if any(model.clock is not None for model in models):
+        raise StructureError(
+            "Latent trajectories need kernels of time such as kernels.Matern(), not BlockQuasiPeriodic."
+        )
+    forms = [model.at(times) for model in models]
     layout = Layout(*(sum((getattr(f[0], name) for f in forms), ()) for name in ("orders", "copies", "widths")))
     rates, rows = (torch.cat([f[i] for f in forms]) for i in (1, 2))
     waves = torch.cat([f[3].expand(len(times), -1) for f in forms], 1)

@@ -17,7 +17,7 @@ from gpx.kernels.expressions import parse
 from gpx.structure.block_form import BlockForm, block_form
 from gpx.structure.feature_map import feature_map
 from gpx.structure.spectral_density import spectral_density
-from gpx.structure.state_space import state_space, time_column
+from gpx.structure.state_space import StateSpace, state_space, time_column
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def _findings(kernel: gpytorch.kernels.Kernel) -> tuple[Finding, ...]:
     )
     engine = Finding("engine Exact", matrix.supported, "uses the dense matrix" if matrix.supported else matrix.note)
     sparse, coreset = (replace(engine, name=f"engine {name}") for name in ("SparseVariational", "Coreset"))
-    sequential = Finding("engine StateSpace", states.supported, "linear time" if states.supported else states.note)
+    asked = "linear time" + (", only if asked for" if "approximate" in states.note else "")
+    sequential = Finding("engine StateSpace", states.supported, asked if states.supported else states.note)
     blocks = _probe("block form", lambda: block_form(kernel), _describe_blocks)
     note = "one series without gaps, Gaussian noise" if blocks.supported else "needs a block form"
     circulant = Finding("engine BlockCirculant", blocks.supported, note)
@@ -117,16 +118,18 @@ def _describe_features(features: Any) -> str:
     return f"{kind}: functions can be drawn (gp.paths)"
 
 
-def _states(kernel: gpytorch.kernels.Kernel) -> tuple[int, float]:
-    """The number of states and the error of the state-space form."""
+def _states(kernel: gpytorch.kernels.Kernel) -> tuple[int, StateSpace]:
+    """The number of states of the state-space form, and the form."""
     column = time_column(kernel, _dims(kernel))
     form = state_space(kernel)
-    return form.at(_points(kernel)[:, column])[0].size, form.error
+    return form.at(_points(kernel)[:, column])[0].size, form
 
 
-def _describe_states(states: tuple[int, float]) -> str:
-    size, error = states
-    return f"{size} state(s), " + (f"to {error:.0e} of the variance" if error else "exact")
+def _describe_states(states: tuple[int, StateSpace]) -> str:
+    size, form = states
+    if not form.exact:
+        return f"{size} state(s), approximate, error {form.error:.1e} of the variance"
+    return f"{size} state(s), " + (f"to {form.error:.0e} of the variance" if form.error else "exact")
 
 
 def _describe_blocks(form: BlockForm) -> str:

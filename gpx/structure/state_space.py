@@ -2,7 +2,8 @@
 
 A block is ``k(t, t') = kappa(rate |t - t'|) sum_j phi_j(t) phi_j(t')`` with ``kappa(x) = e^-x (c_0 + c_1 x + ... + c_p x^p)``: J
 independent copies of one process, each times its factor phi_j. Cosines rotate (factors cos and sin, Hartikainen & Sarkka
-2010), periodic kernels are sums of cosines (Solin & Sarkka 2014), polynomials multiply constants. Such blocks are closed
+2010), periodic kernels are sums of cosines (Solin & Sarkka 2014), polynomials multiply constants, RBF kernels have a
+rational approximation with one pole. Such blocks are closed
 under sums and products. Theory: docs/theory/state_space.md.
 """
 
@@ -17,16 +18,27 @@ from typing import Any
 import gpytorch
 import numpy as np
 import torch
-from numpy.polynomial import Polynomial
 from scipy.special import ive
 from torch import Tensor
 
 from gpx.errors import StructureError
-from gpx.kernels import Constant, Cosine, HidaMatern, Linear, Matern, Periodic, QuasiPeriodic
+from gpx.kernels import RBF, BlockQuasiPeriodic, Constant, Cosine, HidaMatern, Linear, Matern, Periodic, QuasiPeriodic
 from gpx.kernels.walk import parts
-from gpx.linalg.layout import Layout, noise_terms
+from gpx.linalg.circulant import hartley
+from gpx.linalg.derivatives import derivative
+from gpx.linalg.layout import Layout
+from gpx.structure.block_form import block_form
+from gpx.structure.profiles import (
+    GAUSSIAN_RATE,
+    GAUSSIAN_SMOOTHNESS,
+    gaussian_profile,
+    matern_profile,
+    spectral_factor,
+)
 
 HARMONICS = (2, 4, 8, 16, 32, 64, 128)  # numbers of harmonics of a periodic kernel that code is compiled for
+MAX_ORDER = 12  # of a block: the filter loses a digit with every order, and keeps eight at this one
+LEAST_CORRELATION = 1e-9  # of neighbouring blocks: less is as good as none
 TRUNCATION = 1e-10  # of the variance of a periodic kernel, in harmonics that are left out
 
 
@@ -42,22 +54,53 @@ class Block:
     factors: Callable[[Tensor], Tensor]
     smoothness: int
 
+    def __post_init__(self) -> None:
+        if self.order > MAX_ORDER:
+            raise StructureError(
+                f"A state-space model of order {self.order} would lose its digits, {MAX_ORDER} is the limit: multiply fewer or"
+                " rougher kernels (a product of RBF kernels is one RBF kernel), or use engines.Exact()."
+            )
+
     @property
     def order(self) -> int:
         """p."""
         return len(self.profile) - 1
 
+    @property
+    def still(self) -> bool:
+        """Whether the process is a constant, whatever the hyperparameters."""
+        return self.order == 0 and not self.rate.requires_grad and float(self.rate) == 0
+
     def row(self) -> Tensor:
         """The weights of the observed coordinates of a Matern process of this order whose sum has the covariance kappa."""
         return spectral_factor(self.profile, self.order - self.smoothness)
 
+    def derivative(self, times: Tensor, order: int, row: Tensor, width: int) -> Tensor:
+        """Weights [n, J, width] of the coordinates in the derivative of ``phi_j row . z_j``, by Leibniz's rule: that of z_i is
+        ``rate z_(i + 1)``.
+        """
+        total = times.new_zeros(len(times), 1, width)
+        for k in range(1 if self.still else order + 1):
+            shifted = torch.nn.functional.pad(row.to(times) * self.rate.reshape(()) ** k, (k, width - len(row) - k))
+            factors = derivative(self.factors, times, order - k)
+            total = total + math.comb(order, k) * factors[:, :, None] * shifted
+        return total
+
+
+Clock = Callable[[Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class StateSpace:
-    """A sum of blocks; error: a bound on the difference from the kernel, as a share of its variance."""
+    """A sum of blocks.
+
+    error: a bound on the difference from the kernel, as a share of its variance; clock: times [n] -> the ascending times on
+    which blocks decay, comparable by ==; None: time itself, or any where nothing decays.
+    """
 
     blocks: tuple[Block, ...]
     error: float = 0.0
+    clock: Clock | None = None
 
     @property
     def exact(self) -> bool:
@@ -75,15 +118,49 @@ class StateSpace:
         rates = torch.stack([b.rate.reshape(()).to(times) for b in self.blocks])
         return layout, rates, torch.cat(rows), torch.cat([f.expand(longest, -1) for f in factors], 1)
 
+    def derivatives(self, times: Tensor, highest: int) -> tuple[Layout, Tensor, list[Tensor]]:
+        """A `free` layout, rates [B], and for every order 0, ..., highest the weights [n, R] of the derivative of f.
+
+        Raises: StructureError for paths that cannot be differentiated that often.
+        """
+        self._require_smooth(highest)
+        kept = [block.row() for block in self.blocks]
+        widths = [len(row) + (0 if block.still else highest) for block, row in zip(self.blocks, kept, strict=True)]
+        weights = [
+            torch.cat(
+                [b.derivative(times, n, *part).flatten(1) for b, *part in zip(self.blocks, kept, widths, strict=True)],
+                1,
+            )
+            for n in range(highest + 1)
+        ]
+        layout, rates, _, _ = self.at(times)
+        return replace(layout, widths=tuple(widths), free=True), rates, weights
+
+    def _require_smooth(self, order: int) -> None:
+        if order and self.clock is not None:
+            raise StructureError("A function of steps (BlockQuasiPeriodic) has no derivative: use kernels of time.")
+        smoothness = min((b.smoothness for b in self.blocks if not b.still), default=order)
+        if smoothness < order:
+            raise StructureError(
+                f"Paths of this kernel can be differentiated {smoothness} time(s), asked for derivative={order}: use a smoother"
+                f" kernel in every part, such as kernels.Matern(nu={order + 0.5}) or kernels.HidaMatern(order={order})."
+            )
+
     def covariance(self, a: Tensor, b: Tensor) -> Tensor:
         """The kernel matrix [N, M] that the model stands for, at times a [N] and b [M]."""
         total, n = a.new_zeros(len(a), len(b)), len(a)
+        lag = (read(self.clock, a)[:, None] - read(self.clock, b)).abs()
         for block in self.blocks:
-            x = block.rate * (a[:, None] - b).abs()
+            x = block.rate * lag
             kappa = torch.exp(-x) * sum(c * x**k for k, c in enumerate(block.profile))
             phi = block.factors(torch.cat([a, b])).expand(n + len(b), -1)
             total = total + kappa * (phi[:n] @ phi[n:].mT)
         return total
+
+
+def read(clock: Clock | None, times: Tensor) -> Tensor:
+    """What a clock shows at times [n]."""
+    return times if clock is None else clock(times)
 
 
 @singledispatch
@@ -93,8 +170,9 @@ def state_space(kernel: Any) -> StateSpace:
     Raises: StructureError that names the part of the kernel that has none.
     """
     raise StructureError(
-        f"{type(kernel).__name__} has no state-space form; use Matern, HidaMatern, QuasiPeriodic, Periodic, Cosine, Linear or"
-        " Constant, their sums and products, or engines.Exact(). Rules of your own: gpx.structure.state_space.register."
+        f"{type(kernel).__name__} has no state-space form; use Matern, HidaMatern, QuasiPeriodic, Periodic, Cosine, Linear,"
+        " Constant or RBF (approximately), their sums and products, or engines.Exact(). Rules of your own:"
+        " gpx.structure.state_space.register."
     )
 
 
@@ -118,52 +196,6 @@ def _columns(kernel: gpytorch.kernels.Kernel, columns: Sequence[int]) -> set[int
     return set().union(*inner) if inner else set(columns)
 
 
-def matern_profile(order: int) -> Tensor:
-    """The profile of the Matern kernel of smoothness order + 1/2: ``c_k = 2^k p! (2p - k)! / ((2p)! k! (p - k)!)``."""
-    p, f = order, math.factorial
-    terms = [2.0**k * f(p) * f(2 * p - k) / (f(2 * p) * f(k) * f(p - k)) for k in range(p + 1)]
-    return torch.tensor(terms, dtype=torch.float64)
-
-
-def spectral_factor(profile: Tensor, degree: int) -> Tensor:
-    """b [degree + 1] such that ``sum_i b_i z_i`` of a Matern process of order p has the covariance ``e^-x sum_k c_k x^k``.
-
-    Its spectral density is ``|b(i w)|^2 q / (1 + w^2)^(p + 1)``: b is the factor of a polynomial of that degree in w^2, without
-    roots in the right half-plane. Differentiable in the profile.
-    """
-    if degree == 0:
-        return profile.new_ones(1)
-    numerator = (_numerator(len(profile) - 1).to(profile) @ profile)[: degree + 1]
-    factor = _stable_factor(numerator.detach().cpu().numpy())
-    # The factor solves "square = numerator"; one Newton step at the solution carries the gradient.
-    size = degree + 1
-    square, jacobian = np.zeros(size), np.zeros((size, size))
-    for i in range(size):
-        for j in range(i % 2, size, 2):
-            sign, m = (-1.0) ** ((i - j) // 2), (i + j) // 2
-            square[m] += sign * factor[i] * factor[j]
-            jacobian[m, i] += 2 * sign * factor[j]
-    step = torch.as_tensor(np.linalg.inv(jacobian)).to(profile) @ (numerator - torch.as_tensor(square).to(profile))
-    return torch.as_tensor(factor).to(profile) + step
-
-
-def _numerator(order: int) -> Tensor:
-    """[p + 1, p + 1]: coefficients of w^0, w^2, ... (rows) in ``2 Re k! / (1 + i w)^(k + 1) (1 + w^2)^(p + 1) / q``."""
-    result = np.zeros((order + 1, order + 1))
-    for k in range(order + 1):
-        conjugate, rest = Polynomial([1.0, -1j]) ** (k + 1), Polynomial([1.0, 0.0, 1.0]) ** (order - k)
-        even = (2 * math.factorial(k) * (conjugate * rest).coef.real / noise_terms(order)[2])[: 2 * order + 1 : 2]
-        result[: len(even), k] = even
-    return torch.as_tensor(result)
-
-
-def _stable_factor(numerator: np.ndarray) -> np.ndarray:
-    """b with ``|b(i w)|^2 = sum_m numerator_m w^2m`` and no roots in the right half-plane."""
-    poles = np.sqrt(-np.roots(numerator[::-1]).astype(complex))
-    poles = np.where(poles.real > 0, -poles, poles)
-    return np.real(np.poly(poles))[::-1] * math.sqrt(numerator[-1])
-
-
 def _constant(weight: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda times: weight.reshape(1, 1).to(times)
 
@@ -178,7 +210,7 @@ def _rotating(weights: Tensor, frequencies: Tensor) -> Callable[[Tensor], Tensor
 
     def factors(times: Tensor) -> Tensor:
         # Only differences matter: phases from the first time on keep their digits.
-        phase = (times - times[:1])[:, None] * frequencies.to(times)
+        phase = (times - times[:1].detach())[:, None] * frequencies.to(times)
         amplitude = weights.to(times).sqrt()
         return torch.cat([amplitude * phase.cos(), amplitude * phase.sin()], 1)
 
@@ -194,6 +226,16 @@ def _(kernel: Any) -> StateSpace:
 
 def _matern(order: int, lengthscale: Tensor, factors: Callable[[Tensor], Tensor]) -> StateSpace:
     return StateSpace((Block(matern_profile(order), math.sqrt(2 * order + 1) / lengthscale, factors, order),))
+
+
+@state_space.register(RBF)
+@state_space.register(gpytorch.kernels.RBFKernel)
+def _(kernel: Any) -> StateSpace:
+    profile, error = gaussian_profile()
+    scale = getattr(kernel, "outputscale", torch.ones((), dtype=torch.float64))
+    rate = GAUSSIAN_RATE / kernel.lengthscale
+    profile = torch.tensor(profile, dtype=torch.float64)
+    return StateSpace((Block(profile, rate, _constant(scale.sqrt()), GAUSSIAN_SMOOTHNESS),), error)
 
 
 @state_space.register
@@ -237,6 +279,33 @@ def _(kernel: QuasiPeriodic) -> StateSpace:
     return _product(_repeating(kernel), _matern(kernel.order, kernel.decay, _constant(one)))
 
 
+@dataclass(frozen=True)
+class BlockClock:
+    """Counts blocks of `period` steps: it stands still within a block."""
+
+    period: int
+
+    def __call__(self, times: Tensor) -> Tensor:
+        return torch.div(times, self.period, rounding_mode="floor")
+
+
+@state_space.register
+def _(kernel: BlockQuasiPeriodic) -> StateSpace:
+    form, clock = block_form(kernel), BlockClock(kernel.period)
+    sign = -1.0 if float(form.correlation.detach()) < 0 else 1.0
+    size = sign * form.correlation
+    # Its logarithm stays finite, and its gradient passes.
+    size = size + (LEAST_CORRELATION - size.detach()).clamp_min(0)
+
+    def factors(times: Tensor) -> Tensor:
+        block, position = kernel.blocks(times[:, None])
+        waves = hartley(torch.eye(form.period).to(times))[position.long()]
+        alternating = (sign ** (block % 2))[:, None]
+        return alternating * waves * (form.spectrum / (1 - form.correlation.square())).sqrt().to(times)
+
+    return StateSpace((Block(torch.ones(1).double(), -size.log(), factors, 0),), clock=clock)
+
+
 def _repeating(kernel: Any) -> StateSpace:
     """The periodic kernel with a period, lengthscale and outputscale."""
     weights, error = periodic_weights(kernel.lengthscale.reshape(()))
@@ -257,7 +326,7 @@ def _(kernel: gpytorch.kernels.ScaleKernel) -> StateSpace:
 @state_space.register
 def _(kernel: gpytorch.kernels.AdditiveKernel) -> StateSpace:
     forms = [state_space(k) for k in kernel.kernels]
-    return StateSpace(tuple(b for f in forms for b in f.blocks), max(f.error for f in forms))
+    return StateSpace(tuple(b for f in forms for b in f.blocks), max(f.error for f in forms), _common_clock(forms))
 
 
 @state_space.register
@@ -266,7 +335,19 @@ def _(kernel: gpytorch.kernels.ProductKernel) -> StateSpace:
 
 
 def _product(a: StateSpace, b: StateSpace) -> StateSpace:
-    return StateSpace(tuple(_times(x, y) for x in a.blocks for y in b.blocks), a.error + b.error)
+    blocks = tuple(_times(x, y) for x in a.blocks for y in b.blocks)
+    return StateSpace(blocks, a.error + b.error, _common_clock([a, b]))
+
+
+def _common_clock(forms: Sequence[StateSpace]) -> Clock | None:
+    """The clock of the forms that decay."""
+    clocks = [form.clock for form in forms if not all(block.still for block in form.blocks)]
+    if any(clock != clocks[0] for clock in clocks):
+        raise StructureError(
+            "A state-space model has one clock, but parts of this kernel decay from block to block (BlockQuasiPeriodic) and"
+            " others with time, or with blocks of another period: use parts that agree, or engines.Exact()."
+        )
+    return clocks[0] if clocks else None
 
 
 def _times(a: Block, b: Block) -> Block:
@@ -278,7 +359,7 @@ def _times(a: Block, b: Block) -> Block:
     if a.order == 0 and b.order == 0:
         return Block(a.profile, a.rate.reshape(()) + b.rate.reshape(()), factors, 0)
     for one, other in ((a, b), (b, a)):
-        if one.order == 0 and not one.rate.requires_grad and float(one.rate) == 0:
+        if one.still:
             return replace(other, factors=factors)
     rate = a.rate.reshape(()) + b.rate.reshape(())
     scaled = [x.profile.to(rate) * (x.rate.reshape(()) / rate) ** torch.arange(x.order + 1).to(rate) for x in (a, b)]

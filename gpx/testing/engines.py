@@ -98,11 +98,13 @@ def check_engine(
     - the log partition has the gradient ``(m, -(v + m^2) / 2)`` in the sites; `response`, `slope` and the gradient of the
       slope are central differences; `with_sites` equals conditioning on these sites; a site without precision tilts;
     - `update` equals conditioning on everything; a posterior is not changed by it;
+    - derivatives, where there are any, are limits of differences;
     - variances are never negative, `sample` and `paths` are reproducible and finite;
     - the engine is a frozen object of settings that deep copies and pickles.
 
     Arguments: engine: the engine. kernels: those it is checked with; None: a Matern, a product and a sum. x: inputs [N, D],
-    N >= 4, distinct; None: 9 random ones with one column. tolerance: relative to the largest entry.
+    N >= 4, distinct; None: 9 random ones with one column; where all are whole numbers, so are new inputs. tolerance: relative to
+    the largest entry.
     Raises: AssertionError that names the law and the kernel.
 
     >>> from gpx.engines import Exact
@@ -132,7 +134,10 @@ def _setting(engine: Engine, kernel: gpytorch.kernels.Kernel, x: Tensor, toleran
 def _agrees_with_numpy(s: Setting) -> None:
     posterior, references = s.posterior(), [s.reference(c) for c in (0, 1)]
     s.close(posterior.log_density, sum(r.log_evidence() for r in references), "log density")
-    x_new = torch.cat([points(4, s.x.shape[1], seed=5), s.x[:2]])
+    x_new = points(4, s.x.shape[1], seed=5)
+    if torch.equal(s.x, s.x.round()):
+        x_new = (9 * x_new).round()
+    x_new = torch.cat([x_new, s.x[:2]])
     mean, variance = posterior.marginals(x_new)
     joint_mean, covariance = posterior.joint(x_new)
     loo_mean, loo_variance = posterior.leave_one_out()
@@ -357,7 +362,25 @@ def _draws(s: Setting, what: str, draw: Callable[[int], Tensor]) -> None:
     assert not torch.equal(one, other), f"{what}: another seed gives the same draws."
 
 
+def _derivatives(s: Setting) -> None:
+    """The derivative of f is the limit of its differences: moments of ``(f(x + h) - f(x - h)) / 2h``."""
+    posterior, h = s.posterior(), 3e-4
+    x = points(4, s.x.shape[1], seed=5)
+    try:
+        mean, variance = posterior.derivative(x, 1)
+    except StructureError:  # of this engine, or this kernel
+        return
+    ends, covariance = posterior.joint(torch.cat([x + h, x - h]))
+    up, down = slice(0, len(x)), slice(len(x), None)
+    s.close(mean, (ends[up] - ends[down]) / (2 * h), "derivative: mean", 3e-3 / s.tolerance)
+    square = covariance[:, up, up] - 2 * covariance[:, up, down] + covariance[:, down, down]
+    s.close(variance, square.diagonal(dim1=1, dim2=2).mT / (2 * h) ** 2, "derivative: variance", 3e-3 / s.tolerance)
+    for got, expected in zip(posterior.derivative(s.x, 0), posterior.marginals(s.x), strict=True):
+        s.close(got, expected, "derivative of order 0")
+
+
 LAWS: tuple[Callable[[Setting], None], ...] = (
     _agrees_with_numpy, _partition, _gradients, _sites, _missing_is_deleted, _order_does_not_matter, _duplicates,
     _columns_are_independent, _no_target_gives_the_prior, _few_data, _update_is_refit, _variances_and_draws,
+    _derivatives,
 )  # fmt: skip

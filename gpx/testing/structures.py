@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import gpytorch
+import numpy as np
 import torch
 from torch import Tensor
 
 from gpx.errors import StructureError
 from gpx.kernels.dense import dense
+from gpx.linalg.layout import noise_terms, transition_terms
 from gpx.structure import feature_map
-from gpx.structure.state_space import state_space, time_column
+from gpx.structure.state_space import Block, read, state_space, time_column
 from gpx.testing.assertions import close, mean_is
 from gpx.testing.cases import points
 
@@ -28,10 +31,10 @@ def check_structure(
 ) -> None:
     """Check that every structure of the kernel reproduces its dense matrix.
 
-    State space: the covariance of the model is the kernel to 1e-10, or to its stated error; left out where the kernel has no
-    such form on x. Feature map: an exact one gives ``phi phi^T = K`` to 1e-10; a random one gives it on average, by Student's
-    t over 64 independent maps, for every entry. A true law fails with probability at most `false_alarm`. Either is a fixed
-    function once drawn, and `size` is the number of its features.
+    State space: see `check_state_space`; left out where the kernel has no such form on x. Feature map: an exact one gives
+    ``phi phi^T = K`` to 1e-10; a random one gives it on average, by Student's t over 64 independent maps, for every entry. A
+    true law fails with probability at most `false_alarm`. Either is a fixed function once drawn, and `size` is the number of
+    its features.
 
     Raises: AssertionError that names the law; StructureError for a kernel without a feature map.
 
@@ -41,7 +44,8 @@ def check_structure(
     x = points(5) if x is None else x.detach().double()
     kernel = copy.deepcopy(kernel).double()
     K = dense(kernel, x, x).detach()
-    _check_state_space(kernel, x, K)
+    with contextlib.suppress(StructureError):
+        check_state_space(kernel, x)
     generator = torch.Generator().manual_seed(seed)
     maps = [feature_map(kernel, size, x.shape[1], generator) for _ in range(DRAWS)]
     phi = maps[0](x)
@@ -53,14 +57,34 @@ def check_structure(
         mean_is(torch.stack([m(x) @ m(x).mT for m in maps]).detach(), K, "unbiased feature map", false_alarm)
 
 
-def _check_state_space(kernel: gpytorch.kernels.Kernel, x: Tensor, K: Tensor) -> None:
-    try:
-        times = x[:, time_column(kernel, x.shape[1])]
-        form = state_space(kernel)
-    except StructureError:
-        return
+def check_state_space(kernel: gpytorch.kernels.Kernel, x: Tensor) -> None:
+    """Check the state-space form of a kernel at inputs x [N, D].
+
+    Its covariance is the kernel to 1e-10 of the variance, or to its stated error; the observed weights of every block have the
+    block's covariance to 1e-8; the clock ascends; shapes.
+
+    Raises: AssertionError that names the law; StructureError for a kernel without such a form.
+
+    >>> from gpx.kernels import Matern
+    >>> check_state_space(Matern(nu=1.5), points(5, 1))
+    """
+    x, kernel = x.detach().double(), copy.deepcopy(kernel).double()
+    K, times = dense(kernel, x, x).detach(), x[:, time_column(kernel, x.shape[1])]
+    form = state_space(kernel)
     scale = float(K.diagonal().abs().max())
     close(form.covariance(times, times).detach(), K, "state-space form", atol=max(1e-10, form.error) * scale, rtol=0.0)
     layout, rates, rows, factors = form.at(times)
     assert len(rates) == len(layout.orders) and len(rows) == sum(layout.widths), "state-space form: shapes"
     assert factors.shape in ((1, sum(layout.copies)), (len(times), sum(layout.copies))), "state-space form: factors"
+    assert bool((read(form.clock, times.sort().values).diff() >= 0).all()), "state-space form: the clock runs backwards"
+    for block in form.blocks:
+        _check_row(block)
+
+
+def _check_row(block: Block) -> None:
+    """``row . A(x) P row = e^-x sum_k c_k x^k``."""
+    x, p, row = np.linspace(0, 9, 19), block.order, block.row().detach().numpy()
+    limit, terms = noise_terms(p)[1][:, : len(row)] @ row, transition_terms(p)[:, : len(row)]
+    moved = np.exp(-x)[:, None] * x[:, None] ** np.arange(p + 1)
+    got = moved @ np.einsum("i,kij,j->k", row, terms, limit)
+    close(got, moved @ block.profile.detach().numpy(), f"observed weights of a block of order {p}", atol=1e-8, rtol=0.0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gpx import GP, likelihoods, objectives
-from gpx.kernels import Constant, Cosine, HidaMatern, Linear, Matern, Periodic, QuasiPeriodic
+from gpx.kernels import BlockQuasiPeriodic, Constant, Cosine, HidaMatern, Linear, Matern, Periodic, QuasiPeriodic
 from gpx.testing.assertions import close
 
 KERNELS = {
@@ -47,11 +47,9 @@ def gradient(gp) -> torch.Tensor:
     return torch.cat([torch.zeros(p.numel()) if g is None else g.reshape(-1) for g, p in zip(grads, raws, strict=True)])
 
 
-def check_equal(n: int, build) -> None:
-    x, y = awkward(n)
+def check_equal(build, x, y, new) -> None:
     exact, fast = pair(build(), likelihoods.Gaussian(0.1), x, y)
     close(fast.log_evidence(), exact.log_evidence(), "log evidence", rtol=1e-8)
-    new = np.concatenate([np.linspace(-5, n / 20 + 5, 50), x[:5]])
     for of in ("f", "y"):
         a, b = (gp.predict(new, of=of) for gp in (exact, fast))
         scale = float(a.mean.abs().max()), float(a.variance.max())
@@ -62,14 +60,25 @@ def check_equal(n: int, build) -> None:
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_equal_to_exact(name):
-    check_equal(200, KERNELS[name])
+@pytest.mark.parametrize("n", [200, pytest.param(2000, marks=pytest.mark.slow)])
+def test_equal_to_exact(n, name):
+    x, y = awkward(n)
+    check_equal(KERNELS[name], x, y, np.concatenate([np.linspace(-5, n / 20 + 5, 50), x[:5]]))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", KERNELS)
-def test_equal_to_exact_at_2000(name):
-    check_equal(2000, KERNELS[name])
+def gappy_steps(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Unsorted steps, some of them left out, one of them twice, and targets, some of them missing."""
+    random = np.random.default_rng(0)
+    x = random.choice(np.arange(-20.0, 1.3 * n), n, replace=False)
+    y = np.sin(2 * np.pi * x / 6) + 0.3 * random.standard_normal(n)
+    x[1], y[7:13] = x[0], np.nan
+    return x, y
+
+
+@pytest.mark.parametrize("correlation", [0.9, -0.6])
+def test_blocks_equal_to_exact(correlation):
+    x, y = gappy_steps(200)
+    check_equal(lambda: BlockQuasiPeriodic(6, correlation) + Constant(0.5), x, y, np.arange(-30, 280))
 
 
 TARGETS = {
@@ -81,18 +90,23 @@ TARGETS = {
 
 @pytest.mark.parametrize("objective", ["ELBO", "EPEvidence"])
 @pytest.mark.parametrize("name", TARGETS)
-def test_likelihoods(name, objective):
+@pytest.mark.parametrize("blocks", [False, True])
+def test_likelihoods(blocks, name, objective):
     """The objective to 1e-6 and its gradient, which is that of Exact and hence of finite differences, to 1e-5."""
     random = np.random.default_rng(1)
-    x = random.uniform(0, 20, 150)
+    x, kernel = random.uniform(0, 20, 150), Matern(nu=1.5, lengthscale=2.0) + Linear(0.01)
+    if blocks:
+        x, kernel = gappy_steps(150)[0], BlockQuasiPeriodic(5, 0.7)
     build, draw = TARGETS[name]
     y = draw(np.sin(x), random)
-    kernel = Matern(nu=1.5, lengthscale=2.0) + Linear(0.01)
     exact, fast = pair(kernel, build(), x, y, objective=getattr(objectives, objective)())
     close(fast.log_evidence(), exact.log_evidence(), objective, atol=1e-6, rtol=0.0)
     a, b = gradient(exact), gradient(fast)
     close(b, a, "gradient", atol=1e-5 * float(a.abs().max()), rtol=0.0)
-    for p, q in zip(*((gp.predict(x[:9] + 0.1).mean, gp.loo().log_density[:9]) for gp in (exact, fast)), strict=True):
+    for p, q in zip(
+        *((gp.predict(x[:9] + (1.0 if blocks else 0.1)).mean, gp.loo().log_density[:9]) for gp in (exact, fast)),
+        strict=True,
+    ):
         close(q, p, "predictions", atol=1e-6)
 
 

@@ -237,29 +237,41 @@ X = np.arange(24)
     ("kernel", "x", "y", "likelihood", "advice"),
     [
         (RBF(), X, X, None, r"RBF has no block-circulant form: use kernels.BlockQuasiPeriodic, or engines.Exact\(\)"),
-        (BlockQuasiPeriodic(4), X, np.where(X == 3, np.nan, X), None, r"1 of 24 are missing; use engines.Exact\(\)"),
+        (
+            BlockQuasiPeriodic(4),
+            X,
+            np.where(X == 3, np.nan, X),
+            None,
+            r"1 of 24 are missing; use engines.StateSpace\(\) or engines.Exact\(\)",
+        ),
         (
             BlockQuasiPeriodic(4),
             np.delete(X, 5),
             np.delete(X, 5),
             None,
-            r"step 4 is followed by 6; use engines.Exact\(\)",
+            r"step 4 is followed by 6; use engines.StateSpace\(\) or engines.Exact\(\)",
         ),
         (
             BlockQuasiPeriodic(4),
             [0, 1, 1, 2],
             [0.0, 1, 2, 3],
             None,
-            r"step 1 occurs more than once; use engines.Exact\(\)",
+            r"step 1 occurs more than once; use engines.StateSpace\(\) or engines.Exact\(\)",
         ),
         (
             BlockQuasiPeriodic(4),
             X,
             X,
             likelihoods.Gaussian(0.1 + X),
-            r"same Gaussian noise at every step.*engines.Exact\(\)",
+            r"same Gaussian noise at every step.*engines.StateSpace\(\) or engines.Exact\(\)",
         ),
-        (BlockQuasiPeriodic(4), X, X, likelihoods.Poisson(), r"same Gaussian noise at every step.*engines.Exact\(\)"),
+        (
+            BlockQuasiPeriodic(4),
+            X,
+            X,
+            likelihoods.Poisson(),
+            r"same Gaussian noise at every step.*engines.StateSpace\(\) or engines.Exact\(\)",
+        ),
     ],
 )
 def test_what_the_engine_refuses(kernel, x, y, likelihood, advice):

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import gpytorch
 import pytest
+import torch
 
+import gpx
 from gpx.engines import Exact, StateSpace
 from gpx.errors import StructureError
-from gpx.kernels import Constant, Cosine, HidaMatern, Linear, Matern, Periodic, QuasiPeriodic
+from gpx.inputs import as_data
+from gpx.kernels import RBF, BlockQuasiPeriodic, Constant, Cosine, HidaMatern, Linear, Matern, Periodic, QuasiPeriodic
 from gpx.likelihoods import Gaussian
+from gpx.prior import Prior
+from gpx.sites import Sites
 from gpx.structure import state_space
-from gpx.testing import check_engine, check_kernel, check_likelihood, check_structure
+from gpx.testing import check_engine, check_kernel, check_likelihood, check_state_space, check_structure
+from gpx.testing.assertions import close
 from gpx.testing.cases import KERNELS, LIKELIHOODS, OWN, points
 
 # gpytorch kernels without a feature map: functions cannot be drawn from them, and the error says so.
@@ -62,6 +68,24 @@ TEMPORAL = {
     "quasi-periodic": lambda: [QuasiPeriodic(period=1.7, lengthscale=1.2, decay=2.0)],
     "gpytorch": lambda: [_scaled_matern()],
 }
+BLOCKS = {
+    "blocks": lambda: [
+        BlockQuasiPeriodic(4, 0.7, Periodic(lengthscale=0.8, outputscale=1.3)),
+        BlockQuasiPeriodic(1, 0.4),
+    ],
+    "blocks-that-alternate": lambda: [
+        BlockQuasiPeriodic(5, -0.6) + Constant(0.3),
+        BlockQuasiPeriodic(2, -0.3) * Cosine(3.0),
+    ],
+}
+APPROXIMATE = {
+    "RBF": lambda: [RBF(lengthscale=0.8, outputscale=1.7), gpytorch.kernels.RBFKernel()],
+    "products-with-RBF": lambda: [
+        RBF(lengthscale=0.8) * Matern(nu=2.5),
+        RBF() * HidaMatern(0, frequency=0.4) + Linear(),
+    ],
+}
+STEPS = torch.tensor([3.0, -2.0, 0.0, 11.0, 5.0, 4.0, 1.0, 7.0, 6.0])[:, None]
 
 
 def _scaled_matern():
@@ -76,11 +100,61 @@ def test_state_space_engine(name):
     check_engine(StateSpace(), build and build())
 
 
-@pytest.mark.parametrize("name", [n for n in TEMPORAL if TEMPORAL[n]])
-def test_state_space_form(name):
-    for kernel in TEMPORAL[name]():
-        state_space(kernel)
+@pytest.mark.parametrize("name", BLOCKS)
+def test_state_space_engine_on_blocks(name):
+    """With missing, skipped and unsorted steps."""
+    check_engine(StateSpace(), BLOCKS[name](), STEPS)
+
+
+class OnePole(RBF):
+    """The kernel that the state-space form of RBF stands for."""
+
+    def forward(self, x1, x2, diag=False, **params):
+        value = state_space(self).covariance(x1[:, 0], x2[:, 0])
+        return value.diagonal() if diag else value
+
+
+def test_state_space_engine_on_an_approximate_form():
+    """It is exact for what the form stands for, gradients included."""
+    check_engine(StateSpace(), [OnePole(lengthscale=0.8, outputscale=1.7), OnePole() * Matern(nu=1.5, lengthscale=2.0)])
+
+
+def test_blocks_without_correlation():
+    """Whose logarithm is not finite: value and gradient are those of a correlation of 1e-9."""
+    kernel, data = BlockQuasiPeriodic(3, 0.0).double(), as_data(STEPS.double(), torch.sin(STEPS[:, 0]).double())
+    prior = Prior(gpytorch.means.ZeroMean(), (kernel,))
+    sites, params, found = Sites(9 * data.y, 0 * data.y + 9), [p for p in kernel.parameters() if p.requires_grad], []
+    for engine in (StateSpace(), Exact()):
+        density = engine.condition(prior, engine.plan(prior, data), {}, sites).log_density
+        found.append([density.item(), *(g.item() for g in torch.autograd.grad(density, params))])
+    close(found[0], found[1], "log density and its gradient", rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [n for n in TEMPORAL if TEMPORAL[n]] + [*APPROXIMATE])
+def test_structure_of_a_line(name):
+    for kernel in {**TEMPORAL, **APPROXIMATE}[name]():
+        check_state_space(kernel, points(6, 1))
         check_structure(kernel, points(6, 1))
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_structure_of_blocks(name):
+    for kernel in BLOCKS[name]():
+        check_state_space(kernel, STEPS)
+
+
+def test_approximate_forms_are_within_their_error():
+    """The posterior of `Exact`, to a small multiple of the error over the noise."""
+    x, kernel = points(40, 1), RBF(lengthscale=0.8)
+    y, grid = torch.sin(3 * x[:, 0]), points(30, 1, seed=1)
+    exact, near = (
+        gpx.GP(kernel, Gaussian(0.01), mean="zero", engine=engine).condition(x, y).predict(grid)
+        for engine in ("Exact", "StateSpace")
+    )
+    error = state_space(kernel).error
+    assert 0 < error < 2e-4 and not state_space(kernel).exact
+    close(near.mean, exact.mean, "mean", atol=error / 0.01, rtol=0.0)
+    close(near.variance, exact.variance, "variance", atol=error / 0.01, rtol=0.0)
 
 
 @pytest.mark.parametrize("noise", [None, 0.01, 30.0, [0.1, 2.0, 0.5]], ids=str)

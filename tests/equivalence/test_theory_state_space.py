@@ -8,20 +8,31 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import gpytorch
+import mpmath
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import expm
 
-from gpx.kernels import Constant, Cosine, Linear, Matern, Periodic
+from gpx.engines import StateSpace
+from gpx.errors import StructureError
+from gpx.inputs import as_data
+from gpx.kernels import RBF, BlockQuasiPeriodic, Constant, Cosine, HidaMatern, Linear, Matern, Periodic
 from gpx.kernels.dense import dense
 from gpx.linalg import chain as chains
 from gpx.linalg import kalman, layout
 from gpx.linalg.chain import STEP, Chain
+from gpx.linalg.derivatives import derivative
 from gpx.linalg.scan import Element, Scan
 from gpx.linalg.stretches import ProcessNoise, transition
-from gpx.structure.state_space import matern_profile, periodic_weights, spectral_factor, state_space
+from gpx.prior import Prior
+from gpx.sites import Sites
+from gpx.structure import profiles
+from gpx.structure.profiles import matern_profile, spectral_factor
+from gpx.structure.state_space import periodic_weights, state_space
 from gpx.testing.assertions import close
+from gpx.testing.cases import points
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "theory" / "state_space.md"
 ORDERS = range(7)
@@ -235,6 +246,90 @@ def test_prior_paths_have_the_covariance():
     paths = np.array([chain.path(random) for _ in range(4000)])
     error = np.sqrt((K**2 + np.outer(np.diag(K), np.diag(K))) / len(paths))
     assert np.all(np.abs(paths.T @ paths / len(paths) - K) < 5 * error)
+
+
+def test_gaussian():
+    """ss-rbf: the error is what is stated, at lags of its own; the spectrum is positive."""
+    (profile, error), d = profiles.gaussian_profile(), np.random.default_rng(0).uniform(0, 12, 5000)
+    c, x = np.array(profile), profiles.GAUSSIAN_RATE * d
+    difference = np.abs(np.exp(-x) * np.polynomial.polynomial.polyval(x, c) - np.exp(-0.5 * d**2)).max()
+    assert 0.9 * error < difference <= error < 1.2e-4 and c[0] == pytest.approx(1.0, abs=1e-14)
+    top = (profiles.numerator(len(c) - 1).numpy() @ c)[: len(c) - profiles.GAUSSIAN_SMOOTHNESS]
+    w2 = np.tan(np.linspace(0, 1.57, 10001)) ** 2
+    floor = 0.9 * profiles.GAUSSIAN_FLOOR * (1 + w2) ** (len(top) - 1)
+    assert np.all(np.polynomial.polynomial.polyval(w2, top) >= floor)
+
+
+@pytest.mark.parametrize("order", [8, 10, 12])
+def test_high_orders(order):
+    """ss-rbf: to the highest order eight digits are left; more is refused."""
+    chain, K = setting(Matern(nu=order + 0.5))
+    _, mean, covariance = posterior(K, chain.nu, chain.tau)
+    close(chain.smoothed.mean, mean, "mean", rtol=1e-8)
+    close(chain.smoothed.variance, np.diag(covariance), "variance", rtol=1e-8)
+    with pytest.raises(StructureError, match=r"order 16 would lose its digits.*engines.Exact\(\)"):
+        state_space(RBF() * RBF())
+
+
+@pytest.mark.parametrize("omega", [0.7, -0.7])
+def test_blocks(omega):
+    """ss-clock: the kernel, by factors on a clock of blocks; clocks that differ are refused."""
+    kernel, steps = BlockQuasiPeriodic(3, omega), torch.arange(-4.0, 9.0).double()
+    form = state_space(kernel)
+    assert form.clock(steps).tolist() == [-2, -1, -1, -1, 0, 0, 0, 1, 1, 1, 2, 2, 2]
+    close(form.covariance(steps, steps).detach(), dense(kernel, *(2 * [steps[:, None]])).detach(), "kernel", 1e-12)
+    assert state_space(kernel + Constant() * Cosine(period=7.0)).clock == form.clock
+    for other in (Matern(), BlockQuasiPeriodic(4)):
+        for together in (kernel + other, kernel * other):
+            with pytest.raises(StructureError, match=r"has one clock.*engines.Exact\(\)"):
+                state_space(together)
+
+
+def test_derivatives_of_f():
+    """ss-derivatives: dense algebra with the derivatives of the kernel, to 1e-9; the second with differences of the first."""
+    ell, frequency, scale, slope = 0.9, 0.4, 1.3, 0.3
+    kernel = HidaMatern(2, ell, frequency, scale) + Linear(slope)
+    form, x = state_space(kernel), torch.linspace(-0.95, 1.95, 7).double()[:, None]
+    data = as_data(points(12, 1), torch.zeros(12).double())
+    z, tau = torch.sin(5 * data.x), torch.full((12, 1), 40.0).double()
+    prior, engine = Prior(gpytorch.means.ZeroMean(), (kernel.double(),)), StateSpace()
+    got = engine.condition(prior, engine.plan(prior, data), {}, Sites(z * tau, tau))
+    mean, variance = got.derivative(x, 1)
+
+    with torch.no_grad():
+        K = form.covariance(data.x[:, 0], data.x[:, 0]) + torch.eye(12).double() / 40
+        cross = derivative(lambda t: form.covariance(t, data.x[:, 0]), x[:, 0])
+        start = scale * (5 / (3 * ell**2) + (2 * np.pi * frequency) ** 2) + slope
+        close(mean, cross @ torch.linalg.solve(K, z), "mean")
+        close(variance[:, 0], start - (cross * torch.linalg.solve(K, cross.mT).mT).sum(1), "variance")
+    ends = [got.derivative(x + h, 1)[0] for h in (1e-5, -1e-5)]
+    close(got.derivative(x, 2)[0], (ends[0] - ends[1]) / 2e-5, "second derivative", rtol=1e-4)
+    with pytest.raises(StructureError, match="can be differentiated 2 time"):
+        got.derivative(x, 3)
+
+
+@pytest.mark.parametrize(("ratio", "digits"), [(1.0, 12), (1e8, 8), (1e12, 4)])
+def test_vague_trends(ratio, digits):
+    """ss-vague: against 50 digits; a ratio of variances of 1e8 leaves eight digits, one of 1e12 four or more."""
+    noise, n, random = 0.01, 20, np.random.default_rng(0)
+    times = np.sort(random.uniform(0, 10, n))
+    y = np.sin(times) + 3 * times + 100 + 0.1 * random.standard_normal(n)
+    kernel = Matern(nu=0.5, lengthscale=2.0) + Linear(ratio * noise, 5.0) + Constant(ratio * noise)
+    states, *form = state_space(kernel.double()).at(torch.as_tensor(times))
+    tau = np.full(n, 1 / noise)
+    chain = Chain(states, np.diff(times, prepend=times[0]), *(v.detach().numpy() for v in form), tau * y, tau)
+
+    with mpmath.workdps(50):
+        t, scale, part = [mpmath.mpf(v) for v in times.tolist()], mpmath.mpf(ratio * noise), mpmath.mpf(noise)
+        K = mpmath.matrix([[mpmath.exp(-abs(a - b) / 2) + scale * (1 + (a - 5) * (b - 5)) for a in t] for b in t])
+        C, data = K + part * mpmath.eye(n), mpmath.matrix(y.tolist())
+        solved = mpmath.lu_solve(C, data)
+        density = float(-(data.T * solved)[0] / 2 - mpmath.log(mpmath.det(2 * mpmath.pi * C)) / 2)
+        mean, inverse = K * solved, C**-1
+        variance = [float(part - part**2 * inverse[i, i]) for i in range(n)]
+    close(chain.evidence()[1], density, "log density", rtol=10.0**-digits)
+    close(chain.smoothed.mean, [float(v) for v in mean], "mean", rtol=10.0**-digits)
+    close(chain.smoothed.variance, variance, "variance", rtol=10.0**-digits)
 
 
 def test_every_section_is_cited():

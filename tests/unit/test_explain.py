@@ -32,13 +32,23 @@ def test_explain_agrees_with_what_happens(name):
 
 @pytest.mark.parametrize(("kernel", "note"), [
     ("Matern(nu=1.5) + Linear", "3 state(s), exact"),
-    ("RBF", "RBF has no state-space form"),
+    ("RBF", "9 state(s), approximate, error 1.1e-04 of the variance"),
+    ("Periodic * RBF", "approximate, error 1.1e-04"),
+    ("RationalQuadratic", "RationalQuadratic has no state-space form; use Matern"),
+    ("RBF * RBF", "A state-space model of order 16 would lose its digits"),
+    ("BlockQuasiPeriodic(4)", "4 state(s), exact"),
+    ("BlockQuasiPeriodic(4) + Matern", "has one clock"),
     (gpx.kernels.Matern(active_dims=[0, 1]), "needs one input column, the kernel acts on 2"),
 ])  # fmt: skip
 def test_state_space(kernel, note):
     found = {f.name: f for f in gpx.explain(kernel).findings}
     assert note in found["state space"].note
-    assert found["engine StateSpace"].supported == found["state space"].supported == ("exact" in note)
+    assert (
+        found["engine StateSpace"].supported
+        == found["state space"].supported
+        == ("state(s)" in note or "approximate" in note)
+    )
+    assert ("only if asked for" in found["engine StateSpace"].note) == ("approximate" in note)
 
 
 def test_text_and_columns():
@@ -80,3 +90,12 @@ def test_the_engine_that_is_chosen(kernel, rows, engine):
     """Series are for filters, unless they are short, or the kernel has too many states or none."""
     t = torch.linspace(0, 10, rows, dtype=torch.float64)
     assert type(gpx.GP(kernel).condition(t, torch.sin(t)).engine_).__name__ == engine
+
+
+@pytest.mark.parametrize(("period", "engine"), [(12, "StateSpace"), (200, "Exact")])
+def test_the_engine_of_blocks_with_missing_values(period, engine):
+    """One of states, if a block is short."""
+    t = torch.arange(600, dtype=torch.float64)
+    y = torch.sin(t)
+    y[7] = torch.nan
+    assert type(gpx.GP(gpx.kernels.BlockQuasiPeriodic(period)).condition(t, y).engine_).__name__ == engine

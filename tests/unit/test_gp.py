@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import gpx
-from gpx import GP, InputError
+from gpx import GP, InputError, StructureError
 from gpx.kernels import RBF, Linear, Matern, Periodic
 from gpx.likelihoods import Gaussian
 from gpx.testing.assertions import close
@@ -320,3 +320,50 @@ def test_a_uniform_prior_bounds_the_fit():
     kernel = RBF().set(lengthscale=dict(prior=gpytorch.priors.UniformPrior(0.1, 0.2)))
     gp = GP(kernel).fit([0.0, 1.0, 2.0, 3.0], [0.1, 0.9, 1.0, 0.2])
     assert 0.1 <= float(gp.kernel_.lengthscale.detach()) <= 0.2
+
+
+TIMES = np.linspace(0, 6, 40)
+
+
+@pytest.mark.parametrize("engine", ["Exact", "StateSpace"])
+def test_derivatives(engine):
+    """Of f, the prior mean included; of every output; whichever exact engine has solved the model."""
+    y = np.stack([np.sin(TIMES) + 3 * TIMES, np.cos(TIMES)], 1)
+    gp = gpx.GP(gpx.kernels.Matern(nu=4.5), gpx.likelihoods.Gaussian(1e-6), mean="linear", engine=engine)
+    gp.condition(TIMES, y)
+    new = np.linspace(1.01, 5.0, 9)
+    f, slope = gp.predict(new, "f"), gp.predict(new, derivative=1)
+    assert repr(slope) == "Prediction of f', a derivative: Normal, shape [9, 2]" and slope.of == "f'"
+    close(slope.mean[:, 0], np.cos(new) + 3, "f'", atol=1e-2)
+    close(gp.predict(new, "f", derivative=2).mean[:, 1], -np.cos(new), "f''", atol=5e-2)
+    for got, expected in ((gp.predict(new, derivative=0, of="f").mean, f.mean), (gp.predict(new).mean, f.mean)):
+        assert torch.equal(got, expected)
+    ends = [gp.predict(new + h, "f").mean for h in (1e-4, -1e-4)]
+    close(slope.mean, (ends[0] - ends[1]) / 2e-4, "differences", rtol=1e-6)
+
+
+def test_derivatives_of_counts_and_after_an_update():
+    """From the sites that were found, and those that were added."""
+    gp = gpx.GP(gpx.kernels.Matern(nu=1.5), gpx.likelihoods.Poisson()).condition(TIMES[:30], np.arange(30) // 10)
+    gp.update(TIMES[30:], np.arange(30, 40) // 10)
+    new = np.linspace(0.51, 5.5, 9)
+    ends = [gp.predict(new + h, "f").mean for h in (1e-5, -1e-5)]
+    close(gp.predict(new, derivative=1).mean, (ends[0] - ends[1]) / 2e-5, "differences", rtol=1e-4)
+
+
+@pytest.mark.parametrize(("kernel", "x", "options", "error", "advice"), [
+    ("Matern(nu=0.5)", TIMES, {}, StructureError, r"differentiated 0 time.*derivative=1: use a smoother kernel.*nu=1.5"),
+    ("Matern(nu=1.5) + Matern(nu=4.5)", TIMES, {"derivative": 2}, StructureError, r"differentiated 1 time.*nu=2.5"),
+    ("BlockQuasiPeriodic(4)", np.arange(40.0), {}, StructureError, "function of steps.*use kernels of time"),
+    ("RBF", TIMES, {}, StructureError, "is approximate: use a kernel such as.*engine='StateSpace'"),
+    ("RationalQuadratic", TIMES, {}, StructureError, "Derivatives need a kernel with a state-space form.*use Matern"),
+    ("Matern", TIMES, {"of": "y"}, InputError, r"Targets have no derivative: use predict\(X, derivative=1\)"),
+    ("Matern", TIMES, {"noise": 0.1}, InputError, "takes no noise"),
+    ("Matern", TIMES, {"derivative": 1.5}, InputError, "integer >= 0, got 1.5"),
+    ("Matern", TIMES, {"derivative": -1}, InputError, "integer >= 0, got -1"),
+    ("Matern", np.stack([TIMES, TIMES], 1), {}, InputError, "needs a model of one input column, this one has 2"),
+])  # fmt: skip
+def test_derivatives_that_do_not_exist(kernel, x, options, error, advice):
+    gp = gpx.GP(kernel).condition(x, np.sin(TIMES))
+    with pytest.raises(error, match=advice):
+        gp.predict(x, **{"derivative": 1, **options})

@@ -12,7 +12,7 @@ import torch
 import gpx
 from benchmarks.tasks import factor_analysis
 from gpx.errors import InputError, StructureError
-from gpx.kernels import RBF, HidaMatern, Matern
+from gpx.kernels import BlockQuasiPeriodic, HidaMatern, Matern, RationalQuadratic
 from gpx.kernels.dense import dense
 from gpx.models import LatentTrajectories, bits_per_spike
 from gpx.models.population import Bins, VectorSites, smooth
@@ -186,5 +186,7 @@ def test_bad_input():
         LatentTrajectories().predict_rates(counts)
     with pytest.raises(InputError, match=r"Neuron\(s\) \[6\] .*no observed bin in any trial; leave them out"):
         model.fit([np.c_[c, np.full(len(c), np.nan)] for c in counts])
-    with pytest.raises(StructureError, match="RBF has no state-space form; use Matern"):
-        LatentTrajectories([RBF(), Matern()]).fit(counts)
+    with pytest.raises(StructureError, match="RationalQuadratic has no state-space form; use Matern"):
+        LatentTrajectories([RationalQuadratic(), Matern()]).fit(counts)
+    with pytest.raises(StructureError, match=r"need kernels of time such as kernels.Matern\(\)"):
+        LatentTrajectories([BlockQuasiPeriodic(4), Matern()]).fit(counts)
