@@ -14,6 +14,7 @@ from typing import Literal
 MODULES = {
     "exact": "benchmarks.tasks.exact",
     "memory": "benchmarks.tasks.memory",
+    "sparse": "benchmarks.tasks.sparse",
     "state-space": "benchmarks.tasks.state_space",
     "state-space-large": "benchmarks.tasks.state_space_large",
     "trajectories": "benchmarks.tasks.trajectories",

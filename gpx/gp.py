@@ -267,8 +267,8 @@ class GP:
     def _finish(self, problem: Problem, objective: Objective, reason: str, result: FitResult | None) -> GP:
         with torch.no_grad():
             solution = _solution(problem)
-        if result is not None and not isinstance(problem, Solved):
-            result = result.inferred(solution)
+            if result is not None and not isinstance(problem, Solved):
+                result = result.inferred(solution, problem.likelihood.conjugate)
         self._solved, posterior = Solved.of(problem, solution), solution.posterior
         # Copies for the user: moving one of their parameters must not part the posterior from its factors.
         kernels, self.likelihood_, self.mean_ = copy.deepcopy(

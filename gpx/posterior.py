@@ -40,6 +40,13 @@ class Posterior(ABC):
         """
 
     @property
+    def log_density_limit(self) -> Tensor:
+        """An upper bound of the log density of the pseudo-targets under the prior itself, where `log_density` is a lower one;
+        equal for exact engines.
+        """
+        return self.log_density
+
+    @property
     def jitter(self) -> float:
         """By what share the noise variances were raised to make a factorisation succeed; 0: not at all."""
         return 0.0
@@ -145,6 +152,10 @@ class Shifted(Posterior):
     @property
     def log_density(self) -> Tensor:
         return self.centred.log_density
+
+    @property
+    def log_density_limit(self) -> Tensor:
+        return self.centred.log_density_limit
 
     @property
     def jitter(self) -> float:

@@ -214,16 +214,33 @@ class InducingPosterior(Posterior):
         """Of the targets under ``Q + 1 / tau``, less ``sum tau d / 2``: the collapsed bound."""
         total = self.sites.nu.new_zeros(())
         for projection, columns in self.groups:
-            seen, count = self.sites.tau[:, columns[0]] > 0, len(columns)
-            statistics = self._statistics(projection, columns)
-            tau, nu = self.sites.tau[seen, columns[0]], self.sites.nu[seen][:, columns]
-            height = tau.log().sum() - len(tau) * math.log(2 * math.pi) - statistics.spare[0]
-            misfit = (nu.square() / tau[:, None]).sum()
-            total = (
-                total
-                + 0.5 * (count * height - misfit)
-                + self.engine.solve(statistics, projection.frame).log_partition()
-            )
+            statistics, (height, misfit) = self._statistics(projection, columns), self._white_noise(columns)
+            partition = self.engine.solve(statistics, projection.frame).log_partition()
+            total = total + height - 0.5 * misfit + partition - 0.5 * len(columns) * statistics.spare[0]
+        return total
+
+    def _white_noise(self, columns: list[int]) -> tuple[Tensor, Tensor]:
+        """``sum log N(0; 0, 1 / tau)`` and ``sum nu^2 / tau`` over some columns of the same precisions, where these are not 0."""
+        seen = self.sites.tau[:, columns[0]] > 0
+        tau, nu = self.sites.tau[seen, columns[0]], self.sites.nu[seen][:, columns]
+        height = 0.5 * len(columns) * (tau.log().sum() - len(tau) * math.log(2 * math.pi))
+        return height, (nu.square() / tau[:, None]).sum()
+
+    @property
+    def log_density_limit(self) -> Tensor:
+        """With ``t = sum tau d``, which no eigenvalue of ``T^1/2 (K - Q) T^1/2`` exceeds: the determinant of Q, and the quadratic
+        form of ``Q + (1 + t) / tau``. Source: Titsias (2014), "Variational inference for Gaussian and determinantal point
+        processes".
+        """
+        total = self.sites.nu.new_zeros(())
+        for projection, columns in self.groups:
+            gram, target, spare = self._statistics(projection, columns)
+            (height, misfit), level = self._white_noise(columns), 1 + spare[0]
+            identity = torch.eye(len(target)).to(target)
+            best, wide = (torch.linalg.cholesky(gram[0] + a * identity) for a in (1.0, level))
+            half = torch.linalg.solve_triangular(wide, target, upper=False)
+            logdet = 2 * len(columns) * best.diagonal().log().sum()
+            total = total + height - 0.5 * (logdet + (misfit - half.square().sum()) / level)
         return total
 
     @cached_property

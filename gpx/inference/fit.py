@@ -27,8 +27,7 @@ STEEP = 1e-2  # likewise: a search that stops on a steeper slope is begun anew f
 MAX_RENEWALS = 3
 WARM_STEPS = 30  # from the sites of a neighbour: where these do not do, it is no neighbour
 COARSE = 1e-3  # residual of the sites above which an objective is not trusted
-START_ROWS = 500
-STRETCH_ROWS = 20_000  # of a long series, neighbours
+GAP = 0.1  # nats between the bounds of the evidence that are worth telling
 LENGTHSCALE_FACTORS = (0.03, 0.1, 0.3, 1.0, 3.0)
 NOISE_FACTORS = (1.0, 0.01)
 RESTART_SPREAD = 1.5
@@ -55,7 +54,8 @@ class FitResult:
     factorisation succeeded; rejected: trial points at which the objective was not finite, or far below the best;
     sites_converged, site_steps, site_residual: how the search for the sites of the likelihood ended at the optimum;
     zero_precisions: observed targets whose precision was cut at zero there; unconverged: evaluations during the fit whose
-    sites did not converge.
+    sites did not converge; evidence_bounds: of the log evidence at the optimum, nats, for a Gaussian likelihood: from below and
+    above, equal where the engine is exact.
     """
 
     converged: bool
@@ -77,11 +77,15 @@ class FitResult:
     site_residual: float = 0.0
     zero_precisions: int = 0
     unconverged: int = 0
+    evidence_bounds: tuple[float, float] | None = None
 
-    def inferred(self, solution: Inferred) -> FitResult:
+    def inferred(self, solution: Inferred, conjugate: bool) -> FitResult:
         """With what is known of the posterior at the optimum."""
+        posterior = solution.posterior
+        bounds = (float(posterior.log_density), float(posterior.log_density_limit)) if conjugate else None
         return replace(
             self,
+            evidence_bounds=bounds,
             jitter=solution.posterior.jitter,
             sites_converged=solution.converged,
             site_steps=solution.steps,
@@ -97,6 +101,8 @@ class FitResult:
         )
         if not self.sites_converged:
             text += f"; the sites of the likelihood did NOT converge (residual {self.site_residual:.1e})"
+        if self.evidence_bounds is not None and self.evidence_bounds[1] - self.evidence_bounds[0] > GAP:
+            text += "; log evidence between {:.1f} and {:.1f}".format(*self.evidence_bounds)
         if self.zero_precisions:
             text += f"; {self.zero_precisions} site precision(s) cut at zero"
         return text + (f"; at bounds: {', '.join(self.at_bounds)}" if self.at_bounds else "")

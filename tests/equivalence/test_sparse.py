@@ -11,7 +11,7 @@ from torch import Tensor
 import gpx
 from gpx import GP, engines, kernels, likelihoods, objectives, rules
 from gpx.assemble import assemble
-from gpx.engines import SparseVariational
+from gpx.engines import Coreset, SparseVariational
 from gpx.inputs import as_data
 from gpx.kernels.dense import dense
 from gpx.testing import check_engine
@@ -186,3 +186,26 @@ def test_saved_models_predict_the_same(tmp_path):
     again = gpx.load(tmp_path / "model.gpx")
     close(again.predict(Z).mean, gp.predict(Z).mean, "mean")
     close(again.predict(Z).variance, gp.predict(Z).variance, "variance")
+
+
+@pytest.mark.parametrize("size", [1, 5, 20, 40])
+@pytest.mark.parametrize("engine", [SparseVariational, Coreset])
+def test_the_evidence_is_between_the_bounds(size, engine):
+    y = targets(X)
+    exact = evidence(engines.Exact(), y)
+    gp = GP(rbf(), likelihoods.Gaussian(0.05), mean="zero", engine=engine(size)).condition(X, y)
+    with torch.no_grad():
+        lower, upper = gp.posterior_.log_density, gp.posterior_.log_density_limit
+    assert lower <= exact + 1e-6 and exact <= upper + 1e-6
+    if size == len(X):
+        close(upper, exact, "M = N", rtol=1e-6)
+
+
+def test_a_fit_reports_the_bounds():
+    y = targets(X)
+    result = GP(rbf(), engine=SparseVariational(3)).fit(X, y).result_
+    lower, upper = result.evidence_bounds
+    assert lower < upper and "log evidence between" in str(result)
+    exact = GP(rbf()).fit(X, y).result_
+    assert exact.evidence_bounds[0] == exact.evidence_bounds[1] and "between" not in str(exact)
+    assert GP(rbf(), likelihoods.Bernoulli()).fit(X, (y > 0.3).double()).result_.evidence_bounds is None

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 import gpx
-from gpx import GP, NumericalError
+from gpx import GP, NumericalError, engines
 from gpx.errors import FitWarning
-from gpx.inference import fit as fitting
 from gpx.inference.coordinates import Coordinates
 from gpx.kernels import RBF, Constant, Linear, Matern, Periodic
 from gpx.likelihoods import Gaussian
@@ -267,7 +266,7 @@ def test_the_choice_of_a_start_reads_few_rows(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FitWarning)
         GP(RBF()).fit(x, targets(x), max_iter=1)
-    assert set(sizes) == {fitting.START_ROWS, 650} and sizes.count(650) <= 8
+    assert set(sizes) == {engines.Exact.start_rows, 650} and sizes.count(650) <= 8
 
 
 def test_missing_rows_do_not_enter_the_choice_of_a_start():
