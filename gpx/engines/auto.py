@@ -122,5 +122,5 @@ def _require_memory(data: Data) -> None:
         if needed > installed:
             raise InputError(
                 f"Exact inference on {len(data.x):,} points needs {needed / 2**30:.0f} GB of memory, this machine has"
-                f" {installed / 2**30:.0f} GB; fit a subset of the rows."
+                f" {installed / 2**30:.0f} GB; use engines.SparseVariational()."
             )

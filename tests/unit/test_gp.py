@@ -170,9 +170,10 @@ def test_more_than_the_memory_is_refused_early():
     x = torch.zeros(1, 1, dtype=torch.float64).expand(10_000_000, 1)
     data = Data(x, x, ("",), 1.0, torch.ones(1))
     with pytest.raises(
-        InputError, match=r"10,000,000 points needs .* GB of memory, this machine has .* GB; fit a subset"
+        InputError, match=r"10,000,000 points needs .* GB of memory, this machine has .* GB; use engines.SparseV"
     ):
-        choose_engine("auto", Prior(gpytorch.means.ZeroMean(), (RBF(),)), data)
+        choose_engine("Exact", Prior(gpytorch.means.ZeroMean(), (RBF(),)), data)
+    assert "SparseVariational" in repr(choose_engine("auto", Prior(gpytorch.means.ZeroMean(), (RBF(),)), data)[0])
 
 
 def test_predict_is_pure():
