@@ -74,7 +74,7 @@ def explain(kernel: Any) -> Explanation:
 def _describe_auto() -> str:
     width = max(map(len, RULES))
     choices = [f"  {data.ljust(width)}  {kernel}" for data, kernel in RULES.items()]
-    note = f"  (a part with Periodic for each of up to {MAX_PERIODS} periods that the data show at least 3 times)"
+    note = f"  (a part with QuasiPeriodic for each of up to {MAX_PERIODS} periods that the data show at least 3 times)"
     return "\n".join(["auto: chosen by the data", *choices, note, "each of which has:"])
 
 
