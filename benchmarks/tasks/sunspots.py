@@ -23,7 +23,8 @@ def _series(setting: Setting) -> tuple[ndarray, ndarray, int]:
     """Years, numbers, and the end of the years that are predicted."""
     from statsmodels.datasets import sunspots
 
-    rows = sunspots.load_pandas().data[:YEARS]
+    table: Any = sunspots.load_pandas().data
+    rows = table[:YEARS]
     end = TRAIN + QUICK_STEPS if setting.quick else YEARS
     return rows["YEAR"].to_numpy(), rows["SUNACTIVITY"].to_numpy(), end
 
