@@ -125,7 +125,7 @@ MODELS: dict[str, Callable[[Setting], dict[str, float]]] = {
     f"AR({AR_ORDER})": autoregression,
     "QPGP (published)": lambda setting: {RMSE.name: PUBLISHED},
     "HM(0) + HM(0)": lambda setting: pair(setting, roots=False),
-    "HM(0) + HM(0), square roots": lambda setting: pair(setting, roots=True),
+    "HM(0) + HM(0) on roots": lambda setting: pair(setting, roots=True),
     "by evidence": lambda setting: by_evidence(setting, roots=False),
-    "by evidence, square roots": lambda setting: by_evidence(setting, roots=True),
+    "by evidence on roots": lambda setting: by_evidence(setting, roots=True),
 }

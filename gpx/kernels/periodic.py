@@ -19,13 +19,12 @@ PEAKS = 6  # of the periodogram that are looked at
 
 
 def is_harmonic(period: float, others: Sequence[float]) -> bool:
-    """Whether a period is a multiple or a fraction of another, up to a tenth of it.
+    """Whether a period is a fraction of another, up to a tenth of it: a multiple is not, as no day knows of the week.
 
-    >>> is_harmonic(0.5, [7.0, 1.0]), is_harmonic(0.7, [7.5, 1.0])
+    >>> is_harmonic(0.5, [7.0, 1.0]), is_harmonic(7.0, [0.5, 1.0])
     (True, False)
     """
-    ratios = [max(period, p) / min(period, p) for p in others]
-    return any(math.isclose(r, round(r), abs_tol=0.1) for r in ratios)
+    return any(p > 0.9 * period and math.isclose(p / period, round(p / period), abs_tol=0.1) for p in others)
 
 
 def main_lobe(period: float, data: Data) -> tuple[float, float]:
