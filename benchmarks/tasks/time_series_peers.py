@@ -75,7 +75,7 @@ def unobserved_components(task: Problem) -> tuple[ndarray, ndarray] | None:
     """statsmodels: trend, season of the natural period and noise on the lattice of the stamps, test stamps missing.
 
     The trend (local linear, smooth, or random walk with drift; with or without an autoregression of order 1) is that of the
-    least AIC. None where stamps on the lattice repeat between training and test rows.
+    least AIC. None where a stamp on the lattice is in training and test rows, or no smoother is finite.
     """
     import numpy as np
     from statsmodels.tsa.statespace.structural import UnobservedComponents
@@ -90,7 +90,7 @@ def unobserved_components(task: Problem) -> tuple[ndarray, ndarray] | None:
         lattice[i] = (task.y[place == i].mean() - centre) / scale
     fits = []
     for trend in TRENDS:
-        model = UnobservedComponents(lattice, **trend, **SEASON[task.name], use_exact_diffuse=True)
+        model = UnobservedComponents(lattice, **trend, **SEASON[task.name])
         fit = model.fit(method="lbfgs", maxiter=500, disp=False)
         h, smoothed = model.ssm["design"][0], fit.smoother_results
         mean = (h @ smoothed.smoothed_state)[place_test]
@@ -98,6 +98,8 @@ def unobserved_components(task: Problem) -> tuple[ndarray, ndarray] | None:
         variance = variance + model.ssm["obs_cov", 0, 0]
         if np.isfinite(mean).all() and (variance > 0).all():  # its smoother fails where the search ended at a border
             fits.append((fit.aic, mean, variance))
+    if not fits:
+        return None
     _, mean, variance = min(fits, key=lambda fit: fit[0])
     return mean * scale + centre, variance * scale**2
 
