@@ -78,7 +78,6 @@ def unobserved_components(task: Problem) -> tuple[ndarray, ndarray] | None:
     least AIC. None where a stamp on the lattice is in training and test rows, or no smoother is finite.
     """
     import numpy as np
-    from statsmodels.tsa.statespace.structural import UnobservedComponents
 
     origin, step = min(task.t[0], task.t_test[0]), STEP.get(task.name, 1.0)
     place, place_test = (np.rint((t - origin) / step).astype(int) for t in (task.t, task.t_test))
@@ -88,20 +87,28 @@ def unobserved_components(task: Problem) -> tuple[ndarray, ndarray] | None:
     lattice = np.full(max(place.max(), place_test.max()) + 1, np.nan)
     for i in np.unique(place):
         lattice[i] = (task.y[place == i].mean() - centre) / scale
-    fits = []
-    for trend in TRENDS:
-        model = UnobservedComponents(lattice, **trend, **SEASON[task.name])
-        fit = model.fit(method="lbfgs", maxiter=500, disp=False)
-        h, smoothed = model.ssm["design"][0], fit.smoother_results
-        mean = (h @ smoothed.smoothed_state)[place_test]
-        variance = np.einsum("i,ijt,j->t", h, smoothed.smoothed_state_cov[:, :, place_test], h)
-        variance = variance + model.ssm["obs_cov", 0, 0]
-        if np.isfinite(mean).all() and (variance > 0).all():  # its smoother fails where the search ended at a border
-            fits.append((fit.aic, mean, variance))
-    if not fits:
-        return None
-    _, mean, variance = min(fits, key=lambda fit: fit[0])
-    return mean * scale + centre, variance * scale**2
+    test = np.unique(place_test, return_inverse=True)
+    for exact in (True, False):  # where one start of the filter fails, the other may not
+        fits = [_smoothed(lattice, {**trend, **SEASON[task.name]}, exact, test[0]) for trend in TRENDS]
+        usable = [
+            (aic, mean, variance) for aic, mean, variance in fits if np.isfinite(mean).all() and variance.min() > 0
+        ]
+        if usable:
+            _, mean, variance = min(usable, key=lambda fit: fit[0])
+            return mean[test[1]] * scale + centre, variance[test[1]] * scale**2
+    return None
+
+
+def _smoothed(lattice: ndarray, form: dict[str, Any], exact: bool, places: ndarray) -> tuple[float, ndarray, ndarray]:
+    """AIC of a model, and means and variances of the targets at places of the lattice."""
+    import numpy as np
+    from statsmodels.tsa.statespace.structural import UnobservedComponents
+
+    model = UnobservedComponents(lattice, **form, use_exact_diffuse=exact)
+    fit = model.fit(method="lbfgs", maxiter=500, disp=False)
+    h, smoothed = model.ssm["design"][0], fit.smoother_results
+    spread = np.einsum("i,ijt,j->t", h, smoothed.smoothed_state_cov[:, :, places], h)
+    return fit.aic, (h @ smoothed.smoothed_state)[places], spread + model.ssm["obs_cov", 0, 0]
 
 
 def gpytorch_exact(task: Problem, kernel: Any, steps: int) -> tuple[ndarray, ndarray]:
