@@ -114,7 +114,7 @@ def _smoothed(lattice: ndarray, form: dict[str, Any], exact: bool, places: ndarr
 def gpytorch_exact(task: Problem, kernel: Any, steps: int) -> tuple[ndarray, ndarray]:
     """ExactGP on standardised times and targets, Adam from GPyTorch's defaults; periods start where those of gpx do.
 
-    Arguments: kernel: the one of gpx, before it has seen data, which is built again of GPyTorch's classes.
+    Arguments: kernel: the one of gpx at its start, which is built again of GPyTorch's classes.
     """
     import gpytorch
     import torch
