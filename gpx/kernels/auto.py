@@ -18,6 +18,7 @@ from gpx.kernels.stationary import Matern
 from gpx.linalg.periodogram import dominant_periods
 
 MAX_PERIODS = 2
+MIN_CYCLES = 5  # within the range: slower peaks are seldom told from red noise
 MIN_TIMES = 9  # fewer are no series
 TREND = 2.0  # times the range: the least lengthscale of a trend, which does not return within what was seen
 MINOR = 0.1  # share of the variance about the trend at which the terms between seasons and noise start
@@ -92,12 +93,12 @@ def _share(t: Tensor, y: Tensor) -> float:
 
 
 def _periods(data: Data) -> list[float]:
-    """Significant periods seen at least three times, without the harmonics of stronger ones."""
+    """Significant periods seen often enough, without the harmonics of stronger ones."""
     if data.y.shape[1] != 1:
         return []
     span = float(data.x.max() - data.x.min())
     chosen: list[float] = []
     for period in dominant_periods(data.x[:, 0], data.y[:, 0], limit=PEAKS):
-        if 3 * period < span and not is_harmonic(period, chosen):
+        if MIN_CYCLES * period < span and not is_harmonic(period, chosen):
             chosen.append(period)
     return chosen[:MAX_PERIODS]
