@@ -7,9 +7,9 @@ models: the process that starts the models reads the tasks too, and must stay sm
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 MODULES = {
     "exact": "benchmarks.tasks.exact",
@@ -17,6 +17,7 @@ MODULES = {
     "sparse": "benchmarks.tasks.sparse",
     "state-space": "benchmarks.tasks.state_space",
     "state-space-large": "benchmarks.tasks.state_space_large",
+    "time-series": "benchmarks.tasks.time_series",
     "trajectories": "benchmarks.tasks.trajectories",
     "whittle": "benchmarks.tasks.whittle",
     "block": "benchmarks.tasks.block",
@@ -62,6 +63,7 @@ class Task:
     models : name -> function of a Setting that returns metric values by name; those beyond ``metrics`` are
         recorded, not tabulated.
     reference : the model that others are compared with; None: no comparison.
+    closing : the end of the report, from all records.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Task:
     metrics: tuple[Metric, ...]
     models: Mapping[str, Callable[[Setting], dict[str, float]]]
     reference: str | None = "gpx"
+    closing: Callable[[Sequence[Mapping[str, Any]]], str] | None = None
 
 
 def find(name: str) -> Task:

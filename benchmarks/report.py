@@ -52,7 +52,9 @@ def markdown(task: Task, records: Sequence[Record]) -> str:
     """The report: what ran where, the table, and what failed."""
     header = ["metric", "model", "min", "median", "max"] + ([f"against {task.reference}"] if task.reference else [])
     body = [_cells(row, bool(task.reference)) for row in summarise(task, records)]
-    parts = [f"# {task.name}", task.description, _circumstances(records), _table([header, *body])]
+    parts = [f"# {task.name}", task.description, _circumstances(records), table([header, *body])]
+    if task.closing:
+        parts.append(task.closing(records))
     failures = [
         f"- {r['model']}, repeat {r['repeat']}: `{r['error'].splitlines()[-1]}`" for r in records if "error" in r
     ]
@@ -77,7 +79,8 @@ def _number(value: float) -> str:
     return f"{value:.1f}" if 1000 <= abs(value) < 1e7 else f"{value:.4g}"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose first row is the header."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows

@@ -33,7 +33,8 @@ class Data:
     """Inputs x [N, D], targets y [N, P] with NaN for missing values, and the scales that starts are derived from.
 
     variance: the target variance to be explained (1 for a constant target); spread: [D] standard deviations of the input
-    columns (1 for a constant column); resolution: the share of the spread at which lengthscales start; flat: whether the
+    columns (1 for a constant column); resolution: the share of the spread at which lengthscales start; taken: the periods at
+    which other terms of a sum have started; flat: whether the
     targets came as [N].
     """
 
@@ -43,6 +44,7 @@ class Data:
     variance: float
     spread: Tensor
     resolution: float = 1.0
+    taken: tuple[float, ...] = ()
     flat: bool = True
 
     @cached_property

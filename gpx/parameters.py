@@ -257,6 +257,11 @@ class Parameterised:
             centre = value.log().expand(raw.shape).clone()
             self._set_prior(name, LogNormalPrior(centre, torch.full_like(centre, spread)))
 
+    def settle(self, name: str, value: Any, **how: Any) -> None:
+        """Start a value as `start` does, and keep this start whatever the data."""
+        self.start(name, value, **how)
+        self.choices[name] = replace(self.choices[name], given=True)
+
     def keep_above(self, name: str, floor: float) -> None:
         """A lower bound for a positive value whose start the user gave, without bounds; a smaller start lowers it."""
         choice = self.choices[name]

@@ -22,7 +22,7 @@ from gpx.structure.state_space import state_space, time_column
 
 SEQUENTIAL = 500  # rows from which a filter of few states is faster than a factorisation
 MANY = 8_000  # rows above which exact inference is not chosen
-ROWS_PER_STATE = 5  # the filter costs N S^2, the factorisation N^3
+ROWS_PER_STATE = 7  # the filter costs N S^2, the factorisation N^3; a season may gain harmonics while it is learned
 ENGINES = {
     "Exact": Exact,
     "StateSpace": StateSpace,

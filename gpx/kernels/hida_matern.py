@@ -26,8 +26,9 @@ class HidaMatern(Kernel):
     the frequency is 0.
 
     Arguments: order: 0, 1, 2, ...; lengthscale: positive, in input units; frequency: in cycles per input unit, 0 or more.
-    None starts at the strongest peak of the Lomb-Scargle periodogram, and is kept below the Nyquist frequency of the
-    median spacing; 0 stays 0 (no gradient leads away from it) unless ``set`` gives another one or frees it.
+    None starts at the strongest peak of the Lomb-Scargle periodogram (every term of a sum at another), and is kept below
+    the Nyquist frequency of the median spacing; 0 stays 0 (no gradient leads away from it) unless ``set`` gives another
+    one or frees it.
     outputscale: k(0), in squared target units.
     Raises: InputError for another order, a negative frequency, or more than one input column. Cost: O(N M order).
     Source: Dowling, Sokol & Park (2021), "Hida-Matern kernel", arXiv 2107.07098.
@@ -53,6 +54,11 @@ class HidaMatern(Kernel):
     @property
     def is_stationary(self) -> bool:
         return True
+
+    @property
+    def tones(self) -> tuple[float, ...]:
+        """Its periods, in input units."""
+        return tuple(1 / f for f in self.frequency.detach().reshape(-1).tolist() if f)
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         self.require_one_column(x1)
@@ -86,7 +92,7 @@ class HidaMatern(Kernel):
             given = float(self.frequency.detach().max())
             self.register_constraint("raw_frequency", Box(0.0, max(highest, given)))
         search = not choice.fixed and (self._is_zero() or not choice.given)
-        found = dominant_periods(t, data.y[:, 0], limit=1) if search else []
+        found = dominant_periods(t, data.y[:, 0], limit=1, besides=data.taken) if search else []
         # Without a peak: half a cycle over the range, close to a Matern kernel, but with a gradient.
         begin = 1 / found[0] if found else 0.5 / span
         if choice.given and not choice.fixed and self._is_zero():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,10 +15,28 @@ from gpx.linalg.distance import squared_distance
 from gpx.linalg.periodogram import dominant_periods
 from gpx.parameters import LogInterval
 
+PEAKS = 6  # of the periodogram that are looked at
+
+
+def is_harmonic(period: float, others: Sequence[float]) -> bool:
+    """Whether a period is a fraction of another, up to a tenth of it: a multiple is not, as no day knows of the week.
+
+    >>> is_harmonic(0.5, [7.0, 1.0]), is_harmonic(7.0, [0.5, 1.0])
+    (True, False)
+    """
+    return any(p > 0.9 * period and math.isclose(p / period, round(p / period), abs_tol=0.1) for p in others)
+
+
+def main_lobe(period: float, data: Data) -> tuple[float, float]:
+    """The periods that a peak of the periodogram of a series stands for: those within a cycle over the range."""
+    cycles = float(data.x.max() - data.x.min()) / period
+    return period * cycles / (cycles + 1), period * cycles / (cycles - 1)
+
 
 class Repeating(Kernel):
-    """What kernels with a period share: it starts at the strongest peak of the periodogram."""
+    """What kernels with a period share: it starts at the strongest peak of the periodogram that no other term explains."""
 
+    overtones = 4  # that count; weaker ones are seldom peaks
     period = Value(1.0)
     outputscale = Value(1.0)
 
@@ -25,16 +44,25 @@ class Repeating(Kernel):
     def is_stationary(self) -> bool:
         return True
 
+    @property
+    def tones(self) -> tuple[float, ...]:
+        """Its periods and the overtones that the shape of a period has, in input units."""
+        return tuple(p / k for p in self.period.detach().reshape(-1).tolist() for k in range(1, 1 + self.overtones))
+
     def _init_from(self, data: Data) -> None:
         self.start("outputscale", data.variance)
         choice = self.choices["period"]
         search = not choice.given and data.x.shape[1] == 1
-        found = dominant_periods(data.x[:, 0], data.y[:, 0], limit=1) if search else []
+        peaks = dominant_periods(data.x[:, 0], data.y[:, 0], limit=PEAKS) if search else []
+        found = [p for p in peaks if not is_harmonic(p, data.taken)]
         self.start("period", found[0] if found else float(data.spread[0]))
-        if (found or choice.given) and not choice.bounded:
-            # The objective has an optimum at every harmonic: the fit refines a known period, it does not leave it.
-            period = self.period.detach()
+        period = self.period.detach()
+        # The objective has an optimum at every harmonic and every side lobe: the fit refines a known period, and does not
+        # leave it.
+        if choice.given and not choice.bounded:
             self.register_constraint("raw_period", LogInterval(float(period.min()) / 1.4, float(period.max()) * 1.4))
+        elif found and not choice.bounded:
+            self.register_constraint("raw_period", LogInterval(*main_lobe(found[0], data)))
 
 
 class Periodic(Repeating):
@@ -83,6 +111,8 @@ class Cosine(Repeating):
     >>> Cosine(period=0.5)
     Cosine(period=0.5, outputscale=1)
     """
+
+    overtones = 1
 
     def __init__(self, period: Any = None, outputscale: Any = None, *, active_dims: Any = None, batch_shape: Any = ()):
         super().__init__(active_dims, batch_shape)

@@ -6,6 +6,7 @@ One walk, open to registration: `parts` for another container, `init_from` for a
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import singledispatch
 from typing import Any
 
@@ -98,9 +99,14 @@ def init_from(module: Any, data: Data) -> None:
 @init_from.register
 def _(kernel: gpytorch_kernels.AdditiveKernel, data: Data) -> None:
     data = data.select(kernel.active_dims)
-    # Equal starts would have equal gradients, and the parts would never separate: each starts at a finer scale.
+    # Equal starts would have equal gradients, and the parts would never separate: each starts at a finer scale, or another
+    # peak of the periodogram.
+    taken: dict[tuple[int, ...], tuple[float, ...]] = {}
     for position, part in enumerate(kernel.kernels):
-        init_from(part, data.component(data.variance / len(kernel.kernels), 0.3**position))
+        share = data.component(data.variance / len(kernel.kernels), 0.3**position)
+        dims = () if part.active_dims is None else tuple(part.active_dims.tolist())
+        init_from(part, replace(share, taken=data.taken + taken.get(dims, ())))
+        taken[dims] = taken.get(dims, ()) + _tones(part)
 
 
 @init_from.register
@@ -121,6 +127,11 @@ def _(kernel: gpytorch_kernels.ScaleKernel, data: Data) -> None:
     init_from(base, inside.component(data.variance / float(kernel.outputscale.detach().mean())))
     if kernel.raw_outputscale.requires_grad:
         fix_outputscale(base)
+
+
+def _tones(kernel: Any) -> tuple[float, ...]:
+    """The periods of a kernel and its parts."""
+    return tuple(period for module in kernel.modules() for period in getattr(module, "tones", ()))
 
 
 @singledispatch

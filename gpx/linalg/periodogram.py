@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 MAX_STAMPS = 2000
 OVERSAMPLING = 8
+TONELESS = 1e-9  # of the range of the values: what is left is rounding
 
 
 def nyquist(t: Tensor) -> float | None:
@@ -21,15 +24,19 @@ def nyquist(t: Tensor) -> float | None:
     return 0.5 / float(gaps.median()) if len(gaps) else None
 
 
-def dominant_periods(t: Tensor, y: Tensor, *, limit: int = 3, false_alarm: float = 1e-3) -> list[float]:
+def dominant_periods(
+    t: Tensor, y: Tensor, *, limit: int = 3, false_alarm: float = 1e-3, besides: Sequence[float] = ()
+) -> list[float]:
     """Significant periods of y(t), strongest first.
 
     A quadratic trend is removed; the power of white noise at a frequency is exponential, so a peak counts if its power
     exceeds ``log(frequencies / false_alarm)``.
 
     Arguments: t, y: [N]; NaN in y is left out. limit: how many at most. false_alarm: probability that white noise shows
-    one. Result: periods in units of t, at least two cycles within the range and no faster than the Nyquist rate of the
-    median spacing; possibly empty.
+    one. besides: periods that are known: their sinusoids are removed, and peaks less than a cycle over the range away are
+    theirs.
+    Result: periods in units of t, at least two cycles within the range and no faster than the Nyquist rate of the median
+    spacing; possibly empty.
     Cost: O(N F) for F <= 8 N frequencies, with N limited to 2,000 consecutive stamps.
     Source: Scargle (1982), Astrophysical Journal 263.
     """
@@ -45,15 +52,23 @@ def dominant_periods(t: Tensor, y: Tensor, *, limit: int = 3, false_alarm: float
         return []
     span, centred = stamps[-1] - stamps[0], stamps - stamps[0]
     unit = 2 * centred / span - 1
-    values = values - np.polynomial.polynomial.polyval(unit, np.polynomial.polynomial.polyfit(unit, values, 2))
-    scale = np.sqrt(np.mean(values**2))
-    if not scale > 0:
+    rest = _without(values, unit, [2 * np.pi * centred / p for p in besides])
+    scale = np.sqrt(np.mean(rest**2))
+    if not scale > TONELESS * np.ptp(values):
         return []
     highest = min(0.5 / np.median(gaps), len(stamps) / span)
     frequencies = np.arange(2 / span, highest, 1 / (OVERSAMPLING * span))
     if len(frequencies) < 3:
         return []
-    power = lombscargle(centred, values / scale, 2 * np.pi * frequencies)
+    power = lombscargle(centred, rest / scale, 2 * np.pi * frequencies)
     peaks, _ = find_peaks(power, height=np.log(len(frequencies) / false_alarm))
-    strongest = peaks[np.argsort(-power[peaks], kind="stable")][:limit]
+    # What is left beside a known period is its drift.
+    peaks = [i for i in peaks if all(abs(frequencies[i] - 1 / p) >= 1 / span for p in besides)]
+    strongest = sorted(peaks, key=lambda i: -power[i])[:limit]
     return [float(1 / frequencies[i]) for i in strongest]
+
+
+def _without(values: np.ndarray, unit: np.ndarray, phases: Sequence[np.ndarray]) -> np.ndarray:
+    """The residual of a regression on a quadratic trend and sinusoids."""
+    design = np.stack([np.ones_like(unit), unit, unit**2, *(f(p) for p in phases for f in (np.cos, np.sin))], 1)
+    return values - design @ np.linalg.lstsq(design, values)[0]

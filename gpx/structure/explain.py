@@ -11,7 +11,7 @@ import gpytorch
 import torch
 
 from gpx.errors import InputError, StructureError
-from gpx.kernels.auto import MAX_PERIODS, RULES
+from gpx.kernels.auto import MAX_PERIODS, MIN_CYCLES, RULES
 from gpx.kernels.dense import dense
 from gpx.kernels.expressions import parse
 from gpx.structure.block_form import BlockForm, block_form
@@ -76,7 +76,7 @@ def explain(kernel: Any) -> Explanation:
 def _describe_auto() -> str:
     width = max(map(len, RULES))
     choices = [f"  {data.ljust(width)}  {kernel}" for data, kernel in RULES.items()]
-    note = f"  (a part with Periodic for each of up to {MAX_PERIODS} periods that the data show at least 3 times)"
+    note = f"  (a part with QuasiPeriodic for each of up to {MAX_PERIODS} periods that the data show at least {MIN_CYCLES} times)"
     return "\n".join(["auto: chosen by the data", *choices, note, "each of which has:"])
 
 

@@ -191,3 +191,46 @@ def test_the_folds_of_the_classification_task_are_the_stated_ones():
         assert {*quick.y} == {0.0, 1.0}
     for task in (classification_gpytorch.TASK, classification_sklearn.TASK):
         assert task.reference in task.models
+
+
+@pytest.mark.data
+def test_the_series_are_split_as_stated():
+    from benchmarks.tasks.series import SERIES, problem
+
+    for name in SERIES:
+        inside, ahead = problem(name, "interpolation"), problem(name, "extrapolation")
+        total = len(inside.y) + len(inside.y_test)
+        assert total == len(ahead.y) + len(ahead.y_test)
+        assert abs(len(inside.y) - len(inside.y_test)) <= 1
+        assert len(ahead.y_test) == pytest.approx(0.2 * total, abs=1)
+        assert ahead.t.max() <= ahead.t_test.min()
+        assert inside.t.min() < inside.t_test.max() and inside.t_test.min() < inside.t.max()
+
+
+@pytest.mark.data
+def test_peers_of_the_series_predict_a_line_with_a_season():
+    from benchmarks.tasks import time_series_peers as peers
+    from benchmarks.tasks.series import Problem
+
+    t = np.arange(120) / 12
+    y = 3 * t + np.sin(2 * np.pi * t) + 0.05 * np.random.default_rng(0).standard_normal(120)
+    half = np.arange(120) % 2 == 0
+    inside = Problem("airline", "interpolation", t[half], y[half], t[~half], y[~half])
+    ahead = Problem("airline", "extrapolation", t[:96], y[:96], t[96:], y[96:])
+    for task, model in [(inside, peers.simple), (ahead, peers.simple), (ahead, peers.unobserved_components)]:
+        mean, variance = model(task)
+        assert np.sqrt(np.mean((mean - task.y_test) ** 2)) < 0.2
+        assert (np.abs(mean - task.y_test) < 4 * np.sqrt(variance)).mean() > 0.9
+
+
+def test_the_report_on_the_series_counts_where_gpx_is_best():
+    from benchmarks.tasks.time_series import closing
+
+    names = [f"{kind}, airline: NLPD" for kind in ("interpolation", "extrapolation")]
+    runs = [
+        {"model": model, "metrics": dict(zip(names, values, strict=True))}
+        for model, values in {"gpx": (1.04, 3.0), "gpytorch": (1.0, 2.0)}.items()
+    ]
+    text = closing(runs)
+    assert "on 1 of 2 problems" in text
+    assert "| interpolation | airline | 1.040 | 1.000    |" in text

@@ -182,3 +182,33 @@ def test_model_files(tmp_path, name):
             bounds = [float(k.kernel_.raw_frequency_constraint.upper_bound) for k in (gp, other)]
             assert bounds[0] == bounds[1] == max(0.5, value(kernel, "frequency")), "Nyquist, unless more is given"
             assert other.kernel_.raw_frequency.requires_grad == gp.kernel_.raw_frequency.requires_grad
+
+
+def test_terms_of_a_sum_start_at_different_peaks():
+    t = torch.arange(200.0, dtype=torch.float64)
+    y = 2 * torch.sin(2 * math.pi * t / 11.0) + torch.sin(2 * math.pi * t / 17.3)
+    first, second = started(HidaMatern() + HidaMatern(), t, y).kernels
+    assert [1 / value(k, "frequency") for k in (first, second)] == pytest.approx([11.0, 17.3], rel=0.02)
+    _, second = started(QuasiPeriodic() + 2.0 * QuasiPeriodic(), t, y).kernels
+    (season,) = (k for k in second.modules() if isinstance(k, QuasiPeriodic))
+    assert value(season, "period") == pytest.approx(17.3, rel=0.02)
+    _, second = started(Cosine(period=11.0) + HidaMatern(), t, y).kernels
+    assert 1 / value(second, "frequency") == pytest.approx(17.3, rel=0.02), "a period that is given is taken, too"
+    _, second = started(Cosine(period=11.0) + HidaMatern(), t, torch.sin(2 * math.pi * t / 11.0)).kernels
+    assert value(second, "frequency") == pytest.approx(0.5 / 199), "without another peak: half a cycle"
+
+
+def test_a_season_starts_at_no_harmonic_of_another():
+    t = torch.arange(200.0, dtype=torch.float64)
+    y = 2 * torch.sin(2 * math.pi * t / 12) + torch.sin(2 * math.pi * t / 6) + torch.sin(2 * math.pi * t / 19)
+    _, second = started(QuasiPeriodic() + QuasiPeriodic(), t, y).kernels
+    assert value(second, "period") == pytest.approx(19.0, rel=0.02)
+
+
+def test_a_period_that_was_found_stays_in_its_lobe():
+    t = torch.arange(120.0, dtype=torch.float64)
+    y = torch.sin(2 * math.pi * t / 17.3)
+    kernel = started(QuasiPeriodic(), t, y)
+    lower, upper = (float(kernel.raw_period_constraint.get_buffer(n)) for n in ("lower_bound", "upper_bound"))
+    period = value(kernel, "period")
+    assert 1 / lower - 1 / period == pytest.approx(1 / 119) and 1 / period - 1 / upper == pytest.approx(1 / 119)
