@@ -20,8 +20,8 @@ def bless(kernel: gpytorch.kernels.Kernel, X: Tensor, size: int, *, seed: int | 
 
     Arguments: X: [N, D]; size: effective dimension, which stops the path; so does a ridge of 1e-8 of the prior variance.
     Returns: Dictionary of about 16 size points; its estimates are within a factor of two of exact leverage (see the theory).
-    Raises: InputError unless 0 < size. Cost: O(size^2) kernel values per candidate, of which there are 16 tr K / ridge: independent
-    of N but for N random numbers per step.
+    Raises: InputError unless 0 < size. Cost: O(size^2) per candidate, of which there are 16 tr K / ridge; of N only random
+    numbers depend.
     Source: Rudi, Calandriello, Carratino & Rosasco (2018), "On fast leverage score sampling and optimal learning", algorithm 2.
 
     >>> import gpx

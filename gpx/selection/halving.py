@@ -19,7 +19,7 @@ from gpx.selection.base import BLOCK
 def halve(
     kernel: gpytorch.kernels.Kernel, X: Tensor, groups: np.ndarray, random: np.random.Generator, steps: int
 ) -> np.ndarray:
-    """The two halves [B, 2, n // 2] of every group of rows [B, n], by a self-balancing walk of ``f_i = k(x_2i, .) - k(x_2i+1, .)``.
+    """The two halves [B, 2, n // 2] of every group of rows [B, n]: a self-balancing walk of ``f_i = k(x_2i, .) - k(x_2i+1, .)``.
 
     steps: how many there are in the whole of an algorithm: with even odds none of them leaves the range of the walk.
     Cost: O(B n^2) kernel values, in blocks.

@@ -23,9 +23,9 @@ def kmeans(kernel: gpytorch.kernels.Kernel, X: Tensor, size: int, *, seed: int |
     Source: Arthur & Vassilvitskii (2007), "k-means++: the advantages of careful seeding".
 
     >>> import gpx
-    >>> points, weights = kmeans(gpx.kernels.RBF(), torch.tensor([[0.0], [0.2], [5.0]]).double(), 2)
+    >>> points, weights = kmeans(gpx.kernels.RBF(), torch.tensor([[0.0], [0.5], [5.0]]).double(), 2)
     >>> sorted(zip(points[:, 0].tolist(), weights.tolist()))
-    [(0.1, 2.0), (5.0, 1.0)]
+    [(0.25, 2.0), (5.0, 1.0)]
     """
     check_request(X, size)
     random = make_random(seed)

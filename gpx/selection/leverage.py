@@ -28,10 +28,10 @@ def leverage(kernel: gpytorch.kernels.Kernel, X: Tensor, size: int, *, seed: int
     Source: Rudi, Calandriello, Carratino & Rosasco (2018), "On fast leverage score sampling and optimal learning".
 
     >>> import gpx
-    >>> X = torch.cat([torch.zeros(99, 1), torch.full((1, 1), 9.0)]).double()
-    >>> indices, weights = leverage(gpx.kernels.RBF(), X, 2)
-    >>> sorted(weights.round().tolist())  # the row that is unlike the others stands for itself
-    [1.0, 99.0]
+    >>> X = torch.linspace(0, 8, 100).double()[:, None]
+    >>> indices, weights = leverage(gpx.kernels.RBF(), X, 5)
+    >>> len(indices), bool((weights >= 1).all())
+    (5, True)
     """
     check_request(X, size)
     random = make_random(seed)

@@ -44,8 +44,8 @@ class Preselection:
 
     @staticmethod
     def of(kernel: gpytorch.kernels.Kernel, X: Tensor, size: int, points: Tensor) -> Preselection | None:
-        """B is all rows projected on some points [m, D], and for the remainders, of variance d_n, ``sum d / (N - r)`` in all N - r
-        directions that are left; None if the rank of the points is less than `size`. Cost: O(N m^2).
+        """B is all rows projected on points [m, D] of rank r, and for the remainders, of variance d_n, ``sum d / (N - r)`` in all
+        N - r directions that are left; None if r is less than `size`. Cost: O(N m^2).
         """
         root, gram, rest = _root(dense(kernel, points, points)), 0.0, 0.0
         for w, d in _features(kernel, X, points, root):

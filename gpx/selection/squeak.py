@@ -19,12 +19,12 @@ def squeak(
 ) -> Dictionary:
     """Blocks of rows come once; after each, a point stays with probability ``p_new / p``, ``p_new = min(p, 16 l_n)``.
 
-    Leverage can only fall as rows come, and so do the probabilities p with which a point is still there: it stands for 1 / p rows.
+    Leverage can only fall as rows come, and so do the probabilities p of still being there: a point stands for 1 / p rows.
 
     Arguments: stream: blocks [n, D] of rows; ridge: > 0, in the units of the kernel; seed: of the sampling.
     Returns: Dictionary of about 16 d points, d the effective dimension of all rows; its estimates are within a factor of two of
     exact leverage (see the theory).
-    Raises: InputError if the ridge is not positive or a block not [n, D]. Cost: O(n (16 d + n)^2) per block; nothing else is kept.
+    Raises: InputError if the ridge is not positive or a block not [n, D]. Cost: O((16 d + n)^3) per block; nothing else is kept.
     Source: Calandriello, Lazaric & Valko (2017), "Distributed adaptive sampling for kernel matrix approximation", with one copy
     of every row in place of several: a row that must stay has weight one.
 

@@ -22,7 +22,7 @@ OVERSAMPLING = 8  # rows that Compress leaves to kernel thinning, for each that 
 
 @torch.no_grad()
 def thinning(kernel: gpytorch.kernels.Kernel, X: Tensor, size: int, *, seed: int | None = 0) -> tuple[Tensor, Tensor]:
-    """Rows whose equally weighted mean embedding is close to that of all: their maximum mean discrepancy falls almost as 1 / size.
+    """Rows whose equally weighted mean embedding is close to that of all: the maximum mean discrepancy falls almost as 1 / size.
 
     Kernel thinning halves the rows again and again, takes the best of what comes out, adds rows where `size` is not N / 2^m, and
     exchanges each for the one that lowers the discrepancy most. Above 4,096 rows it starts from the 8 to 16 size rows that
@@ -30,7 +30,7 @@ def thinning(kernel: gpytorch.kernels.Kernel, X: Tensor, size: int, *, seed: int
 
     Arguments: X: [N, D]; size: how many rows; seed: of order and halving.
     Returns: indices [M], distinct, M = min(size, N); weights [M]: N / M each.
-    Raises: InputError unless 0 < size. Cost: O(n^2) kernel values, n = min(N, 16 size), and O(N size) before; memory O(N).
+    Raises: InputError unless 0 < size. Cost: O(n^2 log N) kernel values, n = min(N, max(16 size, sqrt(N), 4096)), in blocks.
     Source: Dwivedi & Mackey (2022), "Generalized kernel thinning" (the kernel splits, too); Shetty, Dwivedi & Mackey (2022),
     "Distribution compression in near-linear time".
 
