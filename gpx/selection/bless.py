@@ -19,7 +19,7 @@ def bless(kernel: gpytorch.kernels.Kernel, X: Tensor, size: int, *, seed: int | 
     leverage; of these, row n stays with probability ``p_n / b_n``, ``p_n = min(1, 16 l_n)``, and stands for 1 / p_n rows.
 
     Arguments: X: [N, D]; size: effective dimension, which stops the path; so does a ridge of 1e-8 of the prior variance.
-    Returns: Dictionary of about 16 size points; its estimates are within a factor of two of exact leverage (see the theory).
+    Returns: Dictionary of about 16 size points; its estimates are rarely off by more than a factor of two (see the theory).
     Raises: InputError unless 0 < size. Cost: O(size^2) per candidate, of which there are 16 tr K / ridge; of N only random
     numbers depend.
     Source: Rudi, Calandriello, Carratino & Rosasco (2018), "On fast leverage score sampling and optimal learning", algorithm 2.

@@ -48,7 +48,7 @@ class Preselection:
         N - r directions that are left; None if r is less than `size`. Cost: O(N m^2).
         """
         root, gram, rest = _root(dense(kernel, points, points)), 0.0, 0.0
-        for w, d in _features(kernel, X, points, root):
+        for _, w, d in _features(kernel, X, points, root):
             gram, rest = gram + w @ w.mT, rest + float(d.sum())
         values, vectors = torch.linalg.eigh(gram)
         logs = values.clamp_min(np.finfo(float).tiny).log().cpu().numpy()
@@ -58,10 +58,10 @@ class Preselection:
         table = log_elementary(logs, size, log_of_equal(log, left, size))[-1]
         slopes = np.exp(log_without_each(logs, size - 1, log_of_equal(log, left, size - 1)) - table[size])
         outside = log_elementary(logs, size - 1, log_of_equal(log, max(left - 1, 0), size - 1))[-1, -1] - table[size]
-        slopes, chances = torch.as_tensor(slopes).to(root), []
-        for w, d in _features(kernel, X, points, root):
-            chances.append(slopes @ (vectors.mT @ w).square() + math.exp(outside) * d)
-        return Preselection(kernel, X, size, torch.cat(chances).cpu().numpy(), float(table[size]))
+        chances, slopes = root.new_zeros(len(X)), torch.as_tensor(slopes).to(root)
+        for rows, w, d in _features(kernel, X, points, root @ vectors):
+            chances[rows] = slopes @ w.square() + math.exp(outside) * d
+        return Preselection(kernel, X, size, chances.cpu().numpy(), float(table[size]))
 
     def draw(self, random: np.random.Generator) -> np.ndarray | None:
         """Indices [size] of one draw. Every attempt that succeeds has the law of the k-DPP, whatever the number of rows was."""
@@ -103,8 +103,8 @@ def _root(matrix: Tensor) -> Tensor:
 
 def _features(
     kernel: gpytorch.kernels.Kernel, X: Tensor, points: Tensor, root: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Blocks of rows: their coordinates [r, n] in the span of the points, and what these leave of the prior variances [n]."""
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Blocks of rows: which, their coordinates [r, n] in the span of the points, and the prior variances [n] beyond these."""
     for rows in blocks(len(X), len(points)):
         w = root.mT @ dense(kernel, points, X[rows]).double()
-        yield w, (diagonal(kernel, X[rows]).double() - w.square().sum(0)).clamp_min(0)
+        yield rows, w, (diagonal(kernel, X[rows]).double() - w.square().sum(0)).clamp_min(0)

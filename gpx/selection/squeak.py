@@ -22,8 +22,8 @@ def squeak(
     Leverage can only fall as rows come, and so do the probabilities p of still being there: a point stands for 1 / p rows.
 
     Arguments: stream: blocks [n, D] of rows; ridge: > 0, in the units of the kernel; seed: of the sampling.
-    Returns: Dictionary of about 16 d points, d the effective dimension of all rows; its estimates are within a factor of two of
-    exact leverage (see the theory).
+    Returns: Dictionary of about 16 d points, d the effective dimension of all rows; its estimates are rarely off
+    by more than a factor of two (see the theory).
     Raises: InputError if the ridge is not positive or a block not [n, D]. Cost: O((16 d + n)^3) per block; nothing else is kept.
     Source: Calandriello, Lazaric & Valko (2017), "Distributed adaptive sampling for kernel matrix approximation", with one copy
     of every row in place of several: a row that must stay has weight one.
