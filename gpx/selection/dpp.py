@@ -18,10 +18,9 @@ from gpx.selection.base import check_request, make_random
 from gpx.selection.bless import bless
 from gpx.selection.greedy import greedy
 from gpx.selection.k_dpp import KDPP
-from gpx.selection.preselection import Preselection, enough
+from gpx.selection.preselection import LARGEST, Preselection, enough
 
 DENSE = 2_000  # rows up to which an eigendecomposition of all is faster than attempts at a selection
-LARGEST = 20_000  # rows beyond which there is none: 3.2 GB per array
 
 
 @torch.no_grad()
@@ -34,7 +33,8 @@ def dpp(kernel: gpytorch.kernels.Kernel, X: Tensor, size: int, *, seed: int | No
     Arguments: X: [N, D]; size: how many rows; seed: of the draw.
     Returns: indices [M], sorted; weights [M]: one each. If the numerical rank of K is less than `size`, those of `greedy`, with a
     note to the logger `gpx`.
-    Raises: InputError unless 0 < size, or if more than 20,000 rows would have to be decomposed.
+    Raises: InputError unless 0 < size, or if more than 20,000 rows would have to be decomposed; NumericalError if
+    20,000 selected rows are not enough.
     Cost: O(N^3), or O(N (16 size)^2) and about 20 times O((size^2 / 6)^3).
     Source: Kulesza & Taskar (2011), "k-DPPs: fixed-size determinantal point processes"; pre-selection: Calandriello, Derezinski &
     Valko (2020), "Sampling from a k-DPP without looking at all items", here with a bound for sets of fixed size.

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpx.errors import NumericalError
 from gpx.kernels.dense import dense, diagonal
 from gpx.linalg.elementary import log_elementary, log_of_equal, log_without_each
 from gpx.selection.base import blocks
 from gpx.selection.k_dpp import KDPP, numerical_zero
 
 DISTINCT = 1e-10  # of the largest eigenvalue: directions of the reference below it are left to the remainder
+LARGEST = 20_000  # rows of which a kernel matrix is decomposed: 3.2 GB per array
 ATTEMPTS = 100  # with one number of rows, before twice as many are selected
 
 
@@ -67,6 +69,10 @@ class Preselection:
         """Indices [size] of one draw. Every attempt that succeeds has the law of the k-DPP, whatever the number of rows was."""
         expected = enough(self.size)
         while expected < len(self.X):
+            if expected > LARGEST:
+                raise NumericalError(
+                    f"A k-DPP of {self.size} rows was not found among {LARGEST:,}; use select='greedy', or fewer points."
+                )
             for _ in range(ATTEMPTS):
                 if (found := self.attempt(expected, random)) is not None:
                     return found

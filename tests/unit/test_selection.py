@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 
 import gpytorch
+import numpy as np
 import pytest
 import torch
 
 from gpx import GP, engines, kernels
-from gpx.errors import InputError
+from gpx.errors import InputError, NumericalError
 from gpx.selection import SELECTIONS, bless, choose_selection, squeak
+from gpx.selection.preselection import Preselection
 from gpx.testing.cases import points, targets
 
 X = points(60, 2)
@@ -136,3 +138,10 @@ def test_the_sparse_engine_takes_them_by_name(name):
 
 def test_a_dictionary_of_rows_without_variance_is_empty():
     assert len(bless(kernels.Linear(), torch.zeros(5, 1).double(), 2).points) == 0
+
+
+def test_a_k_dpp_that_is_never_accepted_ends(monkeypatch):
+    monkeypatch.setattr(Preselection, "attempt", lambda *_: None)
+    many = torch.linspace(0, 1, 50_000).double()[:, None]
+    with pytest.raises(NumericalError, match="use select='greedy'"):
+        Preselection(KERNELS["gpx"], many, 3, np.ones(len(many)), 0.0).draw(np.random.default_rng(0))
