@@ -28,7 +28,7 @@ def greedy(kernel: gpytorch.kernels.Kernel, X: Tensor, size: int, *, seed: int |
     """
     check_request(X, size)
     left = diagonal(kernel, X).clone()
-    floor = EXHAUSTED * float(left.max()) if len(X) else 0.0
+    floor = EXHAUSTED * float(left.max())
     rows, chosen = left.new_empty(min(size, len(X)), len(X)), []
     for m in range(len(rows)):
         pivot = int(left.argmax())
