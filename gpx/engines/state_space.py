@@ -6,7 +6,7 @@ Theory: docs/theory/state_space.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from gpx.engines.base import Engine
+from gpx.engines.compiled import Compiled, chain_of
 from gpx.errors import StructureError
 from gpx.inputs import Data
-from gpx.linalg.chain import Chain, Smoothed
 from gpx.linalg.layout import Layout
-from gpx.linalg.scan import Marginals, Scan
+from gpx.linalg.scan import Scan
 from gpx.posterior import Posterior
 from gpx.prior import Prior
 from gpx.sites import SiteMarginals, Sites
@@ -278,137 +278,6 @@ class StateSpacePosterior(Posterior):
         return torch.where(seen, targets - residual, nothing), torch.where(seen, 1 / precision, nothing)
 
 
-@dataclass(frozen=True, eq=False)
-class Compiled:
-    """A `Scan` by the loops of `Chain`: the same fields, methods and numbers, for data that numpy can read."""
-
-    layout: Layout
-    gaps: Tensor
-    rates: Tensor
-    rows: Tensor
-    factors: Tensor
-    nu: Tensor
-    tau: Tensor
-
-    @property
-    def _inputs(self) -> tuple[Any, ...]:
-        return self.layout, _numbers(self.gaps), self.rates, self.rows, self.factors, self.nu, self.tau
-
-    @cached_property
-    def _loops(self) -> Chain:
-        return _chain(*self._inputs)
-
-    def log_partition(self) -> Tensor:
-        """See `Scan`."""
-        return _Evidence.apply(*self._inputs)[0]
-
-    def log_density(self) -> Tensor:
-        """See `Scan`."""
-        return _Evidence.apply(*self._inputs)[1]
-
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """See `Scan`."""
-        return _Moments.apply(*self._inputs)
-
-    @cached_property
-    def smoothed(self) -> Marginals:
-        """See `Scan`."""
-        found = self._loops.smoothed
-        return Marginals(*map(torch.as_tensor, (found.mean, found.variance, found.share)))
-
-    def response(self, nu: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Scan`."""
-        moved = self._loops.along(_numbers(nu), _numbers(tau)).smoothed.imag()
-        return torch.as_tensor(moved.mean), torch.as_tensor(moved.variance)
-
-    def path(self, random: np.random.Generator) -> Tensor:
-        """See `Scan`."""
-        return torch.as_tensor(self._loops.path(random))
-
-
-def chain_of(device: torch.device) -> type[Compiled] | type[Scan]:
-    """What computes where the data are: compiled loops in the processor's memory, a scan elsewhere."""
-    return Compiled if device.type == "cpu" else Scan
-
-
-class _Evidence(torch.autograd.Function):
-    """Log partition, and log density of the targets nu / tau; the gradients are read off the smoother."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        layout: Layout,
-        gaps: np.ndarray,
-        rates: Tensor,
-        rows: Tensor,
-        factors: Tensor,
-        nu: Tensor,
-        tau: Tensor,
-    ) -> Any:
-        ctx.chain = _chain(layout, gaps, rates, rows, factors, nu, tau)
-        ctx.save_for_backward(rates)
-        if any(ctx.needs_input_grad):
-            _ = ctx.chain.filtered  # one pass for the value and the smoother
-        partition, density = ctx.chain.evidence()
-        return nu.new_tensor(float(partition)), nu.new_tensor(float(density))
-
-    @staticmethod
-    def backward(ctx: Any, grad_partition: Tensor, grad_density: Tensor) -> Any:
-        (rates,), total = ctx.saved_tensors, grad_partition + grad_density
-        sites = ctx.chain.site_gradients(float(grad_partition), float(grad_density))
-        grads = (torch.as_tensor(v).to(rates) for v in sites)
-        return None, None, *_parameters(ctx.chain.smoothed, total, rates), *grads
-
-
-class _Moments(torch.autograd.Function):
-    """Mean and variance [N] of f: ``(a, b) . (dm, dv)`` is the change of the log partition's gradient along the sites
-    ``(a - 2 m b, -2 b)``, which one complex step gives.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        layout: Layout,
-        gaps: np.ndarray,
-        rates: Tensor,
-        rows: Tensor,
-        factors: Tensor,
-        nu: Tensor,
-        tau: Tensor,
-    ) -> Any:
-        ctx.chain = _chain(layout, gaps, rates, rows, factors, nu, tau)
-        ctx.save_for_backward(rates, nu)
-        smoothed = ctx.chain.smoothed
-        return tuple(torch.as_tensor(v).to(nu) for v in (smoothed.mean, smoothed.variance))
-
-    @staticmethod
-    def backward(ctx: Any, grad_mean: Tensor, grad_variance: Tensor) -> Any:
-        rates, nu = ctx.saved_tensors
-        m, a, b = ctx.chain.smoothed.mean, _numbers(grad_mean), _numbers(grad_variance)
-        moved = ctx.chain.along(a - 2 * m * b, -2 * b).smoothed.imag()
-        grad_nu = torch.as_tensor(moved.mean).to(nu)
-        grad_tau = torch.as_tensor(-0.5 * moved.variance - m * moved.mean).to(nu)
-        return None, None, *_parameters(moved, torch.ones(()).to(nu), rates), grad_nu, grad_tau
-
-
-def log_partition(
-    layout: Layout, gaps: np.ndarray, rates: Tensor, rows: Tensor, factors: Tensor, nu: Tensor, tau: Tensor
-) -> Tensor:
-    """The log partition of a `Chain`, differentiable in its tensors."""
-    return _Evidence.apply(layout, gaps, rates, rows, factors, nu, tau)[0]
-
-
-def _parameters(smoothed: Smoothed, grad: Tensor, like: Tensor) -> Sequence[Tensor]:
-    """Gradients in rates, rows and factors."""
-    return [grad * torch.as_tensor(v).to(like) for v in (smoothed.rates, smoothed.rows, smoothed.factors)]
-
-
-def _chain(
-    layout: Layout, gaps: np.ndarray, rates: Tensor, rows: Tensor, factors: Tensor, nu: Tensor, tau: Tensor
-) -> Chain:
-    return Chain(layout, gaps, *map(_numbers, (rates, rows, factors, nu, tau)))
-
-
 def _differentiated(form: Form, times: Tensor, places: Tensor, order: int) -> tuple[Layout, Tensor, Tensor, Tensor]:
     """`Form.at`, for the derivative of f at the places and f elsewhere."""
     layout, rates, weights = form.derivatives(times, order)
@@ -428,10 +297,6 @@ def _gaps(times: Tensor) -> Tensor:
     even = steps * (gaps.sum() / steps.sum().clamp_min(1.0))
     rounding = 4 * torch.finfo(times.dtype).eps * times[[0, -1]].abs().max()
     return even if bool((even - gaps).abs().max() <= rounding) else gaps
-
-
-def _numbers(values: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(values.detach().double().numpy())
 
 
 def _posterior_path(chain: Compiled | Scan, random: np.random.Generator) -> Tensor:

@@ -95,6 +95,7 @@ class Coordinates:
     def __init__(self, modules: Sequence[tuple[str, nn.Module]]):
         self.modules = [module for _, module in modules]
         self.entries = [entry for path, module in modules for entry in _entries(path, module)]
+        self.has_tensors = False
 
     def with_tensors(self, tensors: Mapping[str, Tensor], scale: Tensor) -> Coordinates:
         """With tensors of an engine added, such as inducing inputs [M, D], in units of a scale [D]."""
@@ -102,7 +103,7 @@ class Coordinates:
         result = Coordinates([])
         result.modules = self.modules
         extra = [Coordinate(name, held, name, raw.detach().clone(), scale) for name, raw in held.items()]
-        result.entries = [*self.entries, *extra]
+        result.entries, result.has_tensors = [*self.entries, *extra], bool(extra)
         return result
 
     @property

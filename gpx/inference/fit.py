@@ -22,6 +22,7 @@ from gpx.progress import progress_bar
 from gpx.sites import Sites
 
 FTOL = 1e-8  # relative to the gain over a constant with white noise
+FTOL_TENSORS = 1e-6  # where inducing inputs move: their valley is long and flat, and the bound itself is farther off
 GTOL = 1e-5  # nats per unit of a coordinate, times the square root of N
 STEEP = 1e-2  # likewise: a search that stops on a steeper slope is begun anew from there
 MAX_RENEWALS = 3
@@ -329,7 +330,11 @@ def _minimise(
                 "maxiter": options.max_iter - iterations,
                 "maxfun": max(1, 20 * options.max_iter - search.evaluations),
             }
-            limits |= {"ftol": FTOL, "gtol": GTOL * root, "maxcor": 20}
+            limits |= {
+                "ftol": FTOL_TENSORS if search.coordinates.has_tensors else FTOL,
+                "gtol": GTOL * root,
+                "maxcor": 20,
+            }
             outcome = minimize(
                 search, start, jac=True, method="L-BFGS-B", bounds=bounds, callback=report, options=limits
             )  # fmt: skip

@@ -67,13 +67,11 @@ class Marginals:
 
 
 @dataclass(frozen=True, eq=False)
-class Scan:
+class Series:
     """``f(t) = sum_j factors_j(t) rows . z_j(t)`` with sites ``exp(nu f - tau f^2 / 2)`` at n ordered times.
 
     layout: of the state; gaps [n]: to the time before, 0 for the first, infinite where an independent series starts; rates [B];
     rows: weights of observed coordinates, block by block; factors [n, J], or [1, J] where they are constant; nu, tau [n].
-    Cost: O(n S^2 (p + 1)) in about ``2 sqrt(n) / 5`` steps; memory, where gradients are taken, some 10 S^2 numbers per time.
-    Source: Sarkka & Garcia-Fernandez (2021), "Temporal parallelization of Bayesian smoothers".
     """
 
     layout: Layout
@@ -83,6 +81,14 @@ class Scan:
     factors: Tensor
     nu: Tensor
     tau: Tensor
+
+
+class Scan(Series):
+    """A series by an associative product of stretches of time, in torch alone.
+
+    Cost: O(n S^2 (p + 1)) in about ``2 sqrt(n) / 5`` steps; memory, where gradients are taken, some 10 S^2 numbers per time.
+    Source: Sarkka & Garcia-Fernandez (2021), "Temporal parallelization of Bayesian smoothers".
+    """
 
     @property
     def _shape(self) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpx.engines.state_space import log_partition
+from gpx.engines.compiled import log_partition
 from gpx.errors import StructureError
 from gpx.likelihoods import Likelihood
 from gpx.linalg.chain import Chain

@@ -7,14 +7,12 @@ import torch
 from scipy.optimize import minimize
 
 from gpx import GP, kernels, likelihoods, objectives
-from gpx.assemble import assemble
 from gpx.engines import Coreset, Exact, SparseVariational
 from gpx.errors import FitWarning, InputError, StructureError
-from gpx.inputs import as_data
 from gpx.kernels.dense import dense
 from gpx.testing.assertions import close
 from gpx.testing.cases import points, targets
-from tests.equivalence.test_sparse import LIKELIHOODS, differences, rbf
+from tests.equivalence.test_sparse import rbf
 
 X = points(60, 2)
 Y = targets(X)
@@ -60,19 +58,6 @@ def test_the_posterior_is_that_of_exact_inference_on_the_pseudo_observations():
     pseudo.condition(found.points, found.targets)
     for name in ("mean", "variance"):
         close(getattr(gp.predict(new, of="f"), name), getattr(pseudo.predict(new, of="f"), name), name, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", LIKELIHOODS)
-def test_gradients_of_objectives(name):
-    likelihood, outcome, objective = LIKELIHOODS[name]
-    gp = GP(rbf(), likelihood(), engine=Coreset(5), objective=objective)
-    problem, objective, _ = assemble(gp, as_data(X[:30], outcome(targets(X[:30]))))
-    modules = (problem.prior.mean, *problem.prior.kernels, problem.likelihood)
-    raws = [p for m in modules for p in m.parameters() if p.requires_grad] + list(problem.plan.inducing)
-    grads = torch.autograd.grad(objective(problem.anew()), raws, allow_unused=True)
-    for raw, grad in zip(raws, grads, strict=True):
-        got = torch.zeros_like(raw) if grad is None else grad
-        close(got.reshape(-1), differences(raw, lambda: objective(problem.anew())), f"gradient of {name}", atol=2e-5)
 
 
 def test_a_learned_mean_is_part_of_the_pseudo_targets():

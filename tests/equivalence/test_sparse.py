@@ -111,11 +111,12 @@ LIKELIHOODS = {
 }
 
 
+@pytest.mark.parametrize("engine", [SparseVariational(5), Coreset(5)])
 @pytest.mark.parametrize("name", LIKELIHOODS)
-def test_gradients_of_objectives(name):
-    """In kernel, likelihood, mean and inducing inputs: extra variances and sites move, too."""
+def test_gradients_of_objectives(name, engine):
+    """In kernel, likelihood, mean and inducing inputs: extra variances and sites move, too; the precisions of a coreset as well."""
     likelihood, outcome, objective = LIKELIHOODS[name]
-    gp = GP(rbf(), likelihood(), engine=SparseVariational(5), objective=objective)
+    gp = GP(rbf(), likelihood(), engine=engine, objective=objective)
     problem, objective, _ = assemble(gp, as_data(X, outcome(targets(X))))
     modules = (problem.prior.mean, *problem.prior.kernels, problem.likelihood)
     raws = [p for m in modules for p in m.parameters() if p.requires_grad] + list(problem.plan.inducing)
@@ -209,3 +210,10 @@ def test_a_fit_reports_the_bounds():
     exact = GP(rbf()).fit(X, y).result_
     assert exact.evidence_bounds[0] == exact.evidence_bounds[1] and "between" not in str(exact)
     assert GP(rbf(), likelihoods.Bernoulli()).fit(X, (y > 0.3).double()).result_.evidence_bounds is None
+
+
+@pytest.mark.parametrize("engine", [SparseVariational(25), Coreset(25)])
+def test_a_plain_fit_ends_by_itself(engine):
+    """With all inducing inputs moving, and without a warning (which would be an error here)."""
+    x = points(300, 3)
+    assert GP(kernels.Matern(nu=2.5, ard=True), engine=engine).fit(x, targets(x)).result_.converged
