@@ -11,6 +11,7 @@ from gpx.engines.base import Engine
 from gpx.engines.block_circulant import BlockCirculant, covers
 from gpx.engines.coreset import Coreset
 from gpx.engines.exact import Exact
+from gpx.engines.sic import SIC
 from gpx.engines.sparse import SparseVariational
 from gpx.engines.state_space import StateSpace
 from gpx.errors import InputError, StructureError
@@ -28,6 +29,7 @@ ENGINES = {
     "StateSpace": StateSpace,
     "SparseVariational": SparseVariational,
     "Coreset": Coreset,
+    "SIC": SIC,
     "BlockCirculant": BlockCirculant,
 }
 
