@@ -23,6 +23,7 @@ from gpx.structure.state_space import state_space, time_column
 
 SEQUENTIAL = 500  # rows from which a filter of few states is faster than a factorisation
 MANY = 8_000  # rows above which exact inference is not chosen
+FEW = 8  # input columns up to which neighbours are worth more than inducing inputs
 ROWS_PER_STATE = 7  # the filter costs N S^2, the factorisation N^3; a season may gain harmonics while it is learned
 ENGINES = {
     "Exact": Exact,
@@ -64,6 +65,11 @@ RULES = (
         "its blocks are circulant, no step is missing and the noise is the same everywhere: exact, in linear time",
     ),
     EngineRule(StateSpace(), _sequential, "the kernel is a state-space model of one input: exact in linear time"),
+    EngineRule(
+        SIC(),
+        lambda prior, data, sites: len(data.x) > MANY and data.x.shape[1] <= FEW,
+        "an exact fit of so many rows would take hours; in few dimensions values depend on their neighbours",
+    ),
     EngineRule(
         SparseVariational(),
         lambda prior, data, sites: len(data.x) > MANY,

@@ -27,13 +27,15 @@ class Engine(ABC):
 
     exact: whether its posterior is that of the prior and the sites, or an approximation; start_rows: on how many rows `fit`
     judges its starts; consecutive: whether these are neighbours of each other; responsive: whether marginals
-    are the derivatives of the log partition, and `Posterior.response` costs so little that sites are sought by Newton's method.
+    are the derivatives of the log partition, and `Posterior.response` costs so little that sites are sought by Newton's method;
+    precision: change of an objective, relative to its gain over white noise, that is not worth another step.
     """
 
     exact: ClassVar[bool] = True
     start_rows: ClassVar[int] = 500
     consecutive: ClassVar[bool] = False
     responsive: ClassVar[bool] = True
+    precision: ClassVar[float] = 1e-8
 
     @abstractmethod
     def plan(self, prior: Prior, data: Data) -> Any:
@@ -66,6 +68,10 @@ class Engine(ABC):
         seen = data.observed.any(1).nonzero().flatten()
         order = torch.randperm(len(seen), generator=make_generator(0))[:rows].sort().values
         return seen[order.to(seen.device)]
+
+    def roughness(self, rows: int) -> float:
+        """By how many nats per unit of a coordinate the gradient of an objective may be wrong; a search ends on such a slope."""
+        return 0.0
 
     def rounds(self, rows: int) -> tuple[int, ...]:
         """On how many rows `fit` optimises, one round after the other, the plan being made anew for each."""

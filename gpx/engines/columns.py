@@ -5,7 +5,7 @@ else by blocks of kernel matrices in torch. Theory: docs/theory/sic.md.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import gpytorch
 import numpy as np
@@ -15,53 +15,38 @@ from torch import Tensor
 from gpx.engines.dense_gradients import trainable
 from gpx.errors import NumericalError, StructureError
 from gpx.kernels.dense import dense
-from gpx.kernels.dense import diagonal as variances
 from gpx.linalg import vecchia
 from gpx.structure.isotropic import Isotropic, isotropic
 
 BLOCK = 1 << 22  # entries of the kernel blocks that are held at once: 32 MB
-JITTER = (0.0, 1e-12, 1e-10, 1e-8, 1e-6)  # of the mean prior variance; the first that does is taken
-
-
-class Columns(NamedTuple):
-    """u [k, m + 1], the point itself last; jitter: what was added to the diagonal, relative to the mean variance."""
-
-    u: Tensor
-    jitter: float
 
 
 def columns(
-    kernel: gpytorch.kernels.Kernel, x: Tensor, near: np.ndarray, diagonal: Tensor | None = None, floor: float = 0.0
-) -> Columns:
-    """``u = K^-1 e / sqrt(e^T K^-1 e)`` of the last k rows of x [n, D], K being the covariance of a row and its neighbours.
+    kernel: gpytorch.kernels.Kernel, x: Tensor, near: np.ndarray, diagonal: Tensor, floor: float = 0.0
+) -> Tensor:
+    """``u = K^-1 e / sqrt(e^T K^-1 e)`` [k, m + 1] of the last k rows of x [n, D], K being the covariance of a row and its
+    neighbours; the row itself comes last.
 
     Arguments: near [k, m]: earlier rows, -1 for none; diagonal [n]: added to the variances; floor: what the variance of a row
-    given its neighbours is raised to, relative to the mean variance (0: it must be positive).
-    Result: differentiable in the kernel and the diagonal where floor is 0. Raises: NumericalError if a block is not positive
-    definite. Cost: O(k m^3), and with gradients twice that.
+    given its neighbours is raised to (0: it must be positive).
+    Result: differentiable in the kernel and the diagonal where floor is 0. Raises: NotPositiveDefinite.
+    Cost: O(k m^3), and with gradients twice that.
     """
-    spare = x.new_zeros(len(x)) if diagonal is None else diagonal
-    scale = float(variances(kernel, x).detach().mean()) if len(x) else 1.0
-    for jitter in JITTER:
-        try:
-            raised = spare + jitter * scale if jitter else spare
-            return Columns(_columns(kernel, x, near, raised, floor * scale), jitter)
-        except vecchia.NotPositiveDefinite as error:
-            failure = error
-    rows = [int(j) for j in near[failure.index] if j >= 0]
-    raise NumericalError(
-        f"The kernel matrix of the inputs {x[len(x) - len(near) + failure.index].tolist()} and {len(rows)} neighbours, such as"
-        f" {x[rows[-1]].tolist() if rows else []}, is not positive definite even with a jitter of {JITTER[-1]:.0e}:"
-        " the kernel is not a covariance there, or lengthscales are far too long for such close points; use fewer neighbours or"
-        " bounds on the lengthscale."
-    ) from failure
-
-
-def _columns(kernel: gpytorch.kernels.Kernel, x: Tensor, near: np.ndarray, spare: Tensor, floor: float) -> Tensor:
     form = _compiled_form(kernel, x)
     if form is None:
-        return _Blocks.apply(kernel, x, near, spare, floor, *trainable(kernel))
-    return _Compiled.apply(form.columns(x), near, form.profile, floor, form.lengthscale, form.variance, spare)
+        return _Blocks.apply(kernel, x, near, diagonal, floor, *trainable(kernel))
+    return _Compiled.apply(form.columns(x), near, form.profile, floor, form.lengthscale, form.variance, diagonal)
+
+
+def explained(error: vecchia.NotPositiveDefinite, x: Tensor, near: np.ndarray) -> NumericalError:
+    """What to do about a block that has no factor."""
+    rows = near[error.index][near[error.index] >= 0]
+    nearest = f", such as {x[int(rows[-1])].tolist()}," if len(rows) else ""
+    return NumericalError(
+        f"The kernel matrix of the input {x[len(x) - len(near) + error.index].tolist()} and its {len(rows)} neighbours{nearest}"
+        " is not positive definite: the kernel is not a covariance there, or lengthscales are far too long for such close points;"
+        " use another kernel, fewer neighbours, or bounds on the lengthscale."
+    )
 
 
 def _compiled_form(kernel: gpytorch.kernels.Kernel, x: Tensor) -> Isotropic | None:

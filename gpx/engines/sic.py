@@ -23,6 +23,7 @@ from gpx.structure.metric import metric
 
 METHODS = ("sites", "response")
 FIRST_ROUND = 2_000  # rows
+ROUGH = 2e-4  # nats per row and unit of a coordinate
 SMALL = 2_000  # points up to which variances are exact whatever the tolerance
 
 
@@ -57,19 +58,24 @@ class Pattern:
         """All points, along a curve on which neighbours in space follow each other."""
         return spatial(self.scaled)
 
+    def along(self, x: Tensor) -> Tensor:
+        """The order of other inputs along such a curve."""
+        return torch.from_numpy(spatial(_scaled(x, self.weights))).to(x.device)
+
     def neighbours(self, x: Tensor, count: int) -> np.ndarray:
-        """The nearest of its points for other inputs, ascending, [len(x), count]; -1 in front where there are fewer."""
-        count, found = min(count, len(self.x)), np.full((len(x), count), -1, np.int32)
-        if count and len(x):
-            near = self.tree.query(_scaled(x, self.weights), count, workers=torch.get_num_threads())[1]
-            found[:, -count:] = np.sort(near.reshape(len(x), count), 1)
-        return found
+        """The nearest of its points for other inputs, ascending: [len(x), count], or all where there are fewer."""
+        count = min(count, len(self.x))
+        if not count or not len(x):
+            return np.zeros((len(x), count), np.int32)
+        near = self.tree.query(_scaled(x, self.weights), count, workers=torch.get_num_threads())[1]
+        return np.sort(near.reshape(len(x), count), 1).astype(np.int32)
 
     def extended(self, x: Tensor, count: int) -> Pattern:
         """With more inputs, after those that are there; new where none has the same values."""
         groups = _groups(torch.cat([self.x, x]), self.weights)
         slots, first = _numbered(groups)
         whole = torch.cat([self.x, x])[first]
+        count = min(count, max(len(whole) - 1, 0))
         near = earlier_neighbours(_scaled(whole, self.weights), count, len(self.x), torch.get_num_threads())
         size = max(self.near.shape[1], near.shape[1])
         near = np.concatenate([_padded(self.near, size), _padded(near, size)])
@@ -155,6 +161,7 @@ class SIC(Engine):
     tolerance: float = 1e-3
     exact: ClassVar[bool] = False
     responsive: ClassVar[bool] = False
+    precision: ClassVar[float] = 1e-7
 
     def __post_init__(self) -> None:
         if isinstance(self.neighbours, bool) or not isinstance(self.neighbours, int) or self.neighbours < 1:
@@ -177,6 +184,10 @@ class SIC(Engine):
         """2,000 rows, four times as many, ..., and all; neighbours are found anew for each."""
         fewer = [FIRST_ROUND * 4**k for k in range(20) if FIRST_ROUND * 4**k <= rows / 2]
         return (*fewer, rows) if fewer else (rows, rows)
+
+    def roughness(self, rows: int) -> float:
+        """A few thousandths of the standard error of what is learned best: the gradient takes V for optimal."""
+        return ROUGH * rows
 
     def condition(self, prior: Prior, plan: SICPlan, params: dict[str, Tensor], sites: Sites) -> SICPosterior:
         """Nothing is computed before it is asked for."""

@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpx.engines.columns import Columns, columns
+from gpx.engines.columns import columns, explained
 from gpx.errors import StructureError
+from gpx.kernels.dense import diagonal
 from gpx.linalg import sparse_factor
+from gpx.linalg.vecchia import NotPositiveDefinite
 from gpx.posterior import Posterior
 from gpx.prior import Prior
 from gpx.sites import SiteMarginals, Sites
@@ -30,26 +32,38 @@ if TYPE_CHECKING:
 BLIND = 1e15  # noise of a point without a target, relative to the largest of others
 SOLVED = 1e-10  # residual of the means, relative, in the norm of the preconditioner
 STEP = 1e-4  # of differences along a direction of the sites, relative to posterior scales
-FLOOR = (
-    1e-14  # of the variance of a new value given its neighbours, relative to its prior variance: the rest is rounding
-)
+NUGGETS = (0.0, 1e-6, 1e-5, 1e-4)  # of the prior variance: smooth kernels with close points have no factor without
+FLOOR = 1e-14  # of the prior variance: below, the variance of a new value given its neighbours is rounding
 WIDER = 2  # new values have so many times the neighbours
 PATH_FEATURES = 2048
 CHUNK = 1 << 24  # entries
 
 
 @dataclass(frozen=True, eq=False)
+class Factor:
+    """Columns u [n, m + 1] of the prior's factor, and the share of the prior variance that is added to the diagonal."""
+
+    u: np.ndarray
+    nugget: float
+
+
+@dataclass(frozen=True, eq=False)
 class Solution:
     """Columns that share kernel and precisions; numbers, computed on first use.
 
-    pattern; u [n, m + 1]; tau [n] and nu [n, c]: the sites of each point, those of equal inputs added up; tolerance: see `SIC`.
+    tau [n] and nu [n, c]: the sites of each point, those of equal inputs added up; tolerance: see `SIC`.
     """
 
     pattern: Pattern
-    u: np.ndarray
+    prior: Factor
     tau: np.ndarray
     nu: np.ndarray
     tolerance: float
+
+    @property
+    def u(self) -> np.ndarray:
+        """[n, m + 1]."""
+        return self.prior.u
 
     @cached_property
     def incomplete(self) -> sparse_factor.Incomplete:
@@ -134,26 +148,48 @@ def _numbers(values: Tensor) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class SICPosterior(Posterior):
-    """known: by kernel, columns of the prior's factor that are at hand."""
+    """known: by kernel, the prior's factor where it is at hand."""
 
     engine: SIC
     prior: Prior
     plan: SICPlan
     sites: Sites
-    known: dict[int, Columns] = field(default_factory=dict)
+    known: dict[int, Factor] = field(default_factory=dict)
 
     @cached_property
     def groups(self) -> list[tuple[int, list[int]]]:
         """Kernel and columns, of columns that share the kernel and precisions."""
         return self.sites.groups(len(self.prior.kernels))
 
-    def _columns(self, latent: int) -> Columns:
-        """Of the prior's factor; differentiable where gradients are enabled."""
-        pattern = self.plan.patterns[latent]
-        if latent in self.known and not torch.is_grad_enabled():
-            return self.known[latent]
-        found = columns(self.prior.kernels[latent], pattern.x, pattern.near)
-        self.known[latent] = Columns(found.u.detach(), found.jitter)
+    def _columns(self, latent: int, nugget: float) -> Tensor:
+        """Of the prior's factor [n, m + 1]; differentiable where gradients are enabled."""
+        pattern, kernel = self.plan.patterns[latent], self.prior.kernels[latent]
+        return columns(kernel, pattern.x, pattern.near, _spare(kernel, pattern.x, nugget))
+
+    @cached_property
+    def solved(self) -> list[Solution]:
+        """Of every group; numbers."""
+        with torch.no_grad():
+            found = {latent: self._solved(latent) for latent, _ in self.groups}
+        return [found[latent].pop(0) for latent, _ in self.groups]
+
+    def _solved(self, latent: int) -> list[Solution]:
+        """Of the groups of a kernel, with the first nugget for which their posteriors have an incomplete factor."""
+        known, found, failure = self.known.get(latent), [], None
+        for nugget in NUGGETS if known is None else NUGGETS[NUGGETS.index(known.nugget) :]:
+            try:
+                same = known is not None and known.nugget == nugget
+                prior = known if same else Factor(_numbers(self._columns(latent, nugget)), nugget)
+            except NotPositiveDefinite as error:
+                failure = error
+                continue
+            self.known[latent] = prior
+            found = [self._solution(latent, members, prior) for kernel, members in self.groups if kernel == latent]
+            if not any(solution.incomplete.shift for solution in found):
+                return found
+        if not found:
+            assert failure is not None
+            raise explained(failure, self.plan.patterns[latent].x, self.plan.patterns[latent].near) from failure
         return found
 
     def _sites(self, latent: int, members: list[int]) -> tuple[Tensor, Tensor]:
@@ -164,21 +200,9 @@ class SICPosterior(Posterior):
         nu, tau = (part.new_zeros(size, len(members)).index_add(0, slots, part) for part in parts)
         return nu, tau
 
-    @cached_property
-    def solved(self) -> list[Solution]:
-        """Of every group; numbers."""
-        with torch.no_grad():
-            return [self._solution(*group) for group in self.groups]
-
-    def _solution(self, latent: int, members: list[int]) -> Solution:
+    def _solution(self, latent: int, members: list[int], prior: Factor) -> Solution:
         pattern, (nu, tau) = self.plan.patterns[latent], self._sites(latent, members)
-        u = _numbers(self._columns(latent).u)
-        return Solution(pattern, u, _numbers(tau[:, 0]), _numbers(nu), self.engine.share(len(pattern.x)))
-
-    @property
-    def jitter(self) -> float:
-        with torch.no_grad():
-            return max(self._columns(latent).jitter for latent in range(len(self.prior.kernels)))
+        return Solution(pattern, prior, _numbers(tau[:, 0]), _numbers(nu), self.engine.share(len(pattern.x)))
 
     @property
     def note(self) -> str:
@@ -186,17 +210,18 @@ class SICPosterior(Posterior):
         if not shift:
             return ""
         return (
-            f"the incomplete factor of the posterior precision broke down and its diagonal was raised by a share of {shift:.0e}:"
-            " the bound is lower for it; more neighbours, or a larger noise, would help"
+            f"the incomplete factor of the posterior precision broke down, and its diagonal was raised by a share of {shift:.0e}:"
+            " the bound is lower for it; a less smooth kernel, more neighbours or another engine would help"
         )
 
     @property
     def log_partition(self) -> Tensor:
         total = self.sites.nu.new_zeros(())
-        for index, (latent, members) in enumerate(self.groups):
+        for (latent, members), solution in zip(self.groups, self.solved, strict=True):
             if bool(self.sites.present[:, members].any()):
-                u = self._columns(latent).u
-                total = total + _LogPartition.apply(self.solved[index], u, *self._sites(latent, members))
+                moving = torch.is_grad_enabled()
+                u = self._columns(latent, solution.prior.nugget) if moving else _tensor(solution.u, total)
+                total = total + _LogPartition.apply(solution, u, *self._sites(latent, members))
         return total
 
     @property
@@ -223,9 +248,11 @@ class SICPosterior(Posterior):
         targets = torch.where(seen[:, None], nu / safe[:, None], 0.0)
         near = torch.from_numpy(pattern.near.astype(np.int64)).to(nu.device)
         # A point without a target is one that was measured with infinite noise.
-        u = columns(
-            self.prior.kernels[latent], pattern.x, pattern.near, torch.where(seen, 1 / safe, BLIND * (1 / safe).max())
-        ).u
+        noise = torch.where(seen, 1 / safe, BLIND * (1 / safe).max())
+        try:
+            u = columns(self.prior.kernels[latent], pattern.x, pattern.near, noise)
+        except NotPositiveDefinite as error:
+            raise explained(error, pattern.x, pattern.near) from error
         within = torch.where((near >= 0)[..., None], targets[near.clamp_min(0)], 0.0)
         scores = (u[:, :-1, None] * within).sum(1) + u[:, -1:] * targets
         seen_logs = (u[:, -1].log() - 0.5 * math.log(2 * math.pi))[seen].sum()
@@ -285,10 +312,11 @@ class SICPosterior(Posterior):
     def marginals(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, variance = x.new_zeros(len(x), self.sites.nu.shape[1]), x.new_zeros(len(x), self.sites.nu.shape[1])
         for (latent, members), solution in zip(self.groups, self.solved, strict=True):
-            link = self._link(latent, x)
-            mean[:, members] = _tensor(link.mean(solution.mean), x)
+            order = solution.pattern.along(x)  # points that are near each other share their ancestors
+            link = self._link(latent, x[order])
+            mean[order[:, None], members] = _tensor(link.mean(solution.mean), x)
             mixed = sparse_factor.norms(solution.pattern.near, solution.v, link.near, link.weights, solution.tolerance)
-            variance[:, members] = _tensor(mixed + link.spread, x)[:, None]
+            variance[order[:, None], members] = _tensor(mixed + link.spread, x)[:, None]
         return mean, variance
 
     @torch.no_grad()
@@ -296,7 +324,19 @@ class SICPosterior(Posterior):
         """New values given those of the data."""
         pattern = self.plan.patterns[latent]
         near = pattern.neighbours(x, WIDER * self.engine.neighbours)
-        return _linked(self.prior.kernels[latent], torch.cat([pattern.x, x]), near)
+        return self._linked(latent, torch.cat([pattern.x, x]), near)
+
+    def _linked(self, latent: int, x: Tensor, near: np.ndarray) -> _Link:
+        """The last rows of x, as many as near has, given their neighbours."""
+        kernel, old = self.prior.kernels[latent], len(self.plan.patterns[latent].x)
+        spare = _spare(kernel, x, self.known[latent].nugget)
+        spare[old:] = 0.0
+        floor = FLOOR * float(diagonal(kernel, x[:1]).mean()) if len(x) else FLOOR
+        try:
+            u = _numbers(columns(kernel, x, near, spare, floor))
+        except NotPositiveDefinite as error:
+            raise explained(error, x, near) from error
+        return _Link(near, -u[:, :-1] / u[:, -1:], 1 / u[:, -1] ** 2)
 
     @torch.no_grad()
     def joint(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -305,7 +345,7 @@ class SICPosterior(Posterior):
         covariance = x.new_zeros(self.sites.nu.shape[1], len(x), len(x))
         for (latent, members), solution in zip(self.groups, self.solved, strict=True):
             old, whole = len(solution.pattern.x), solution.pattern.extended(x, WIDER * self.engine.neighbours)
-            link = _linked(self.prior.kernels[latent], whole.x, whole.near[old:])
+            link = self._linked(latent, whole.x, whole.near[old:])
             shares, noise = link.shares(old, whole.slots[len(whole.slots) - len(x) :].cpu().numpy())
             halves = [sparse_factor.solve(solution.pattern.near, solution.v, row) for row in shares]
             half = np.stack(halves) if halves else shares
@@ -415,7 +455,8 @@ class _Link:
         return shares, noise
 
 
-def _linked(kernel: Any, x: Tensor, near: np.ndarray) -> _Link:
-    """The last rows of x given their neighbours."""
-    u = _numbers(columns(kernel, x, near, floor=FLOOR).u)
-    return _Link(near, -u[:, :-1] / u[:, -1:], 1 / u[:, -1] ** 2)
+def _spare(kernel: Any, x: Tensor, nugget: float) -> Tensor:
+    """What a nugget adds to the variances [n]."""
+    if not nugget:
+        return x.new_zeros(len(x))
+    return x.new_full((len(x),), nugget * float(diagonal(kernel, x).detach().mean()))

@@ -21,11 +21,11 @@ from gpx.inference.problem import Problem
 from gpx.progress import progress_bar
 from gpx.sites import Sites
 
-FTOL = 1e-8  # relative to the gain over a constant with white noise
-FTOL_TENSORS = 1e-6  # where inducing inputs move: their valley is long and flat, and the bound itself is farther off
+FTOL_TENSORS = 1e-6  # relative to the gain over a constant with white noise, where inducing inputs move: their valley is long and flat, and the bound itself is farther off
 GTOL = 1e-5  # nats per unit of a coordinate, times the square root of N
 STEEP = 1e-2  # likewise: a search that stops on a steeper slope is begun anew from there
 MAX_RENEWALS = 3
+REACH = 3.0  # standard errors of one datum: the optimum of all rows is so near that of a part of them
 WARM_STEPS = 30  # from the sites of a neighbour: where these do not do, it is no neighbour
 COARSE = 1e-3  # residual of the sites above which an objective is not trusted
 GAP = 0.1  # nats between the bounds of the evidence that are worth telling
@@ -124,6 +124,7 @@ class _Search:
     coordinates: Coordinates
     baseline: float
     deadline: float
+    reach: float = 1.0  # how far a first step goes
     best: float = math.inf
     best_z: np.ndarray | None = None
     best_gradient: np.ndarray | None = None
@@ -241,7 +242,8 @@ def fit(
                 here = _thinned(problem, rows, here.plan if index else None)
             whole = coordinates.with_tensors(here.engine.parameters(here.prior, here.plan), here.data.spread)
             limit = _share(deadline, len(rounds) - index)
-            runs = list(_round(here, objective, whole, starts, options, limit, bar))
+            reach = min(1.0, REACH / math.sqrt(rounds[index - 1])) if index else 1.0
+            runs = list(_round(here, objective, whole, starts, options, limit, reach, bar))
             searches += [search for search, _ in runs]
             best = _best(runs, problem)[0].best_z
             assert best is not None
@@ -291,6 +293,7 @@ def _round(
     starts: list[np.ndarray],
     options: FitOptions,
     deadline: float,
+    reach: float,
     bar: Any,
 ) -> Iterator[Run]:
     """Optimise from every start, until the time is up."""
@@ -298,7 +301,7 @@ def _round(
     baseline, bounds = _baseline(problem), coordinates.bounds()
     rest = coordinates.read()
     for start in starts:
-        search = _Search(problem, objective, coordinates, baseline, deadline)
+        search = _Search(problem, objective, coordinates, baseline, deadline, reach)
         yield search, minimise(search, np.concatenate([start, rest[len(start) :]]), bounds, options, bar)
         bar.refresh()
         if time.monotonic() > deadline:
@@ -325,7 +328,14 @@ def _minimise(
         bar.update()
         bar.set_postfix_str(f"objective {search.baseline - search.best:.3f}", refresh=False)
 
+    engine, rows = search.problem.engine, len(search.problem.data.x)
     root = math.sqrt(max(1, int(search.problem.data.observed.sum())))
+    unit = search.reach  # scipy's first step has the length 1, whatever the slope
+
+    def scaled(w: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = search(unit * w)
+        return value, unit * gradient
+
     try:
         for _ in range(1 + MAX_RENEWALS):
             limits = {
@@ -333,15 +343,15 @@ def _minimise(
                 "maxfun": max(1, 20 * options.max_iter - search.evaluations),
             }
             limits |= {
-                "ftol": FTOL_TENSORS if search.coordinates.has_tensors else FTOL,
-                "gtol": GTOL * root,
+                "ftol": max(engine.precision, FTOL_TENSORS if search.coordinates.has_tensors else 0.0),
+                "gtol": unit * GTOL * root,
                 "maxcor": 20,
             }
             outcome = minimize(
-                search, start, jac=True, method="L-BFGS-B", bounds=bounds, callback=report, options=limits
+                scaled, start / unit, jac=True, method="L-BFGS-B", bounds=bounds / unit, callback=report, options=limits
             )  # fmt: skip
             # Trial points far away leave wrong curvatures in the memory, and steps become tiny on a slope: forget them.
-            steep = search.steepness(bounds) > STEEP * root
+            steep = search.steepness(bounds) > STEEP * root + engine.roughness(rows)
             if outcome.status == 1 or not steep or iterations >= options.max_iter or search.best_z is None:
                 break
             start = search.best_z

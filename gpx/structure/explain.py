@@ -16,6 +16,7 @@ from gpx.kernels.dense import dense
 from gpx.kernels.expressions import parse
 from gpx.structure.block_form import BlockForm, block_form
 from gpx.structure.feature_map import feature_map
+from gpx.structure.isotropic import isotropic
 from gpx.structure.spectral_density import spectral_density
 from gpx.structure.state_space import StateSpace, state_space, time_column
 
@@ -60,6 +61,7 @@ def explain(kernel: Any) -> Explanation:
       engine Exact              yes  uses the dense matrix
       engine SparseVariational  yes  uses the dense matrix
       engine Coreset            yes  uses the dense matrix
+      engine SIC                yes  uses the dense matrix of neighbours
       engine StateSpace         yes  linear time
       engine BlockCirculant     no   needs a block form
     """
@@ -90,12 +92,13 @@ def _findings(kernel: gpytorch.kernels.Kernel) -> tuple[Finding, ...]:
     )
     engine = Finding("engine Exact", matrix.supported, "uses the dense matrix" if matrix.supported else matrix.note)
     sparse, coreset = (replace(engine, name=f"engine {name}") for name in ("SparseVariational", "Coreset"))
+    sic = Finding("engine SIC", engine.supported, _describe_neighbours(kernel) if engine.supported else engine.note)
     asked = "linear time" + (", only if asked for" if "approximate" in states.note else "")
     sequential = Finding("engine StateSpace", states.supported, asked if states.supported else states.note)
     blocks = _probe("block form", lambda: block_form(kernel), _describe_blocks)
     note = "one series without gaps, Gaussian noise" if blocks.supported else "needs a block form"
     circulant = Finding("engine BlockCirculant", blocks.supported, note)
-    return matrix, features, states, density, blocks, engine, sparse, coreset, sequential, circulant
+    return matrix, features, states, density, blocks, engine, sparse, coreset, sic, sequential, circulant
 
 
 def _points(kernel: gpytorch.kernels.Kernel) -> torch.Tensor:
@@ -134,6 +137,11 @@ def _describe_states(states: tuple[int, StateSpace]) -> str:
 
 def _describe_blocks(form: BlockForm) -> str:
     return f"exact: blocks of {form.period} steps, an autoregression per frequency"
+
+
+def _describe_neighbours(kernel: gpytorch.kernels.Kernel) -> str:
+    form = _probe("isotropic form", lambda: isotropic(kernel), lambda _: "compiled loops over neighbours")
+    return form.note if form.supported else "uses the dense matrix of neighbours"
 
 
 def _probe(name: str, ask: Callable[[], Any], note: Callable[[Any], str]) -> Finding:

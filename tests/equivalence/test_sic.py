@@ -68,7 +68,7 @@ def factor(kernel, x, neighbours):
         prior, SIC(neighbours).plan(prior, as_data(x, torch.zeros(len(x)))), {}, Sites(*2 * [torch.zeros(len(x), 1)])
     )
     with torch.no_grad():
-        found, u = posterior.plan.patterns[0], posterior._columns(0).u
+        found, u = posterior.plan.patterns[0], posterior._columns(0, 0.0)
     matrix = torch.zeros(len(x), len(x), dtype=torch.float64)
     for i, near in enumerate(found.near):
         seen = near >= 0
