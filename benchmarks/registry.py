@@ -21,6 +21,7 @@ MODULES = {
     "trajectories": "benchmarks.tasks.trajectories",
     "whittle": "benchmarks.tasks.whittle",
     "block": "benchmarks.tasks.block",
+    "sic": "benchmarks.tasks.sic",
     "selection": "benchmarks.tasks.selection",
     "classification": "benchmarks.tasks.classification",
     "classification-gpytorch": "benchmarks.tasks.classification_gpytorch",

@@ -21,7 +21,7 @@ from gpx.prior import Prior
 from gpx.sites import Sites
 from gpx.structure.metric import metric
 
-METHODS = ("sites", "response")
+METHODS = ("sites", "dkl", "response")
 FIRST_ROUND = 2_000  # rows
 ROUGH = 2e-4  # nats per row and unit of a coordinate
 SMALL = 2_000  # points up to which variances are exact whatever the tolerance
@@ -144,7 +144,8 @@ class SIC(Engine):
     neighbours, ``u = K_SS^-1 e / sqrt(e^T K_SS^-1 e)``; the posterior precision is an incomplete factor of ``U U^T + diag(tau)``.
 
     Arguments: neighbours: how many, m; ordering: "maximin" (coarse to fine; random above five dimensions), "random" or
-    "coordinate"; method: "sites" (a lower bound of the evidence of this prior, any likelihood) or "response" (hyperparameters by
+    "coordinate"; method: "sites" (a lower bound of the evidence of this prior, any likelihood), "dkl" (the largest
+    such bound: the factor of the posterior is searched for, for comparison) or "response" (hyperparameters by
     the Vecchia likelihood of noisy targets: faster, Gaussian likelihoods only); tolerance: share below which solves for
     variances stop following entries (0: exact).
     Raises: InputError for another value. Cost: O(N m^3) time, O(N m^2) memory; nothing grows faster with N but ``N log N`` for
@@ -193,6 +194,6 @@ class SIC(Engine):
         """Nothing is computed before it is asked for."""
         return SICPosterior(self, prior, plan, sites)
 
-    def share(self, size: int) -> float:
-        """The tolerance for so many points."""
-        return 0.0 if size <= SMALL else self.tolerance
+    def precisely(self, size: int) -> tuple[float, bool]:
+        """The tolerance for so many points, and whether V is searched for."""
+        return 0.0 if size <= SMALL or self.method == "dkl" else self.tolerance, self.method == "dkl"

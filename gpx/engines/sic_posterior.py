@@ -20,6 +20,7 @@ from gpx.engines.columns import columns, explained
 from gpx.errors import StructureError
 from gpx.kernels.dense import diagonal
 from gpx.linalg import sparse_factor
+from gpx.linalg.closest_factor import closest_factor
 from gpx.linalg.vecchia import NotPositiveDefinite
 from gpx.posterior import Posterior
 from gpx.prior import Prior
@@ -51,7 +52,8 @@ class Factor:
 class Solution:
     """Columns that share kernel and precisions; numbers, computed on first use.
 
-    tau [n] and nu [n, c]: the sites of each point, those of equal inputs added up; tolerance: see `SIC`.
+    tau [n] and nu [n, c]: the sites of each point, those of equal inputs added up; tolerance: see `SIC`; closest: whether V is
+    the best factor on the pattern, not the incomplete one.
     """
 
     pattern: Pattern
@@ -59,6 +61,7 @@ class Solution:
     tau: np.ndarray
     nu: np.ndarray
     tolerance: float
+    closest: bool
 
     @property
     def u(self) -> np.ndarray:
@@ -70,10 +73,12 @@ class Solution:
         """V, and the shift that it took."""
         return sparse_factor.incomplete_factor(self.pattern.near, self.u, self.tau, self.pattern.places)
 
-    @property
+    @cached_property
     def v(self) -> np.ndarray:
         """[n, m + 1]."""
-        return self.incomplete.v
+        if not self.closest:
+            return self.incomplete.v
+        return closest_factor(self.pattern.near, self.u, self.tau, self.incomplete.v)
 
     def solve(self, b: np.ndarray) -> np.ndarray:
         """``P^-1 b`` for b [n, c]."""
@@ -202,7 +207,7 @@ class SICPosterior(Posterior):
 
     def _solution(self, latent: int, members: list[int], prior: Factor) -> Solution:
         pattern, (nu, tau) = self.plan.patterns[latent], self._sites(latent, members)
-        return Solution(pattern, prior, _numbers(tau[:, 0]), _numbers(nu), self.engine.share(len(pattern.x)))
+        return Solution(pattern, prior, _numbers(tau[:, 0]), _numbers(nu), *self.engine.precisely(len(pattern.x)))
 
     @property
     def note(self) -> str:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from gpx.linalg import sparse_factor, vecchia
+from gpx.linalg.closest_factor import closest_factor
 from gpx.linalg.orderings import earlier_neighbours, maximin, spatial
 
 CORRELATIONS = {
@@ -187,3 +188,38 @@ def test_a_tolerance_costs_little_accuracy():
     assert error.max() < 1e-2
     assert error.mean() < 1e-4
     assert error.max() > 0  # the tolerance does something
+
+
+def test_pulls_are_half_norms_with_their_gradient():
+    x, near = ordered(60, m=5)
+    u = vecchia.columns(x, near, "matern32", 1.0, np.zeros(60))
+    v = sparse_factor.incomplete_factor(near, u, np.full(60, 30.0), sparse_factor.places(near)).v
+    rows = np.concatenate([near, np.arange(60, dtype=np.int32)[:, None]], 1)
+    value, gradient = sparse_factor.pulls(near, v, rows, u)
+    assert value == pytest.approx(0.5 * np.square(np.linalg.solve(dense(near, v), dense(near, u))).sum())
+    for i, r in ((3, 5), (40, 5), (40, 2), (59, 0)):
+        moved = []
+        for h in (1e-6, -1e-6):
+            w = v.copy()
+            w[i, r] += h
+            moved.append(sparse_factor.pulls(near, w, rows, u)[0])
+        assert gradient[i, r] == pytest.approx((moved[0] - moved[1]) / 2e-6, rel=1e-5, abs=1e-6)
+
+
+def test_the_closest_factor_is_a_little_closer_than_the_incomplete_one():
+    x, near = ordered(200, m=6)
+    u, tau = vecchia.columns(x, near, "matern32", 1.0, np.zeros(200)), np.full(200, 50.0)
+    incomplete = sparse_factor.incomplete_factor(near, u, tau, sparse_factor.places(near)).v
+    found = closest_factor(near, u, tau, incomplete)
+    U = dense(near, u)
+    P = U @ U.T + np.diag(tau)
+
+    def divergence(v):
+        half = np.linalg.solve(dense(near, v), np.linalg.cholesky(P))
+        return 0.5 * (np.square(half).sum() - 200) - np.linalg.slogdet(half)[1]
+
+    assert 0 < divergence(found) <= divergence(incomplete)
+    random = np.random.default_rng(0)
+    for _ in range(5):  # no small change is better
+        other = found * (1 + 1e-2 * random.standard_normal(found.shape))
+        assert divergence(other) > divergence(found)
