@@ -5,11 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Protocol
 
-import torch
 from torch import Tensor
 
 from gpx.inputs import Data
-from gpx.posterior import Posterior, make_generator
+from gpx.posterior import Posterior
 from gpx.prior import Prior
 from gpx.sites import Sites
 
@@ -25,11 +24,13 @@ class Plan(Protocol):
 class Engine(ABC):
     """How the Gaussian algebra is done. Engines are zero-mean: the sites they receive act on f minus its prior mean.
 
-    exact: whether its posterior is that of the prior and the sites, or an approximation; start_rows: on how many rows `fit`
-    judges its starts; neighbours: whether these are neighbours of each other.
+    exact: whether its posterior is that of the prior and the sites, or an approximation; additive: whether
+    all that it wants of the data are sums over the rows, so that several processes can share these; start_rows: on how many rows
+    `fit` judges its starts; neighbours: whether these are neighbours of each other.
     """
 
     exact: ClassVar[bool] = True
+    additive: ClassVar[bool] = False
     start_rows: ClassVar[int] = 500
     neighbours: ClassVar[bool] = False
 
@@ -49,6 +50,10 @@ class Engine(ABC):
         """The plan for data, with what was kept of another one."""
         return self.plan(prior, data)
 
+    def fits(self, data: Data, state: dict[str, Tensor]) -> bool:
+        """Whether a fit can go on with what was kept of another plan."""
+        return True
+
     def parameters(self, prior: Prior, plan: Any) -> dict[str, Tensor]:
         """Extra trainables, such as inducing inputs; empty for most engines."""
         return {}
@@ -61,9 +66,7 @@ class Engine(ABC):
         """At most so many rows that are a smaller problem of the same kind: here, drawn evenly at random by a fixed seed; None
         where only all rows will do.
         """
-        seen = data.observed.any(1).nonzero().flatten()
-        order = torch.randperm(len(seen), generator=make_generator(0))[:rows].sort().values
-        return seen[order.to(seen.device)]
+        return data.draw(rows)
 
     def rounds(self, rows: int) -> tuple[int, ...]:
         """On how many rows `fit` optimises, one round after the other, the plan being made anew for each."""
