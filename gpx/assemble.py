@@ -90,7 +90,9 @@ def start_from_data(problem: Problem, priors: str | None) -> None:
 
 def _view(data: Data) -> Data:
     """All rows, where one process has them; else as many of all processes as starts need, the same in every one."""
-    return data if data.team.size == 1 else data.rows(data.draw(VIEWED)).gathered()
+    if data.team.size == 1:
+        return data
+    return (data if data.count <= VIEWED else data.rows(data.draw(VIEWED))).gathered()
 
 
 def _check_team(data: Data, engine: Engine, objective: Objective) -> None:
