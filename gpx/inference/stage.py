@@ -56,6 +56,9 @@ class Trace:
     best_z: np.ndarray | None = None
     owner: int = 0
 
+    def __post_init__(self) -> None:
+        self._keep(self.starts)
+
     def note(self, loss: float, z: np.ndarray | None) -> None:
         """The best point so far of the present search. The modules are moved to the best of all."""
         if z is not None and loss < self.best:
@@ -63,12 +66,14 @@ class Trace:
         if self.best_z is None:
             return
         self.coordinates.assign(self.best_z)
-        engine, plan = self.problem.engine, self.problem.plan
         # A search that has found nothing better is begun anew.
         waiting = self.starts[self.begun if self.owner == self.begun else self.begun - 1 :]
-        points = np.array([self.best_z[: len(self.starts[0])], *waiting])
-        state = {name: value.detach().clone() for name, value in engine.state(plan).items()}
-        self.keep(Reached(points, self.left, state, drawn=True))
+        self._keep([self.best_z[: len(self.starts[0])], *waiting])
+
+    def _keep(self, points: list[np.ndarray]) -> None:
+        state = self.problem.engine.state(self.problem.plan)
+        state = {name: value.detach().clone() for name, value in state.items()}
+        self.keep(Reached(np.array(points), self.left, state, drawn=True))
 
     def next(self) -> None:
         """The present search has ended."""
