@@ -1,8 +1,8 @@
 """Processes that fit one model together, each on rows of its own, as torchrun starts them. How to: docs/how-to/scale-out.md.
 
-Every process runs the same program. What is a sum over the rows is added up over all of them, what is chosen is chosen by all in
-the same way, and so they take the same steps. Gradients are those of the mean over the processes of what each computes: the
-transpose of a sum over processes is another one, and parameters that all of them hold need no care.
+Every process runs the same program. What is a sum over the rows is added up over all of them, process 0 decides where there is a
+choice (rounding may differ from process to process), and so all take the same steps. Gradients are those of the mean over the
+processes of what each computes: the transpose of a sum over processes is another one, and parameters need no care.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gpx.errors import InputError, StructureError, TeamError
+from gpx.errors import InputError, NumericalError, StructureError, TeamError
 
 T = TypeVar("T")
+OWN = (InputError, StructureError, NumericalError)  # that all processes raise if one does
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells its processes
 
 
@@ -77,8 +78,12 @@ class Team(Protocol):
         """What process 0 makes, or the error that it gets."""
         ...
 
+    def lead(self, run: Callable[[Callable[[Any], Any]], T], step: Callable[[Any], Any]) -> T:
+        """What ``run(step)`` returns in process 0, which decides what to do; all take every step that it takes."""
+        ...
+
     def together(self, make: Callable[[], T]) -> T:
-        """What this process makes. Raises: InputError or StructureError in all processes if one of them gets it."""
+        """What this process makes. Raises: the error of one process in all of them."""
         ...
 
 
@@ -122,6 +127,9 @@ class Alone:
 
     def share(self, make: Callable[[], T]) -> T:
         return make()
+
+    def lead(self, run: Callable[[Callable[[Any], Any]], T], step: Callable[[Any], Any]) -> T:
+        return run(step)
 
     def together(self, make: Callable[[], T]) -> T:
         return make()
@@ -195,6 +203,22 @@ class Processes:
             raise found[0]
         return found[0]
 
+    def lead(self, run: Callable[[Callable[[Any], Any]], T], step: Callable[[Any], Any]) -> T:
+        if self.rank == 0:
+
+            def asked(argument: Any) -> Any:
+                self.share(lambda: (argument, None))
+                return step(argument)
+
+            result = run(asked)
+            self.share(lambda: (None, result))
+            return result
+        argument, result = self.share(_nothing)
+        while argument is not None:
+            step(argument)
+            argument, result = self.share(_nothing)
+        return result  # type: ignore[no-any-return]
+
     def together(self, make: Callable[[], T]) -> T:
         made: Any = _attempt(make)
         failed = isinstance(made, Exception)
@@ -247,10 +271,14 @@ def _reduced(value: Tensor, how: Any) -> Tensor:
     return value
 
 
+def _nothing() -> Any:
+    """What a process has to add to what process 0 makes."""
+
+
 def _attempt(make: Callable[[], Any]) -> Any:
     try:
         return make()
-    except (InputError, StructureError) as error:
+    except OWN as error:
         return error
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -72,14 +72,18 @@ class Inducing(Engine):
         """Choose the inducing inputs among the rows with a target."""
         few = data.draw(max(CANDIDATES[0], CANDIDATES[1] * self.size))
         rows = torch.cat(data.team.gather(data.x[few]))
-        return InducingPlan(data.x, tuple(self._chosen(kernel, rows) for kernel in prior.kernels), data.team)
+        found = data.team.share(lambda: [self._chosen(kernel, rows).detach().cpu() for kernel in prior.kernels])
+        return self._planned(data, found)
+
+    def _planned(self, data: Data, inducing: Sequence[Tensor]) -> InducingPlan:
+        z = (z.to(data.x).clone() for z in inducing)
+        return InducingPlan(data.x, tuple(torch.nn.Parameter(v) if self.refine else v for v in z), data.team)
 
     def _chosen(self, kernel: Any, rows: Tensor) -> Tensor:
         if not len(rows):
             return rows
         found, _ = choose_selection(self.select)(kernel, rows, min(self.size, len(rows)), seed=0)
-        z = found if found.is_floating_point() else rows[found]
-        return torch.nn.Parameter(z.clone()) if self.refine else z
+        return found if found.is_floating_point() else rows[found]
 
     def replan(self, prior: Prior, data: Data, plan: InducingPlan) -> InducingPlan:
         """Keep inducing inputs that were refined; choose others anew."""
@@ -91,8 +95,7 @@ class Inducing(Engine):
 
     def restored(self, prior: Prior, data: Data, state: dict[str, Tensor]) -> InducingPlan:
         """With the same inducing inputs."""
-        found = tuple(state[f"inducing {k}"].to(data.x) for k in range(len(prior.kernels)))
-        return InducingPlan(data.x, tuple(torch.nn.Parameter(z) if self.refine else z for z in found), data.team)
+        return self._planned(data, [state[f"inducing {k}"] for k in range(len(prior.kernels))])
 
     def fits(self, data: Data, state: dict[str, Tensor]) -> bool:
         """Whether there are as many inducing inputs as this engine takes."""

@@ -336,7 +336,26 @@ def _minimise(
     search: _Search, start: np.ndarray, bounds: np.ndarray, options: FitOptions, bar: Any
 ) -> tuple[bool, str, int]:
     """Run scipy's L-BFGS-B; whether it converged, why it stopped, and after how many iterations."""
+
+    def step(z: np.ndarray) -> tuple[float, np.ndarray] | None:
+        try:
+            return search(z)
+        except _Timeout:
+            return None
+
+    return search.problem.data.team.lead(lambda step: _lbfgs(search, step, start, bounds, options, bar), step)
+
+
+def _lbfgs(
+    search: _Search, step: Callable[[np.ndarray], Any], start: np.ndarray, bounds: np.ndarray, options: FitOptions, bar: Any
+) -> tuple[bool, str, int]:  # fmt: skip
     iterations = 0
+
+    def evaluate(z: np.ndarray) -> tuple[float, np.ndarray]:
+        found = step(z)
+        if found is None:
+            raise _Timeout
+        return found
 
     def report(intermediate_result: Any) -> None:
         nonlocal iterations
@@ -358,7 +377,7 @@ def _minimise(
                 "maxcor": 20,
             }
             outcome = minimize(
-                search, start, jac=True, method="L-BFGS-B", bounds=bounds, callback=report, options=limits
+                evaluate, start, jac=True, method="L-BFGS-B", bounds=bounds, callback=report, options=limits
             )  # fmt: skip
             # Trial points far away leave wrong curvatures in the memory, and steps become tiny on a slope: forget them.
             steep = search.steepness(bounds) > STEEP * root

@@ -122,7 +122,7 @@ class SiteMap:
         transposed: bool,
         start: Sites | None = None,
     ) -> Sites | None:
-        """GMRES in scaled coordinates, on the vectors of all processes, in every one of them."""
+        """GMRES in scaled coordinates, by process 0 on the vectors of all."""
         shape, like, team = right.nu.shape, right.nu, self.problem.data.team
         numbers = team.collect(2 * right.nu.numel())
         own = slice(sum(numbers[: team.rank]), sum(numbers[: team.rank + 1]))
@@ -144,10 +144,14 @@ class SiteMap:
         size, b = sum(numbers), pack(right)
         if not np.isfinite(b).all():
             return None
-        operator = LinearOperator((size, size), matvec=lambda v: pack(product(unpack(v))), dtype=np.float64)
         first = None if start is None else pack(start)
-        solution, info = gmres(operator, b, x0=first, rtol=tolerance, restart=products, maxiter=1)
-        worse = np.linalg.norm(b - operator @ solution) > 1e-2 * np.linalg.norm(b) if info else False
+
+        def run(matvec: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, bool]:
+            operator = LinearOperator((size, size), matvec=matvec, dtype=np.float64)
+            solution, info = gmres(operator, b, x0=first, rtol=tolerance, restart=products, maxiter=1)
+            return solution, bool(info) and np.linalg.norm(b - operator @ solution) > 1e-2 * np.linalg.norm(b)
+
+        solution, worse = team.lead(run, lambda v: pack(product(unpack(v))))
         return None if worse or not np.isfinite(solution).all() else unpack(solution)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import tempfile
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
@@ -45,7 +46,7 @@ def _received(end: Connection, process: Any) -> Any:
     if not wait([end, process.sentinel], TIMEOUT):
         raise TimeoutError(f"A process has not answered for {TIMEOUT:.0f} seconds.")
     try:
-        return end.recv()
+        return pickle.loads(end.recv_bytes())
     except EOFError:
         process.join()
         return ChildProcessError(f"The process ended with exit code {process.exitcode}.")
@@ -60,5 +61,6 @@ def _run(
         result = function(*arguments)
     except Exception as error:
         result = error
-    end.send(result)
+    # By value: multiprocessing would share the memory of tensors, which goes with the process.
+    end.send_bytes(pickle.dumps(result))
     dist.destroy_process_group()

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import signal
+import subprocess
+import sys
 import time
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,7 +131,7 @@ def fitted(case, refine, **options):
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("case", ["Gaussian", "Bernoulli"])
+@pytest.mark.parametrize("case", ["Gaussian", pytest.param("Bernoulli", marks=pytest.mark.slow)])
 def test_a_fit_ends_where_that_of_one_process_does(case, count):
     result, values, predicted, bound = fitted(case, refine=False)
     found = in_processes(count, fitted, case, False)
@@ -360,3 +365,57 @@ def test_there_is_no_team_without_torchrun(monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     assert join() is ALONE, "one process needs no others"
+
+
+# ------------------------------------------------------------------------------------------------ torchrun
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "scale-out.md"
+
+
+def torchrun(folder, count):
+    """The script of the page on 20,000 rows."""
+    script = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (folder / "train.py").write_text(script[1])
+    x = points(20_000, 3)
+    np.save(folder / "X.npy", x.numpy())
+    np.save(folder / "y.npy", targets(x).numpy())
+    launch = ["torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "--max-restarts=3", "train.py"]
+    environment = {**os.environ, "PYTHONPATH": str(PAGE.parents[2])}
+    return subprocess.Popen(
+        [sys.executable, "-m", *launch], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )  # fmt: skip
+
+
+def children(pid):
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def changed(path, since, process):
+    """When a file is written anew."""
+    while not path.exists() or path.stat().st_mtime_ns <= since:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+    return path.stat().st_mtime_ns
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes in /proc")
+def test_a_run_whose_worker_is_killed_ends_by_itself(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    alone = torchrun(tmp_path / "one", 1)
+    output, _ = alone.communicate(timeout=300)
+    assert alone.returncode == 0, output
+    run = torchrun(tmp_path / "two", 2)
+    since = 0
+    for _ in range(3):
+        since = changed(tmp_path / "two" / "fit.ckpt", since, run)
+    workers = children(run.pid)
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    output, _ = run.communicate(timeout=300)
+    assert run.returncode == 0, output
+    assert "converged" in output and "exitcode: -9" in output
+    bounds = [gpx.load(tmp_path / name / "model.gpx").result_.objective for name in ("one", "two")]
+    close(bounds[1], bounds[0], "bound", rtol=1e-3)
