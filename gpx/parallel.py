@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from gpx.errors import InputError, NumericalError, StructureError, TeamError
 
@@ -241,11 +242,22 @@ def join() -> Team:
             return ALONE
         with _speaking():
             # NCCL moves tensors of GPUs, gloo everything else.
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            store, rank, size = next(rendezvous("env://"))
+            dist.init_process_group(backend, store=_of_this_life(store), rank=rank, world_size=size)
         atexit.register(_leave)
     size = dist.get_world_size()
     device = "cpu" if "gloo" in str(dist.get_backend_config()) else "cuda"
     return Processes(dist.get_rank(), size, device) if size > 1 else ALONE
+
+
+def _of_this_life(store: Any) -> Any:
+    """The store without what was written before a restart: torchrun's agent hands out the same one again, and processes that find
+    the addresses of those that were killed in it wait for them.
+    """
+    if os.environ.get("GROUP_WORLD_SIZE") != "1":  # the agents of several machines need not count alike
+        return store
+    return dist.PrefixStore(f"life {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _leave() -> None:

@@ -20,6 +20,9 @@ def in_processes(count: int, function: Callable[..., Any], *arguments: Any) -> l
 
     Arguments: function: of a module, so that it can be pickled; its arguments are the same everywhere, and
     `gpx.parallel.join` tells the processes apart. Raises: TimeoutError after five minutes.
+
+    >>> in_processes(2, pow, 2, 3)
+    [8, 8]
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["gpx"])
