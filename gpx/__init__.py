@@ -22,7 +22,7 @@ from gpx import (
     structural_equation,
     structure,
 )
-from gpx.errors import FitWarning, InputError, NumericalError, StructureError
+from gpx.errors import FitWarning, InputError, NumericalError, StructureError, TeamError
 from gpx.gp import GP
 from gpx.io import load, register
 from gpx.structure.explain import explain
@@ -33,6 +33,7 @@ __all__ = [
     "InputError",
     "NumericalError",
     "StructureError",
+    "TeamError",
     "checking",
     "datasets",
     "engines",

@@ -10,7 +10,8 @@ import gpytorch
 import torch
 
 from gpx.engines.auto import ENGINES, choose_engine
-from gpx.errors import InputError
+from gpx.engines.base import Engine
+from gpx.errors import InputError, StructureError
 from gpx.inference.auto import choose_objective, choose_rule
 from gpx.inference.objectives import Objective
 from gpx.inference.problem import Problem
@@ -25,6 +26,8 @@ from gpx.prior import Prior, as_mean
 
 if TYPE_CHECKING:
     from gpx.gp import GP
+
+VIEWED = 100_000  # rows of all processes that starts are derived from
 
 
 def check_parts(gp: GP) -> None:
@@ -48,11 +51,11 @@ def assemble(gp: GP, data: Data) -> tuple[Problem, Objective, str]:
 
     Raises: InputError for data without rows, targets that the likelihood does not allow, or parts that do not fit the data.
     """
-    if not len(data.x):
+    if not data.count:
         raise InputError("X has no rows.")
     likelihood = _likelihood(gp.likelihood)
-    likelihood.check(data)
-    kernels = _kernels(gp.kernel, likelihood.latent_data(data))
+    data.team.together(lambda: likelihood.check(data))
+    kernels = _kernels(gp.kernel, likelihood.latent_data(_view(data)))
     mean = copy.deepcopy(as_mean(gp.mean))
     for kernel in kernels:
         bind(kernel, data.columns)
@@ -64,6 +67,7 @@ def assemble(gp: GP, data: Data) -> tuple[Problem, Objective, str]:
     engine, reason = choose_engine(gp.engine, prior, data, likelihood.exact_sites(data))
     rule = choose_rule(gp.rule, likelihood)
     objective = choose_objective(gp.objective, likelihood, rule, engine)
+    _check_team(data, engine, objective)
     problem = Problem.planned(prior, data, likelihood, engine, rule)
     if hasattr(objective, "check"):
         objective.check(problem)
@@ -72,7 +76,7 @@ def assemble(gp: GP, data: Data) -> tuple[Problem, Objective, str]:
 
 def start_from_data(problem: Problem, priors: str | None) -> None:
     """Start what the user left open from the data, as each latent function sees them."""
-    prior, likelihood, data = problem.prior, problem.likelihood, problem.data
+    prior, likelihood, data = problem.prior, problem.likelihood, _view(problem.data)
     latents = likelihood.latent_data(data)
     stacked = torch.stack([part.y for part in latents], -1).flatten(1)
     variances = data.y.new_tensor([part.variance for part in latents]).repeat(data.y.shape[1])
@@ -82,6 +86,30 @@ def start_from_data(problem: Problem, priors: str | None) -> None:
         for part in module.modules():
             if priors is None and isinstance(part, Parameterised):
                 part.drop_weak_priors()
+
+
+def _view(data: Data) -> Data:
+    """All rows, where one process has them; else as many of all processes as starts need, the same in every one."""
+    if data.team.size == 1:
+        return data
+    return (data if data.count <= VIEWED else data.rows(data.draw(VIEWED))).gathered()
+
+
+def _check_team(data: Data, engine: Engine, objective: Objective) -> None:
+    """Raise StructureError if several processes cannot share the rows."""
+    if data.team.size == 1:
+        return
+    if not engine.additive:
+        raise StructureError(
+            f"engines.{type(engine).__name__} needs all rows in one process, here are {data.team.size}: use"
+            " engines.SparseVariational(M) or engines.Coreset(M), or let every process fit a model of its own, with"
+            " team=gpx.parallel.ALONE."
+        )
+    if getattr(objective, "needs_all_rows", False):
+        raise StructureError(
+            f"objectives.{type(objective).__name__} needs all rows in one process, here are {data.team.size}: use"
+            " objective='auto'."
+        )
 
 
 def _likelihood(likelihood: Any) -> Likelihood:

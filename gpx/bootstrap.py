@@ -15,6 +15,7 @@ from gpx.inference.coordinates import Coordinates, trainable_modules
 from gpx.inference.fit import FitOptions, fit
 from gpx.inference.objectives import Objective
 from gpx.inference.problem import Problem, Solved
+from gpx.inference.stage import Reached
 from gpx.posterior import draw_count, make_generator
 from gpx.progress import progress_bar
 from gpx.sites import Sites
@@ -94,6 +95,10 @@ def bootstrap(
     """
     if draw_count(n) < 2:
         raise InputError(f"A bootstrap needs n >= 2 data sets, got {n}; 200 are enough for standard errors.")
+    if solved.data.team.size > 1:
+        raise StructureError(
+            "bootstrap needs all rows in one process: save the model, load it in one process, and call bootstrap there."
+        )
     problem = copy.deepcopy(solved.anew())
     sites = problem.likelihood.exact_sites(problem.data)
     if sites is None:
@@ -115,7 +120,7 @@ def bootstrap(
             data = replace(problem.data, y=torch.where(problem.data.observed, y, torch.nan))
             again = Problem.planned(problem.prior, data, problem.likelihood, problem.engine, problem.rule)
             try:
-                result, _ = fit(again, objective, coordinates, options, start)
+                result, _ = fit(again, objective, coordinates, options, Reached(start[None]))
                 failed += not result.converged
                 draws.append(coordinates.values())
             except NumericalError:

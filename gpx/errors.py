@@ -17,3 +17,7 @@ class NumericalError(RuntimeError):
 
 class FitWarning(UserWarning):
     """A fit that ended early or needed help, with what to do; at most one per fit."""
+
+
+class TeamError(RuntimeError):
+    """A fit in several processes one of which is lost, or does something else."""

@@ -16,10 +16,11 @@ from torch.distributions import Normal
 from gpx import checking, io, plot
 from gpx.assemble import assemble, check_parts, start_from_data
 from gpx.bootstrap import Bootstrap, bootstrap
+from gpx.checkpoint import keeping, resumed
 from gpx.encoding import Encoding
 from gpx.engines.auto import engine_of_derivatives
 from gpx.engines.coreset import PseudoData, pseudo_data
-from gpx.errors import FitWarning, InputError, StructureError
+from gpx.errors import FitWarning, InputError, StructureError, TeamError
 from gpx.inference.coordinates import Coordinates, trainable_modules
 from gpx.inference.fit import FitOptions, FitResult, diagnose, fit
 from gpx.inference.infer import Inferred
@@ -30,8 +31,10 @@ from gpx.inference.table import ParameterTable, parameter_table, standard_errors
 from gpx.inputs import Points, as_data, as_points
 from gpx.kernels.walk import resolve
 from gpx.likelihoods import Likelihood
+from gpx.parallel import Team, join
 from gpx.posterior import LeaveOneOutPrediction, Paths, Prediction, draw_count, make_generator
 from gpx.prior import Prior
+from gpx.shards import pooled, shared
 from gpx.sites import Sites
 
 
@@ -66,7 +69,8 @@ class GP:
 
     def fit(
         self, X: Any, y: Any, *, max_iter: int = 200, restarts: int = 0, seed: int | None = 0, priors: str | None = "weak",
-        max_seconds: float | None = None, resume: str | os.PathLike[str] | GP | None = None, verbose: bool | None = None,
+        max_seconds: float | None = None, resume: str | os.PathLike[str] | GP | None = None,
+        checkpoint: str | os.PathLike[str] | None = None, team: Team | None = None, verbose: bool | None = None,
     ) -> GP:  # fmt: skip
         """Learn the hyperparameters by maximising the objective plus log priors, and condition on the data.
 
@@ -74,7 +78,10 @@ class GP:
             X: [N, D] or [N]; y: [N], or [N, P] for P outputs that share the hyperparameters; NaN in y is a missing value.
             max_iter: iterations per start; restarts: further random starts; seed: of their draws.
             priors: "weak": wide LogNormal priors around the data-driven starts; None: only those that were set.
-            max_seconds: a limit on the time. resume: a saved model, or its path, whose hyperparameters are the start.
+            max_seconds: a limit on the time.
+            checkpoint: a file that is kept up to date with what was reached, about every second.
+            resume: a saved model, its path or that of a checkpoint, to go on from; that of `checkpoint` need not be there yet.
+            team: the processes that fit this model together, each on rows of its own; None: those that torchrun started.
             verbose: progress; None: on terminals only.
         Returns: self. Raises: InputError for data that cannot be used; NumericalError if no start has a finite objective.
         Cost: per evaluation that of the engine: N^3 for Exact.
@@ -82,25 +89,27 @@ class GP:
         if priors not in ("weak", None):
             raise InputError(f"priors must be 'weak' or None, got {priors!r}.")
         _check_options(max_iter, restarts, seed, max_seconds)
-        data = as_data(X, y)
-        if not bool(data.observed.any()):
+        data = shared(lambda: as_data(X, y), join() if team is None else team)
+        if not data.targets:
             raise InputError(
                 f"y has no observed target among {data.y.numel()}; fit needs at least one, see condition()."
             )
         problem, objective, reason = assemble(self, data)
         start_from_data(problem, priors)
         coordinates = _coordinates(problem)
-        start = None if resume is None else _resumed(resume, coordinates)
+        start = data.team.share(lambda: resumed(resume, checkpoint, coordinates))
         options = FitOptions(max_iter, restarts, seed, max_seconds, verbose)
-        result, problem = fit(problem, objective, coordinates, options, start)
+        with keeping(checkpoint, coordinates, data.team) as keep:
+            result, problem = fit(problem, objective, coordinates, options, start, keep)
         self._finish(problem, objective, reason, result)
         assert self.result_ is not None
         _report(self.result_, self.posterior_.note)
         return self
 
-    def condition(self, X: Any, y: Any) -> GP:
-        """Condition on data with the hyperparameters as given; nothing is learned. Returns self."""
-        return self._finish(*assemble(self, as_data(X, y)), None)
+    def condition(self, X: Any, y: Any, *, team: Team | None = None) -> GP:
+        """Condition on data with the hyperparameters as given; nothing is learned. team: see `fit`. Returns self."""
+        data = shared(lambda: as_data(X, y), join() if team is None else team)
+        return self._finish(*assemble(self, data), None)
 
     def update(self, X: Any, y: Any, *, noise: Any = None) -> GP:
         """Condition on more data, the fitted hyperparameters kept. Returns self.
@@ -110,13 +119,14 @@ class GP:
         Gaussian, whose sites are found anew from those of the fit.
         """
         problem = self._fitted()
-        new = as_data(X, y, columns=problem.data.columns)
-        new = replace(new, x=new.x.to(problem.data.x), y=new.y.to(problem.data.x))
+        team = problem.data.team
+        new = team.together(lambda: as_data(X, y, columns=problem.data.columns))
+        new = replace(new, x=new.x.to(problem.data.x), y=new.y.to(problem.data.x), team=team)
         if new.y.shape[1] != problem.data.y.shape[1]:
             raise InputError(f"y has {new.y.shape[1]} column(s), the model {problem.data.y.shape[1]}; they must agree.")
         new_likelihood, likelihood = problem.likelihood.extended(new, noise)
-        new_likelihood.check(new)
-        data, engine = problem.data.join(new), problem.engine
+        team.together(lambda: new_likelihood.check(new))
+        data, engine = pooled(problem.data.join(new)), problem.engine
         plan = engine.restored(problem.prior, data, engine.state(problem.plan))
         whole = Problem(problem.prior, data, likelihood, engine, problem.rule, plan)
         with torch.no_grad():
@@ -237,7 +247,7 @@ class GP:
         """Parameters, engine, objective and how the fit ended, as text."""
         problem = self._fitted()
         lines = [
-            f"GP on {len(problem.data.x):,} points, {problem.data.x.shape[1]} input column(s)",
+            f"GP on {problem.data.count:,} points, {problem.data.x.shape[1]} input column(s)",
             f"engine: {self.engine_!r}: {self.engine_reason_}",
             f"objective: {type(self.objective_).__name__} = {self.log_evidence():.4f} nats",
             f"fit: {self.result_ or 'hyperparameters as given'}",
@@ -269,6 +279,8 @@ class GP:
             solution = _solution(problem)
             if result is not None and not isinstance(problem, Solved):
                 result = result.inferred(solution, problem.likelihood.conjugate)
+            if problem.data.team.size > 1:
+                _ = solution.posterior.log_partition  # what it takes of the others, before one of them predicts alone
         self._solved, posterior = Solved.of(problem, solution), solution.posterior
         # Copies for the user: moving one of their parameters must not part the posterior from its factors.
         kernels, self.likelihood_, self.mean_ = copy.deepcopy(
@@ -341,17 +353,6 @@ def _coordinates(problem: Problem) -> Coordinates:
     return Coordinates(trainable_modules(problem.prior.mean, problem.prior.kernels, problem.likelihood))
 
 
-def _resumed(resume: Any, coordinates: Coordinates) -> Any:
-    """The coordinates of a saved model's hyperparameters."""
-    other = resume if isinstance(resume, GP) else io.load(resume)
-    theirs = _coordinates(other._fitted())
-    if theirs.labels() != coordinates.labels():
-        raise InputError(f"Cannot resume: the saved model has {theirs.labels()}, this one {coordinates.labels()}.")
-    for mine, saved in zip(coordinates.entries, theirs.entries, strict=True):
-        mine.raw.data.copy_(saved.raw.data)
-    return coordinates.read()
-
-
 def _report(result: FitResult, note: str) -> None:
     """One warning for all that the user should know about how a fit ended."""
     notes = [note] if note else []
@@ -379,7 +380,7 @@ def _solution(problem: Problem) -> Inferred:
         if inferred.steps == 1:
             return inferred
         return replace(inferred, posterior=problem.condition(inferred.posterior.sites))
-    except StructureError:
+    except (StructureError, TeamError):
         raise
     except RuntimeError as error:
         raise type(error)(f"{error}{diagnose(problem)}") from error

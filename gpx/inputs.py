@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gpx.errors import InputError
+from gpx.parallel import ALONE, Team
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Data:
     variance: the target variance to be explained (1 for a constant target); spread: [D] standard deviations of the input
     columns (1 for a constant column); resolution: the share of the spread at which lengthscales start; taken: the periods at
     which other terms of a sum have started; flat: whether the
-    targets came as [N].
+    targets came as [N]; team: the processes that have the other rows, if these are all of one of several.
     """
 
     x: Tensor
@@ -46,6 +47,17 @@ class Data:
     resolution: float = 1.0
     taken: tuple[float, ...] = ()
     flat: bool = True
+    team: Team = ALONE
+
+    @cached_property
+    def count(self) -> int:
+        """How many rows all processes have together."""
+        return self.team.count(len(self.x))
+
+    @cached_property
+    def targets(self) -> int:
+        """How many observed targets all processes have together."""
+        return self.team.count(int(self.observed.sum()))
 
     @cached_property
     def observed(self) -> Tensor:
@@ -88,6 +100,23 @@ class Data:
     def rows(self, index: Tensor) -> Data:
         """A subset of the rows, at the scales of the whole."""
         return replace(self, x=self.x[index], y=self.y[index])
+
+    def draw(self, rows: int) -> Tensor:
+        """The rows of this process among at most so many that have a target, drawn evenly at random, by a fixed seed, from those
+        of all processes, which count as one array in the order of the processes.
+        """
+        seen = self.observed.any(1).nonzero().flatten()
+        counts = self.team.collect(len(seen))
+        if rows >= sum(counts):
+            return seen
+        order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(0))[:rows].sort().values
+        order = order - sum(counts[: self.team.rank])
+        return seen[order[(order >= 0) & (order < len(seen))].to(seen.device)]
+
+    def gathered(self) -> Data:
+        """The rows of all processes, in every one of them."""
+        x, y = (torch.cat(self.team.gather(part)) for part in (self.x, self.y))
+        return replace(self, x=x, y=y, team=ALONE)
 
     def join(self, other: Data) -> Data:
         """The rows of both, with the scales of all of them."""

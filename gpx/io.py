@@ -6,28 +6,22 @@ objects, and conditions again. No code is stored and none is run but the constru
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
 import inspect
-import json
 import os
-import secrets
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import gpytorch
 import torch
 from gpytorch.constraints import Interval
 from gpytorch.priors import Prior as ParameterPrior
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 import gpx
 from gpx import engines, kernels, likelihoods, objectives
 from gpx.encoding import Encoding
 from gpx.errors import InputError, StructureError
+from gpx.files import FORMAT, as_path, read, write
 from gpx.inference import rules
 from gpx.inference.coordinates import trainable_modules
 from gpx.inference.fit import FitResult
@@ -38,7 +32,6 @@ from gpx.sites import Sites
 if TYPE_CHECKING:
     from gpx.gp import GP
 
-FORMAT = 1
 _REGISTRY: dict[str, type] = {}
 Class = TypeVar("Class", bound=type)
 
@@ -90,13 +83,15 @@ def _register_own() -> None:
 def save(gp: GP, path: str | os.PathLike[str]) -> None:
     """Write a fitted model to `path`: to a temporary file first, then renamed, so that no partial file is ever left.
 
+    Of a model of several processes, all of which call it, process 0 writes the rows of all.
     Raises: InputError if the model has seen no data or the file cannot be written; StructureError for an object of a class
     that is not registered.
     """
-    problem, target = gp._fitted(), _as_path(path)
-    tensors: dict[str, Tensor] = {"data.x": problem.data.x, "data.y": problem.data.y}
+    problem, target = gp._fitted(), as_path(path)
+    team, rows = problem.data.team, {"data.x": problem.data.x, "data.y": problem.data.y}
     if not problem.likelihood.conjugate:
-        tensors.update({"sites.nu": gp.posterior_.sites.nu, "sites.tau": gp.posterior_.sites.tau})
+        rows |= {"sites.nu": gp.posterior_.sites.nu, "sites.tau": gp.posterior_.sites.tau}
+    tensors = {name: torch.cat(team.gather(part)) for name, part in rows.items()}
     tensors |= {f"plan.{name}": value for name, value in problem.engine.state(problem.plan).items()}
     modules = _modules(problem.prior.mean, problem.prior.kernels, problem.likelihood)
     header = {
@@ -116,9 +111,7 @@ def save(gp: GP, path: str | os.PathLike[str]) -> None:
         "engine_reason": gp.engine_reason_,
         "result": None if gp.result_ is None else dataclasses.asdict(gp.result_),
     }
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    text = json.dumps(header)
-    _write(target, to_bytes(tensors, metadata={"gpx": text, "digest": _digest(text, tensors)}))
+    team.share(lambda: write(target, header, tensors))
 
 
 def load(path: str | os.PathLike[str]) -> GP:
@@ -127,7 +120,11 @@ def load(path: str | os.PathLike[str]) -> GP:
     Raises: InputError if the file is missing, truncated, edited or not a model of gpx; StructureError for a class that is not
     registered (see `register`).
     """
-    header, tensors = _read(_as_path(path))
+    header, tensors = read(as_path(path))
+    if "constructor" not in header:
+        raise InputError(
+            f"{path} is a checkpoint, not a model: go on from it with fit(X, y, resume={os.fspath(path)!r})."
+        )
     parts = {name: _decode(value) for name, value in header["constructor"].items()}
     mean, likelihood, own = parts["mean"], parts["likelihood"], parts["kernel"]
     for name, module in _modules(mean, own, likelihood).items():
@@ -148,62 +145,6 @@ def load(path: str | os.PathLike[str]) -> GP:
 
 def _modules(mean: nn.Module, own: Any, likelihood: nn.Module) -> dict[str, nn.Module]:
     return dict(trainable_modules(mean, own, likelihood))  # type: ignore[arg-type]
-
-
-def _as_path(path: Any) -> Path:
-    try:
-        found = Path(path)
-    except TypeError:
-        found = Path()
-    if not found.name:
-        raise InputError(
-            f"Expected the path of a model file, such as 'model.gpx' (or, for fit(..., resume=), a fitted GP), got {path!r}."
-        )
-    return found
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(
-            f"Cannot write a model to {path}: {error.strerror}; choose a file in an existing folder."
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise InputError(f"There is no model file {path}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable model file (truncated, or of another kind): {error}.") from error
-    if "gpx" not in metadata:
-        raise InputError(f"{path} is a safetensors file, but not a model that gpx saved.")
-    if metadata.get("digest") != _digest(metadata["gpx"], tensors):
-        raise InputError(f"{path} was changed after it was saved (its checksum differs); save the model again.")
-    header = json.loads(metadata["gpx"])
-    if header["format"] != FORMAT:
-        raise InputError(
-            f"{path} has format {header['format']}, this gpx {gpx.__version__} reads {FORMAT}; update gpx."
-        )
-    return header, tensors
-
-
-def _digest(text: str, tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        digest.update(f"{name}{tuple(tensors[name].shape)}{tensors[name].dtype}".encode())
-        digest.update(tensors[name].numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _encode(value: Any) -> Any:

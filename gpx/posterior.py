@@ -17,6 +17,7 @@ from gpx.inputs import Points, as_like
 from gpx.likelihoods.predictive import Mixture
 from gpx.linalg.cholesky import factorise
 from gpx.linalg.derivatives import derivative
+from gpx.parallel import ALONE, Team
 from gpx.sites import SiteMarginals, Sites
 
 
@@ -136,18 +137,22 @@ class Shifted(Posterior):
     """A zero-mean posterior with the prior mean put back.
 
     centred: the engine's posterior of f - mean; sites: those of f; at_sites: the prior mean [N, C] at the data;
-    mean: x -> [N*, C].
+    mean: x -> [N*, C]; team: the processes that have the other data.
     """
 
     centred: Posterior
     sites: Sites
     at_sites: Tensor
     mean: Callable[[Tensor], Tensor]
+    team: Team = ALONE
 
     @property
     def log_partition(self) -> Tensor:
+        return self.centred.log_partition + self._at_mean(self.sites.nu, self.sites.tau)
+
+    def _at_mean(self, nu: Tensor, tau: Tensor) -> Tensor:
         mu = self.at_sites
-        return self.centred.log_partition + (self.sites.nu * mu - 0.5 * self.sites.tau * mu.square()).sum()
+        return self.team.sum((nu * mu - 0.5 * tau * mu.square()).sum())
 
     @property
     def log_density(self) -> Tensor:
@@ -193,9 +198,8 @@ class Shifted(Posterior):
         return self.centred.response(direction.centred(self.at_sites.detach()))
 
     def slope(self, direction: Sites, share: float = 0.0) -> Tensor:
-        mu, nu = self.at_sites, direction.nu + share * self.sites.nu
-        tau = direction.tau + share * self.sites.tau
-        return self.centred.slope(direction.centred(mu), share) + (nu * mu - 0.5 * tau * mu.square()).sum()
+        nu, tau = direction.nu + share * self.sites.nu, direction.tau + share * self.sites.tau
+        return self.centred.slope(direction.centred(self.at_sites), share) + self._at_mean(nu, tau)
 
     def spread(self, weights: Tensor) -> Tensor:
         return self.centred.spread(weights)

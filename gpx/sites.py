@@ -51,18 +51,19 @@ class Sites:
         """Those of other data added below."""
         return Sites(torch.cat([self.nu, other.nu]), torch.cat([self.tau, other.tau]))
 
-    def groups(self, latents: int) -> list[tuple[int, list[int]]]:
+    def groups(self, latents: int, agreed: Callable[[bool], bool] = bool) -> list[tuple[int, list[int]]]:
         """Index of the latent function and the columns, of those columns that share it, precisions and missing cells: they
-        can share a factorisation.
+        can share a factorisation. agreed: whether others, with other rows, see it so, too.
         """
         groups: list[tuple[int, list[int]]] = []
         for column in range(self.tau.shape[1]):
             for latent, members in groups:
-                same = torch.equal(self.tau[:, members[0]], self.tau[:, column])
-                if latent == column % latents and same:
-                    if torch.equal(self.present[:, members[0]], self.present[:, column]):
-                        members.append(column)
-                        break
+                if latent != column % latents:
+                    continue
+                parts = (self.tau, self.present)
+                if agreed(all(torch.equal(part[:, members[0]], part[:, column]) for part in parts)):
+                    members.append(column)
+                    break
             else:
                 groups.append((column % latents, [column]))
         return groups

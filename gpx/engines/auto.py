@@ -60,6 +60,11 @@ def _sequential(prior: Prior, data: Data, sites: Sites | None) -> bool:
 
 RULES = (
     EngineRule(
+        SparseVariational(),
+        lambda prior, data, sites: data.team.size > 1,
+        "several processes share the rows; this is a lower bound, through inducing inputs",
+    ),
+    EngineRule(
         BlockCirculant(),
         lambda prior, data, sites: covers(prior, data.x, sites),
         "its blocks are circulant, no step is missing and the noise is the same everywhere: exact, in linear time",
@@ -91,7 +96,7 @@ def choose_engine(engine: Any, prior: Prior, data: Data, sites: Sites | None = N
         chosen, reason = _checked(engine), "chosen by the user"
     else:
         rule = next(rule for rule in RULES if rule.applies(prior, data, sites))
-        chosen, reason = rule.engine, f"auto: {rule.reason} (N = {len(data.x):,})"
+        chosen, reason = rule.engine, f"auto: {rule.reason} (N = {data.count:,})"
     if isinstance(chosen, Exact):
         _require_memory(data)
     return chosen, reason

@@ -5,11 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Protocol
 
-import torch
 from torch import Tensor
 
 from gpx.inputs import Data
-from gpx.posterior import Posterior, make_generator
+from gpx.posterior import Posterior
 from gpx.prior import Prior
 from gpx.sites import Sites
 
@@ -25,13 +24,15 @@ class Plan(Protocol):
 class Engine(ABC):
     """How the Gaussian algebra is done. Engines are zero-mean: the sites they receive act on f minus its prior mean.
 
-    exact: whether its posterior is that of the prior and the sites, or an approximation; start_rows: on how many rows `fit`
-    judges its starts; consecutive: whether these are neighbours of each other; responsive: whether marginals
-    are the derivatives of the log partition, and `Posterior.response` costs so little that sites are sought by Newton's method;
-    precision: change of an objective, relative to its gain over white noise, that is not worth another step.
+    exact: whether its posterior is that of the prior and the sites, or an approximation; additive: whether all that it wants of
+    the data are sums over the rows, so that several processes can share these; start_rows: on how many rows `fit` judges its
+    starts; consecutive: whether these are neighbours of each other; responsive: whether marginals are the derivatives of the log
+    partition, and `Posterior.response` costs so little that sites are sought by Newton's method; precision: change of an
+    objective, relative to its gain over white noise, that is not worth another step.
     """
 
     exact: ClassVar[bool] = True
+    additive: ClassVar[bool] = False
     start_rows: ClassVar[int] = 500
     consecutive: ClassVar[bool] = False
     responsive: ClassVar[bool] = True
@@ -53,6 +54,10 @@ class Engine(ABC):
         """The plan for data, with what was kept of another one."""
         return self.plan(prior, data)
 
+    def fits(self, data: Data, state: dict[str, Tensor]) -> bool:
+        """Whether a fit can go on with what was kept of another plan."""
+        return True
+
     def parameters(self, prior: Prior, plan: Any) -> dict[str, Tensor]:
         """Extra trainables, such as inducing inputs; empty for most engines."""
         return {}
@@ -65,9 +70,7 @@ class Engine(ABC):
         """At most so many rows that are a smaller problem of the same kind: here, drawn evenly at random by a fixed seed; None
         where only all rows will do.
         """
-        seen = data.observed.any(1).nonzero().flatten()
-        order = torch.randperm(len(seen), generator=make_generator(0))[:rows].sort().values
-        return seen[order.to(seen.device)]
+        return data.draw(rows)
 
     def roughness(self, rows: int) -> float:
         """By how many nats per unit of a coordinate the gradient of an objective may be wrong; a search ends on such a slope."""

@@ -71,7 +71,7 @@ class Coreset(Inducing):
     def note(self, posterior: InducingPosterior) -> str:
         """That much is lost by a diagonal precision, where it is."""
         gaps = [float(s.gap) for s in posterior.solved if isinstance(s, DiagonalSolution)]
-        lost = max(gaps, default=0.0) / max(1, len(posterior.sites.nu))
+        lost = max(gaps, default=0.0) / max(1, posterior.rows)
         if lost <= LARGE_GAP:
             return ""
         return (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -21,7 +21,8 @@ from gpx.engines.projections import Frame, Projection, Statistics, accumulate, b
 from gpx.errors import InputError, NumericalError
 from gpx.inputs import Data
 from gpx.kernels.dense import dense, diagonal
-from gpx.posterior import Posterior, make_generator
+from gpx.parallel import ALONE, Team
+from gpx.posterior import Posterior
 from gpx.prior import Prior
 from gpx.selection import choose_selection
 from gpx.sites import SiteMarginals, Sites
@@ -34,10 +35,11 @@ CANDIDATES = (10_000, 10)  # rows that inducing inputs are chosen from: so many,
 
 @dataclass(frozen=True)
 class InducingPlan:
-    """The inputs [N, D] and, for every kernel, inducing inputs [M, D]."""
+    """The inputs [N, D] and, for every kernel, inducing inputs [M, D]; team: the processes that have the other inputs."""
 
     x: Tensor
     inducing: tuple[Tensor, ...]
+    team: Team = ALONE
 
     def stale(self, prior: Prior) -> bool:
         """Never: `fit` makes the plan anew between its rounds."""
@@ -48,6 +50,7 @@ class Inducing(Engine):
     """An engine that sees the data through inducing inputs; a subclass has the fields ``select`` and ``refine``."""
 
     exact: ClassVar[bool] = False
+    additive: ClassVar[bool] = True
 
     select: Any
     refine: bool
@@ -67,19 +70,20 @@ class Inducing(Engine):
 
     def plan(self, prior: Prior, data: Data) -> InducingPlan:
         """Choose the inducing inputs among the rows with a target."""
-        rows = data.x[data.observed.any(1)]
-        limit = max(CANDIDATES[0], CANDIDATES[1] * self.size)
-        if len(rows) > limit:
-            kept = torch.randperm(len(rows), generator=make_generator(0))[:limit].sort().values
-            rows = rows[kept.to(rows.device)]
-        return InducingPlan(data.x, tuple(self._chosen(kernel, rows) for kernel in prior.kernels))
+        few = data.draw(max(CANDIDATES[0], CANDIDATES[1] * self.size))
+        rows = torch.cat(data.team.gather(data.x[few]))
+        found = data.team.share(lambda: [self._chosen(kernel, rows).detach().cpu() for kernel in prior.kernels])
+        return self._planned(data, found)
+
+    def _planned(self, data: Data, inducing: Sequence[Tensor]) -> InducingPlan:
+        z = (z.to(data.x).clone() for z in inducing)
+        return InducingPlan(data.x, tuple(torch.nn.Parameter(v) if self.refine else v for v in z), data.team)
 
     def _chosen(self, kernel: Any, rows: Tensor) -> Tensor:
         if not len(rows):
             return rows
         found, _ = choose_selection(self.select)(kernel, rows, min(self.size, len(rows)), seed=0)
-        z = found if found.is_floating_point() else rows[found]
-        return torch.nn.Parameter(z.clone()) if self.refine else z
+        return found if found.is_floating_point() else rows[found]
 
     def replan(self, prior: Prior, data: Data, plan: InducingPlan) -> InducingPlan:
         """Keep inducing inputs that were refined; choose others anew."""
@@ -91,7 +95,11 @@ class Inducing(Engine):
 
     def restored(self, prior: Prior, data: Data, state: dict[str, Tensor]) -> InducingPlan:
         """With the same inducing inputs."""
-        return InducingPlan(data.x, tuple(state[f"inducing {k}"].to(data.x) for k in range(len(prior.kernels))))
+        return self._planned(data, [state[f"inducing {k}"] for k in range(len(prior.kernels))])
+
+    def fits(self, data: Data, state: dict[str, Tensor]) -> bool:
+        """Whether there are as many inducing inputs as this engine takes."""
+        return bool(state) and all(len(z) == min(self.size, data.targets) for z in state.values())
 
     def rounds(self, rows: int) -> tuple[int, ...]:
         """3,000 rows, thrice as many, ..., and all of them, twice if inducing inputs are chosen anew for the final kernel."""
@@ -107,7 +115,8 @@ class Inducing(Engine):
     ) -> InducingPosterior:  # fmt: skip
         """Nothing is computed before it is asked for."""
         projections = tuple(
-            Projection(Frame(kernel, z), plan.x) for kernel, z in zip(prior.kernels, plan.inducing, strict=True)
+            Projection(Frame(kernel, z), plan.x, plan.team)
+            for kernel, z in zip(prior.kernels, plan.inducing, strict=True)
         )
         return InducingPosterior(self, prior, sites, projections)
 
@@ -179,7 +188,18 @@ class InducingPosterior(Posterior):
     @cached_property
     def groups(self) -> list[tuple[Projection, list[int]]]:
         """Columns that share a kernel and precisions, and the data as these see them."""
-        return [(self.projections[latent], columns) for latent, columns in self.sites.groups(len(self.projections))]
+        found = self.sites.groups(len(self.projections), lambda same: not self.team.any(not same))
+        return [(self.projections[latent], columns) for latent, columns in found]
+
+    @property
+    def team(self) -> Team:
+        """The processes that have the other data."""
+        return self.projections[0].team
+
+    @cached_property
+    def rows(self) -> int:
+        """How many data all processes have."""
+        return self.team.count(len(self.sites.nu))
 
     def _statistics(self, projection: Projection, columns: list[int]) -> Statistics:
         """Of the sites; differentiable where gradients are enabled."""
@@ -226,7 +246,8 @@ class InducingPosterior(Posterior):
         seen = self.sites.tau[:, columns[0]] > 0
         tau, nu = self.sites.tau[seen, columns[0]], self.sites.nu[seen][:, columns]
         height = 0.5 * len(columns) * (tau.log().sum() - len(tau) * math.log(2 * math.pi))
-        return height, (nu.square() / tau[:, None]).sum()
+        height, misfit = self.team.sums([height, (nu.square() / tau[:, None]).sum()])
+        return height, misfit
 
     @property
     def log_density_limit(self) -> Tensor:
@@ -288,6 +309,7 @@ class InducingPosterior(Posterior):
                     push += w @ (dnu[rows] - (w.mT @ solution.mean) * dtau[rows])
                     for total, t in zip(gram, dtau[rows].T, strict=True):
                         total.addmm_(w * t, w.mT)
+                push, gram = self.team.sums([push, gram])
                 moved, spread = solution.in_mean(push), solution.in_covariance(gram)
                 for rows, w, _ in projection.blocks():
                     dm[rows][:, columns] = w.mT @ moved
@@ -310,7 +332,7 @@ class InducingPosterior(Posterior):
 
     def marginals(self, x: Tensor) -> tuple[Tensor, Tensor]:
         columns: dict[int, tuple[Tensor, Tensor]] = {}
-        slices = list(blocks(len(x), max(p.size for p in self.projections))) or [slice(0, 0)]
+        slices = list(blocks(len(x), max(p.size for p in self.projections)))
         for (projection, members), (weights, lost) in zip(self.groups, self._predictors, strict=True):
             kernel, z = projection.frame.kernel, projection.frame.z
             parts = []

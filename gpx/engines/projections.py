@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gpx.errors import NumericalError
 from gpx.kernels.dense import dense, diagonal
+from gpx.parallel import ALONE, Team
 
 BLOCK = 1 << 20  # entries of a block
 KEPT = 1 << 24  # entries of all blocks together up to which they are held: 128 MB
@@ -38,9 +39,9 @@ def root(kernel: gpytorch.kernels.Kernel, z: Tensor) -> Tensor:
 
 
 def blocks(rows: int, size: int) -> Iterator[slice]:
-    """Slices of rows with about `BLOCK` entries each."""
+    """Slices of rows with about `BLOCK` entries each; at least one, if of no rows."""
     step = max(16, BLOCK // max(size, 1))
-    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+    return (slice(start, min(start + step, rows)) for start in range(0, max(rows, 1), step))
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +71,11 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """The data x [N, D] in a frame; numbers, computed on first use."""
+    """The data x [N, D] in a frame; numbers, computed on first use. team: the processes that have the other rows."""
 
     frame: Frame
     x: Tensor
+    team: Team = ALONE
 
     @property
     def size(self) -> int:
@@ -111,15 +113,17 @@ class Statistics(NamedTuple):
 
 
 def accumulate(projection: Projection, weights: Tensor, nu: Tensor) -> Statistics:
-    """The statistics for weights [N, k] and nu [N, c], differentiable in these, the inducing inputs and the kernel.
+    """The statistics for weights [N, k] and nu [N, c], over the rows of all processes, differentiable in these, the inducing
+    inputs and the kernel.
 
-    Cost: O(N M^2 k); with gradients three times that.
+    Cost: O(N M^2 k); with gradients three times that. Several processes: a message of M^2 k numbers, with gradients two.
     """
     if not torch.is_grad_enabled():
-        return _accumulate(projection, weights, nu)
+        return Statistics(*projection.team.sums(_accumulate(projection, weights, nu)))
     params = [p for p in projection.frame.kernel.parameters() if p.requires_grad]
     lower = root(projection.frame.kernel, projection.frame.z)
-    return Statistics(*_Accumulate.apply(projection, lower, projection.frame.z, weights, nu, *params))
+    found = _Accumulate.apply(projection, lower, projection.frame.z, weights, nu, *params)
+    return Statistics(*projection.team.sums(found))
 
 
 def _accumulate(projection: Projection, weights: Tensor, nu: Tensor) -> Statistics:

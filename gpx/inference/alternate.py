@@ -6,7 +6,6 @@ algorithm 1, with the settings of its classification experiments.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gpx.inference.infer import first_posterior
+from gpx.inference.stage import late
 from gpx.inputs import Data
 from gpx.likelihoods import Likelihood
 from gpx.posterior import Shifted
@@ -67,6 +67,7 @@ def alternate(search: Any, start: np.ndarray, bounds: np.ndarray, options: Any, 
         bar.update()
         if not search.record(loss, z, gradient, sites):
             return True, "the approximate evidence fell", number + 1
+        search.note()
         if _late(search):
             return False, "max_seconds is up", number + 1
         if np.abs(z - before).max() < UNCHANGED:
@@ -76,7 +77,7 @@ def alternate(search: Any, start: np.ndarray, bounds: np.ndarray, options: Any, 
 
 def _late(search: Any) -> bool:
     """Whether the time is up and there is a point to end at."""
-    return search.best_z is not None and time.monotonic() > search.deadline
+    return search.best_z is not None and late(search.deadline, search.problem.data.team)
 
 
 @torch.no_grad()

@@ -18,10 +18,11 @@ from gpx.inference.coordinates import Coordinate, Coordinates
 from gpx.inference.infer import MAX_STEPS, Inferred
 from gpx.inference.objectives import Objective, prepared
 from gpx.inference.problem import Problem
+from gpx.inference.stage import Keep, Reached, Trace, late
 from gpx.progress import progress_bar
 from gpx.sites import Sites
 
-FTOL_TENSORS = 1e-6  # relative to the gain over a constant with white noise, where inducing inputs move: their valley is long and flat, and the bound itself is farther off
+FTOL_TENSORS = 1e-6  # relative to the gain over white noise, where inducing inputs move: their valley is long and flat
 GTOL = 1e-5  # nats per unit of a coordinate, times the square root of N
 STEEP = 1e-2  # likewise: a search that stops on a steeper slope is begun anew from there
 MAX_RENEWALS = 3
@@ -124,6 +125,7 @@ class _Search:
     coordinates: Coordinates
     baseline: float
     deadline: float
+    trace: Trace | None = None
     reach: float = 1.0  # how far a first step goes
     best: float = math.inf
     best_z: np.ndarray | None = None
@@ -134,7 +136,7 @@ class _Search:
     unconverged: int = 0
 
     def __call__(self, z: np.ndarray) -> tuple[float, np.ndarray]:
-        if time.monotonic() > self.deadline and self.best_z is not None:
+        if self.best_z is not None and late(self.deadline, self.problem.data.team):
             raise _Timeout
         self.evaluations += 1
         warm = self.best_sites is not None
@@ -173,7 +175,12 @@ class _Search:
             value = float(self.objective(self.problem.anew())) + float(self.coordinates.log_prior())
         except NumericalError:
             return math.inf
-        return self.baseline - value if math.isfinite(value) else math.inf
+        return self.problem.data.team.max(self.baseline - value if math.isfinite(value) else math.inf)
+
+    def note(self) -> None:
+        """Let the best point be kept, where a fit is."""
+        if self.trace is not None:
+            self.trace.note(self.best, self.best_z)
 
     def evaluate(self, problem: Problem, z: np.ndarray) -> tuple[float, np.ndarray]:
         """Loss and gradient at z of a problem that nothing was asked of yet."""
@@ -185,7 +192,9 @@ class _Search:
                 grads = torch.autograd.grad(total, self.coordinates.raws, allow_unused=True)
         except NumericalError:
             return math.inf, np.zeros_like(z)
-        return self.baseline - float(total.detach()), -self.coordinates.gradient(z, grads)
+        values = np.concatenate([[float(total.detach())], self.coordinates.gradient(z, grads)])
+        values = problem.data.team.mean(values)
+        return self.baseline - float(values[0]), -values[1:]
 
     @property
     def _height(self) -> float:
@@ -207,16 +216,17 @@ def fit(
     objective: Objective,
     coordinates: Coordinates,
     options: FitOptions,
-    start: np.ndarray | None = None,
+    start: Reached | None = None,
+    keep: Keep | None = None,
 ) -> tuple[FitResult, Problem]:
     """Maximise objective + log prior over the coordinates; the modules are left at the optimum.
 
     Returns: how it ended, and the problem to be solved there.
 
     The engine may ask for several rounds, on more and more of the rows, each from the end of the one before.
-    Starts: `start` if given; else the data-driven values, with the lengthscales and the noise that the data decide
-    multiplied by the best of a few factors (judged on at most 500 rows, unless the objective needs all of them); then
-    `restarts` random ones. The best end is kept.
+    Starts: those of `start` if given, in the round where that was; else the data-driven values, with the lengthscales and the
+    noise that the data decide multiplied by the best of a few factors (judged on at most 500 rows, unless the objective needs all
+    of them); then `restarts` random ones. The best end is kept. keep: is handed what is reached, after every iteration.
     Raises: NumericalError if the objective is not finite at any start.
     """
     began = time.monotonic()
@@ -227,23 +237,31 @@ def fit(
     if not len(first):
         value, seconds = float(objective(problem).detach()), time.monotonic() - began
         return FitResult(True, "nothing to learn", value, 0.0, 0, 1, 0, 0.0, seconds, options.seed), problem.anew()
-    first = np.clip(first if start is None else start, bounds[:, 0], bounds[:, 1])
+    first = np.clip(first if start is None else start.points[0], bounds[:, 0], bounds[:, 1])
     if start is None:
         first = _choose_start(problem, objective, coordinates, first, deadline)
     coordinates.assign(first)
     start_values = coordinates.values()
-    starts = [first, *_random_starts(first, bounds, options)]
+    team = problem.data.team
+    if start is not None and start.drawn:
+        starts = [np.clip(z, bounds[:, 0], bounds[:, 1]) for z in start.points]
+    else:
+        starts = team.share(lambda: [first, *_random_starts(first, bounds, options)])
     rounds = _rounds(problem, objective)
+    before = None if start is None else start.plan(problem)
+    rounds = rounds if start is None else rounds[-start.left :]
     searches: list[_Search] = []
     here, runs = problem, []
-    with progress_bar(options.max_iter * (len(starts) + len(rounds) - 1), "fit", options.verbose) as bar:
+    verbose = options.verbose if team.rank == 0 else False
+    with progress_bar(options.max_iter * (len(starts) + len(rounds) - 1), "fit", verbose) as bar:
         for index, rows in enumerate(rounds):
-            if len(rounds) > 1:
-                here = _thinned(problem, rows, here.plan if index else None)
+            if len(rounds) > 1 or before is not None:
+                here = _thinned(problem, rows, here.plan if index else before)
             whole = coordinates.with_tensors(here.engine.parameters(here.prior, here.plan), here.data.spread)
             limit = _share(deadline, len(rounds) - index)
             reach = min(1.0, REACH / math.sqrt(rounds[index - 1])) if index else 1.0
-            runs = list(_round(here, objective, whole, starts, options, limit, reach, bar))
+            trace = None if keep is None else Trace(keep, here, whole, starts, len(rounds) - index)
+            runs = list(_round(here, objective, whole, starts, options, limit, reach, bar, trace))
             searches += [search for search, _ in runs]
             best = _best(runs, problem)[0].best_z
             assert best is not None
@@ -276,7 +294,7 @@ Run = tuple[_Search, tuple[bool, str, int]]
 
 
 def _rounds(problem: Problem, objective: Objective) -> tuple[int, ...]:
-    rows = len(problem.data.x)
+    rows = problem.data.count
     return (rows,) if getattr(objective, "needs_all_rows", False) else problem.engine.rounds(rows)
 
 
@@ -295,16 +313,19 @@ def _round(
     deadline: float,
     reach: float,
     bar: Any,
+    trace: Trace | None,
 ) -> Iterator[Run]:
     """Optimise from every start, until the time is up."""
     minimise = alternate if getattr(objective, "alternates", False) else _minimise
     baseline, bounds = _baseline(problem), coordinates.bounds()
     rest = coordinates.read()
     for start in starts:
-        search = _Search(problem, objective, coordinates, baseline, deadline, reach)
+        search = _Search(problem, objective, coordinates, baseline, deadline, trace, reach)
         yield search, minimise(search, np.concatenate([start, rest[len(start) :]]), bounds, options, bar)
         bar.refresh()
-        if time.monotonic() > deadline:
+        if trace is not None:
+            trace.next()
+        if late(deadline, problem.data.team):
             return
 
 
@@ -320,22 +341,37 @@ def _minimise(
     search: _Search, start: np.ndarray, bounds: np.ndarray, options: FitOptions, bar: Any
 ) -> tuple[bool, str, int]:
     """Run scipy's L-BFGS-B; whether it converged, why it stopped, and after how many iterations."""
+
+    def step(z: np.ndarray) -> tuple[float, np.ndarray] | None:
+        try:
+            return search(z)
+        except _Timeout:
+            return None
+
+    return search.problem.data.team.lead(lambda step: _lbfgs(search, step, start, bounds, options, bar), step)
+
+
+def _lbfgs(
+    search: _Search, step: Callable[[np.ndarray], Any], start: np.ndarray, bounds: np.ndarray, options: FitOptions, bar: Any
+) -> tuple[bool, str, int]:  # fmt: skip
     iterations = 0
+
+    def evaluate(w: np.ndarray) -> tuple[float, np.ndarray]:
+        found = step(unit * w)
+        if found is None:
+            raise _Timeout
+        return found[0], unit * found[1]
 
     def report(intermediate_result: Any) -> None:
         nonlocal iterations
         iterations += 1
+        search.note()
         bar.update()
         bar.set_postfix_str(f"objective {search.baseline - search.best:.3f}", refresh=False)
 
-    engine, rows = search.problem.engine, len(search.problem.data.x)
-    root = math.sqrt(max(1, int(search.problem.data.observed.sum())))
+    engine, rows = search.problem.engine, search.problem.data.count
+    root = math.sqrt(max(1, search.problem.data.targets))
     unit = search.reach  # scipy's first step has the length 1, whatever the slope
-
-    def scaled(w: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = search(unit * w)
-        return value, unit * gradient
-
     try:
         for _ in range(1 + MAX_RENEWALS):
             limits = {
@@ -348,7 +384,7 @@ def _minimise(
                 "maxcor": 20,
             }
             outcome = minimize(
-                scaled, start / unit, jac=True, method="L-BFGS-B", bounds=bounds / unit, callback=report, options=limits
+                evaluate, start / unit, jac=True, method="L-BFGS-B", bounds=bounds / unit, callback=report, options=limits
             )  # fmt: skip
             # Trial points far away leave wrong curvatures in the memory, and steps become tiny on a slope: forget them.
             steep = search.steepness(bounds) > STEEP * root + engine.roughness(rows)
@@ -373,7 +409,7 @@ def _baseline(problem: Problem) -> float:
     """The log density of the data under a constant and white noise: the zero of the relative tolerance, so that it does
     not depend on the units of the target.
     """
-    count = int(problem.data.observed.sum())
+    count = problem.data.targets
     return -0.5 * count * (math.log(2 * math.pi * problem.data.variance) + 1)
 
 
@@ -388,13 +424,13 @@ def _choose_start(
     small = problem if whole else _thinned(problem, engine.start_rows)
     search = _Search(small, objective, coordinates, _baseline(small), math.inf)
     bounds = coordinates.bounds()
-    fine = _finer(len(problem.data.x)) if whole or engine.consecutive else []
+    fine = _finer(problem.data.count) if whole or engine.consecutive else []
     moves = [math.log(f) * lengths for f in fine] + [math.log(f) * scales for f in LENGTHSCALE_FACTORS]
     shifts = [move + math.log(g) * noise for move in moves for g in NOISE_FACTORS]
     candidates = np.unique([np.clip(z + s, bounds[:, 0], bounds[:, 1]) for s in [0 * z, *shifts]], axis=0)
     if len(candidates) == 1:
         return z
-    losses = [search.loss(c) if time.monotonic() < deadline else math.inf for c in candidates]
+    losses = [math.inf if late(deadline, problem.data.team) else search.loss(c) for c in candidates]
     return candidates[int(np.argmin(losses))] if np.isfinite(losses).any() else z
 
 
@@ -425,7 +461,7 @@ def _thinned(problem: Problem, rows: int, before: Any = None) -> Problem:
     the plan of a round before if there was one.
     """
     bound = getattr(problem.likelihood, "known_noise", None) is not None
-    kept = None if bound or rows >= len(problem.data.x) else problem.engine.few(problem.data, problem.plan, rows)
+    kept = None if bound or rows >= problem.data.count else problem.engine.few(problem.data, problem.plan, rows)
     data, engine = problem.data if kept is None else problem.data.rows(kept), problem.engine
     plan = engine.plan(problem.prior, data) if before is None else engine.replan(problem.prior, data, before)
     return replace(problem.anew(), data=data, plan=plan)

@@ -111,12 +111,12 @@ class _State:
     @cached_property
     def merit(self) -> float:
         p = self.problem
-        return float(p.rule.merit(p.likelihood, p.data, self.posterior, self.target))
+        return p.data.team.max(float(p.rule.merit(p.likelihood, p.data, self.posterior, self.target)))
 
     @cached_property
     def residual(self) -> float:
         change = self.problem.rule.residual(self.posterior.site_marginals, self.posterior.sites, self.target)
-        return float(change.abs().max()) if change.numel() else 0.0
+        return self.problem.data.team.max(float(change.abs().max()) if change.numel() else 0.0)
 
     @property
     def finite(self) -> bool:
@@ -141,7 +141,7 @@ class _State:
     def cut(self) -> int:
         """Observed targets without precision."""
         observed = self.problem.data.observed.repeat_interleave(self.problem.likelihood.num_latents, 1)
-        return int((observed & (self.posterior.sites.tau == 0)).sum())
+        return self.problem.data.team.count(int((observed & (self.posterior.sites.tau == 0)).sum()))
 
     def advances(self, other: _State) -> bool:
         """Whether the residual has halved or the merit risen by a percent."""

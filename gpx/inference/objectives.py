@@ -18,6 +18,7 @@ from gpx.errors import InputError, NumericalError, StructureError
 from gpx.inference.problem import Problem
 from gpx.inference.rules import ExpectationPropagation, Laplace, Variational, cavities, elbo_terms, expected_log_prob
 from gpx.inference.sitemap import SiteMap, direction
+from gpx.parallel import Team
 from gpx.posterior import Posterior
 from gpx.sites import SiteMarginals, Sites
 
@@ -191,7 +192,7 @@ class LeaveOneOut:
         """The sum of leave-one-out log densities, in nats."""
         likelihood, data = problem.likelihood, problem.data
         if problem.likelihood.conjugate:
-            return torch.nansum(leave_one_out_density(data.y, *problem.posterior().leave_one_out()))
+            return data.team.sum(torch.nansum(leave_one_out_density(data.y, *problem.posterior().leave_one_out())))
         if likelihood.num_latents > 1:
             raise StructureError(
                 f"LeaveOneOut needs one latent function per datum, {type(likelihood).__name__} has"
@@ -217,24 +218,25 @@ def profile(
     """``partition log Z(theta, sites) + local(marginals(theta, sites), sites)`` at ``sites = T(theta, sites)``, with the
     gradient in the hyperparameters theta.
 
-    Arguments: local: differentiable in marginals, sites and likelihood. stationary: whether the value does not depend on the
-    sites and marginals to first order, by the rule's fixed point (it does where precisions were cut at zero); sites_move:
-    whether the gradient follows the sites.
+    Arguments: local: a sum over the rows of this process, differentiable in marginals, sites and likelihood. stationary: whether
+    the value does not depend on the sites and marginals to first order, by the rule's fixed point (it does where precisions were
+    cut at zero); sites_move: whether the gradient follows the sites.
     Raises: NumericalError if the adjoint solve fails. Cost: an adjoint solve (O(N^2) per
     product for Exact) and 2 N^3, unless stationary.
     """
-    posterior = problem.inferred.posterior
+    posterior, team = problem.inferred.posterior, problem.data.team
     stationary = stationary and not problem.inferred.zero_precisions
     marginals, sites = posterior.site_marginals, posterior.sites
     if not torch.is_grad_enabled():
-        return partition * posterior.log_partition + local(marginals, sites)
+        return partition * posterior.log_partition + team.sum(local(marginals, sites))
     mu = problem.prior.mean_at(problem.data.x, problem.columns)
     shift = mu - mu.detach()
     extra = marginals.extra.detach().clone().requires_grad_()
     if stationary:
         value = local(SiteMarginals(marginals.mean, marginals.variance, extra), sites)
         own = partition * (sites.nu - sites.tau * marginals.mean)
-        return partition * posterior.log_partition + _through(posterior, value, extra) + (own * shift).sum()
+        value, spread = team.sum(value + (own * shift).sum()), _through(posterior, value, extra, team)
+        return partition * posterior.log_partition + value + spread
 
     leaves = [v.detach().clone().requires_grad_() for v in (marginals.mean, marginals.variance, sites.nu, sites.tau)]
     moving = SiteMarginals(*leaves[:2], extra), Sites(*leaves[2:])
@@ -261,19 +263,21 @@ def profile(
     rest = along.nu - along.tau * marginals.mean
     in_mean = partition * (sites.nu - sites.tau * marginals.mean) + rest - sites.tau * posterior.response(along)[0]
     moved = posterior.slope(along, partition)
-    total = partition * posterior.log_partition.detach() + _through(posterior, value, extra)
-    return total + (moved - moved.detach()) + (in_mean * shift).sum()
+    spread = _through(posterior, value, extra, team)
+    total = partition * posterior.log_partition.detach() + team.sum(value + (in_mean * shift).sum())
+    return total + spread + (moved - moved.detach())
 
 
-def _through(posterior: Posterior, value: Tensor, extra: Tensor) -> Tensor:
-    """The value, with its gradient in the extra variances carried on to the hyperparameters."""
-    if not value.requires_grad or not bool(extra.any()):
-        return value
+def _through(posterior: Posterior, value: Tensor, extra: Tensor, team: Team) -> Tensor:
+    """Zero, with the gradient that the values of all processes have in the hyperparameters through the extra variances."""
+    nothing = torch.zeros_like(value)
+    if not value.requires_grad or not team.any(bool(extra.any())):
+        return nothing
     (weights,) = torch.autograd.grad(value, extra, retain_graph=True, allow_unused=True)
     if weights is None:
-        return value
+        return nothing
     spread = posterior.spread(weights)
-    return value + (spread - spread.detach())
+    return spread - spread.detach()
 
 
 def leave_one_out_density(y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class Problem:
         at_sites = prior.mean_at(self.data.x, columns)
         params = self.engine.parameters(prior, self.plan)
         centred = self.engine.condition(prior, self.plan, params, sites.centred(at_sites))
-        return Shifted(centred, sites, at_sites, partial(prior.mean_at, columns=columns))
+        return Shifted(centred, sites, at_sites, partial(prior.mean_at, columns=columns), self.data.team)
 
     def posterior(self) -> Shifted:
         """The posterior at the present hyperparameters: of a Gaussian likelihood, differentiable in all of them; of another

@@ -67,7 +67,8 @@ class Variational:
 
     def merit(self, likelihood: Likelihood, data: Data, posterior: Shifted, target: Sites) -> Tensor:
         """The ELBO."""
-        return posterior.log_partition + elbo_terms(likelihood, data, posterior.site_marginals, posterior.sites)
+        terms = elbo_terms(likelihood, data, posterior.site_marginals, posterior.sites)
+        return posterior.log_partition + data.team.sum(terms)
 
     def residual(self, marginals: SiteMarginals, sites: Sites, target: Sites) -> Tensor:
         """Changes of the natural parameters in units of the posterior standard deviation."""
@@ -111,7 +112,8 @@ class ExpectationPropagation:
 
     def merit(self, likelihood: Likelihood, data: Data, posterior: Shifted, target: Sites) -> Tensor:
         """Minus the residual: EP climbs no function."""
-        return -self.residual(posterior.site_marginals, posterior.sites, target).square().sum().sqrt()
+        change = self.residual(posterior.site_marginals, posterior.sites, target)
+        return -data.team.sum(change.square().sum()).sqrt()
 
     def residual(self, marginals: SiteMarginals, sites: Sites, target: Sites) -> Tensor:
         """Changes of the natural parameters in units of the posterior standard deviation."""
@@ -156,7 +158,7 @@ class Laplace:
         mean, sites = posterior.site_marginals.mean, posterior.sites
         weights = sites.nu - sites.tau * mean  # K^-1 (mean - prior mean)
         log_prob = torch.where(data.observed, likelihood.log_prob(data.filled, mean), 0.0)
-        return log_prob.sum() - 0.5 * ((mean - posterior.at_sites) * weights).sum()
+        return data.team.sum(log_prob.sum() - 0.5 * ((mean - posterior.at_sites) * weights).sum())
 
     def residual(self, marginals: SiteMarginals, sites: Sites, target: Sites) -> Tensor:
         """The gradient of the log joint density, and the changes of precisions, in units of the precisions."""
@@ -179,7 +181,7 @@ def expected_log_prob(likelihood: Likelihood, data: Data, mean: Tensor, variance
 
 
 def elbo_terms(likelihood: Likelihood, data: Data, marginals: SiteMarginals, sites: Sites) -> Tensor:
-    """``sum_n E log p(y_n | f_n) - E log t_n(g_n)``: what the ELBO adds to the log partition."""
+    """``sum_n E log p(y_n | f_n) - E log t_n(g_n)`` over the rows of this process: what the ELBO adds to the log partition."""
     expected = expected_log_prob(likelihood, data, marginals.mean, marginals.variance + marginals.extra)
     return expected.sum() - expected_log_sites(marginals, sites)
 

@@ -122,28 +122,36 @@ class SiteMap:
         transposed: bool,
         start: Sites | None = None,
     ) -> Sites | None:
-        """GMRES in scaled coordinates."""
-        shape, like = right.nu.shape, right.nu
+        """GMRES in scaled coordinates, by process 0 on the vectors of all."""
+        shape, like, team = right.nu.shape, right.nu, self.problem.data.team
+        numbers = team.collect(2 * right.nu.numel())
+        own = slice(sum(numbers[: team.rank]), sum(numbers[: team.rank + 1]))
         sd = self.posterior.site_marginals.variance.sqrt()
-        sd = sd.clamp_min(1e-8 * float(sd.max()) + torch.finfo(sd.dtype).tiny)
+        largest = team.max(float(sd.max()) if sd.numel() else 0.0)
+        sd = sd.clamp_min(1e-8 * largest + torch.finfo(sd.dtype).tiny)
         # Site changes are measured in units of 1 / sd and 1 / sd^2; gradients, their duals, in the inverse units.
         units = (1 / sd, 1 / sd.square()) if not transposed else (sd, sd.square())
 
         def pack(sites: Sites) -> np.ndarray:
             parts = (sites.nu / units[0], sites.tau / units[1])
-            return torch.cat([p.reshape(-1) for p in parts]).detach().cpu().double().numpy()
+            part = torch.cat([p.reshape(-1) for p in parts]).detach()
+            return torch.cat(team.gather(part)).cpu().double().numpy()
 
         def unpack(vector: np.ndarray) -> Sites:
-            nu, tau = torch.from_numpy(np.array(vector)).to(like).reshape(2, *shape)
+            nu, tau = torch.from_numpy(np.array(vector[own])).to(like).reshape(2, *shape)
             return Sites(nu * units[0], tau * units[1])
 
-        size, b = 2 * right.nu.numel(), pack(right)
+        size, b = sum(numbers), pack(right)
         if not np.isfinite(b).all():
             return None
-        operator = LinearOperator((size, size), matvec=lambda v: pack(product(unpack(v))), dtype=np.float64)
         first = None if start is None else pack(start)
-        solution, info = gmres(operator, b, x0=first, rtol=tolerance, restart=products, maxiter=1)
-        worse = np.linalg.norm(b - operator @ solution) > 1e-2 * np.linalg.norm(b) if info else False
+
+        def run(matvec: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, bool]:
+            operator = LinearOperator((size, size), matvec=matvec, dtype=np.float64)
+            solution, info = gmres(operator, b, x0=first, rtol=tolerance, restart=products, maxiter=1)
+            return solution, bool(info) and np.linalg.norm(b - operator @ solution) > 1e-2 * np.linalg.norm(b)
+
+        solution, worse = team.lead(run, lambda v: pack(product(unpack(v))))
         return None if worse or not np.isfinite(solution).all() else unpack(solution)
 
 

@@ -81,6 +81,7 @@ def standard_errors(problem: Problem, objective: Objective, coordinates: Coordin
     result = np.full(len(z), math.nan)
     try:
         curvature = _hessian(lambda: objective(problem.anew(problem.start)).double().cpu(), coordinates, z, free)
+        curvature = problem.data.team.mean(curvature)
     except NumericalError:
         return result
     result[free] = np.sqrt(_marginal_variances(curvature, _hessian(coordinates.log_prior, coordinates, z, free)))

@@ -8,7 +8,9 @@ from scipy.optimize import minimize
 from gpx.linalg.sparse_factor import pulls
 
 STEPS = 500
-FLAT = 1e-14  # relative change of the divergence that is not worth another step: the sites converge only as far as V does
+FLAT = (
+    1e-14  # relative change of the divergence that is not worth another step: the sites converge only as far as V does
+)
 
 
 def closest_factor(near: np.ndarray, u: np.ndarray, tau: np.ndarray, start: np.ndarray) -> np.ndarray:
