@@ -257,7 +257,9 @@ def _of_this_life(store: Any) -> Any:
     """
     if os.environ.get("GROUP_WORLD_SIZE") != "1":  # the agents of several machines need not count alike
         return store
-    return dist.PrefixStore(f"life {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return dist.PrefixStore(  # pyright: ignore[reportPrivateImportUsage]
+        f"life {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
+    )
 
 
 def _leave() -> None:
