@@ -65,7 +65,7 @@ class GP:
         check_parts(self)
 
     def fit(
-        self, X: Any, y: Any, *, max_iter: int = 200, restarts: int = 0, seed: int | None = 0, priors: str | None = "weak",
+        self, X: Any, y: Any = None, *, max_iter: int = 200, restarts: int = 0, seed: int | None = 0, priors: str | None = "weak",
         max_seconds: float | None = None, resume: str | os.PathLike[str] | GP | None = None, verbose: bool | None = None,
     ) -> GP:  # fmt: skip
         """Learn the hyperparameters by maximising the objective plus log priors, and condition on the data.
@@ -98,7 +98,7 @@ class GP:
         _report(self.result_, self.posterior_.note)
         return self
 
-    def condition(self, X: Any, y: Any) -> GP:
+    def condition(self, X: Any, y: Any = None) -> GP:
         """Condition on data with the hyperparameters as given; nothing is learned. Returns self."""
         return self._finish(*assemble(self, as_data(X, y)), None)
 

@@ -65,11 +65,12 @@ class Inducing(Engine):
 
     def plan(self, prior: Prior, data: Data) -> InducingPlan:
         """Choose the inducing inputs among the rows with a target."""
-        rows = data.x[data.observed.any(1)]
+        seen = data.observed.any(1).nonzero().flatten()
         limit = max(CANDIDATES[0], CANDIDATES[1] * self.size)
-        if len(rows) > limit:
-            kept = torch.randperm(len(rows), generator=make_generator(0))[:limit].sort().values
-            rows = rows[kept.to(rows.device)]
+        if len(seen) > limit:
+            kept = torch.randperm(len(seen), generator=make_generator(0))[:limit].sort().values
+            seen = seen[kept.to(seen.device)]
+        rows = data.x[seen]
         return InducingPlan(data.x, tuple(self._chosen(kernel, rows) for kernel in prior.kernels))
 
     def _chosen(self, kernel: Any, rows: Tensor) -> Tensor:
