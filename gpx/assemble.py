@@ -63,7 +63,7 @@ def assemble(gp: GP, data: Data) -> tuple[Problem, Objective, str]:
     prior = Prior(mean, tuple(kernels))
     engine, reason = choose_engine(gp.engine, prior, data, likelihood.exact_sites(data))
     rule = choose_rule(gp.rule, likelihood)
-    objective = choose_objective(gp.objective, likelihood, rule)
+    objective = choose_objective(gp.objective, likelihood, rule, engine)
     problem = Problem.planned(prior, data, likelihood, engine, rule)
     if hasattr(objective, "check"):
         objective.check(problem)

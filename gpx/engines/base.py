@@ -25,9 +25,11 @@ class Plan(Protocol):
 class Engine(ABC):
     """How the Gaussian algebra is done. Engines are zero-mean: the sites they receive act on f minus its prior mean.
 
-    start_rows: on how many rows `fit` judges its starts; neighbours: whether these are neighbours of each other.
+    exact: whether its posterior is that of the prior and the sites, or an approximation; start_rows: on how many rows `fit`
+    judges its starts; neighbours: whether these are neighbours of each other.
     """
 
+    exact: ClassVar[bool] = True
     start_rows: ClassVar[int] = 500
     neighbours: ClassVar[bool] = False
 

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -46,6 +46,8 @@ class InducingPlan:
 
 class Inducing(Engine):
     """An engine that sees the data through inducing inputs; a subclass has the fields ``select`` and ``refine``."""
+
+    exact: ClassVar[bool] = False
 
     select: Any
     refine: bool

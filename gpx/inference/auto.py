@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpx.engines.base import Engine
 from gpx.errors import InputError, StructureError
 from gpx.inference.objectives import ELBO, EPEvidence, Evidence, Objective
 from gpx.inference.rules import Laplace, Rule, Variational
@@ -27,8 +28,9 @@ def choose_rule(rule: Any, likelihood: Likelihood) -> Rule:
     return rule
 
 
-def choose_objective(objective: Any, likelihood: Likelihood, rule: Rule) -> Objective:
-    """The objective: the evidence where it has a closed form, else its EP approximation; the ELBO for several latents.
+def choose_objective(objective: Any, likelihood: Likelihood, rule: Rule, engine: Engine) -> Objective:
+    """The objective: the evidence where it has a closed form, else its EP approximation; the ELBO for several latents, and for
+    engines that are not exact, where the EP approximation can diverge and the ELBO is a bound.
 
     Raises: InputError for what is no objective.
     """
@@ -38,4 +40,4 @@ def choose_objective(objective: Any, likelihood: Likelihood, rule: Rule) -> Obje
         return objective
     if likelihood.conjugate or isinstance(rule, Laplace):
         return Evidence()
-    return EPEvidence() if likelihood.num_latents == 1 else ELBO()
+    return EPEvidence() if likelihood.num_latents == 1 and engine.exact else ELBO()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import gpx
-from gpx import GP, FitWarning, InputError, StructureError
+from gpx import GP, FitWarning, InputError, StructureError, engines
 from gpx.kernels import RBF, Matern
 from gpx.likelihoods import (
     Bernoulli,
@@ -333,6 +333,12 @@ def test_what_is_chosen_by_auto():
     ):  # fmt: skip
         gp = GP(RBF(), likelihood, rule=rule).condition(X, LABELS)
         assert gp.objective_ == objective
+    for engine in (engines.SparseVariational(5), engines.Coreset(5)):  # not exact: a bound
+        for likelihood, rule, objective in (
+            (None, "auto", Evidence()), (Bernoulli(), "auto", ELBO()), (Poisson(), ExpectationPropagation(), ELBO()),
+            (Bernoulli(), Laplace(), Evidence()),
+        ):  # fmt: skip
+            assert GP(RBF(), likelihood, rule=rule, engine=engine).condition(X, LABELS).objective_ == objective
 
 
 @pytest.mark.parametrize("name", ["Bernoulli", "StudentT", "Ordinal", "Categorical", "Laplace"])
