@@ -20,6 +20,7 @@ from gpx.encoding import Encoding
 from gpx.engines.auto import engine_of_derivatives
 from gpx.engines.coreset import PseudoData, pseudo_data
 from gpx.errors import FitWarning, InputError, StructureError
+from gpx.inference import stochastic
 from gpx.inference.coordinates import Coordinates, trainable_modules
 from gpx.inference.fit import FitOptions, FitResult, diagnose, fit
 from gpx.inference.infer import Inferred
@@ -72,6 +73,8 @@ class GP:
 
         Arguments:
             X: [N, D] or [N]; y: [N], or [N, P] for P outputs that share the hyperparameters; NaN in y is a missing value.
+                X may stay in files: a memory map, a Parquet path or pyarrow Dataset (y: the name of a column), a torch Dataset
+                of pairs (no y).
             max_iter: iterations per start; restarts: further random starts; seed: of their draws.
             priors: "weak": wide LogNormal priors around the data-driven starts; None: only those that were set.
             max_seconds: a limit on the time. resume: a saved model, or its path, whose hyperparameters are the start.
@@ -92,7 +95,8 @@ class GP:
         coordinates = _coordinates(problem)
         start = None if resume is None else _resumed(resume, coordinates)
         options = FitOptions(max_iter, restarts, seed, max_seconds, verbose)
-        result, problem = fit(problem, objective, coordinates, options, start)
+        learn = fit if problem.engine.batch_size is None else stochastic.fit
+        result, problem = learn(problem, objective, coordinates, options, start)
         self._finish(problem, objective, reason, result)
         assert self.result_ is not None
         _report(self.result_, self.posterior_.note)
@@ -376,7 +380,7 @@ def _solution(problem: Problem) -> Inferred:
     """What was inferred, conditioned on anew: without the arrays that only the search for the sites needs."""
     try:
         inferred = problem.inferred
-        if inferred.steps == 1:
+        if inferred.steps == 1 or isinstance(problem, Solved):
             return inferred
         return replace(inferred, posterior=problem.condition(inferred.posterior.sites))
     except StructureError:

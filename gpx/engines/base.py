@@ -26,12 +26,14 @@ class Engine(ABC):
     """How the Gaussian algebra is done. Engines are zero-mean: the sites they receive act on f minus its prior mean.
 
     exact: whether its posterior is that of the prior and the sites, or an approximation; start_rows: on how many rows `fit`
-    judges its starts; neighbours: whether these are neighbours of each other.
+    judges its starts; neighbours: whether these are neighbours of each other; batch_size: how many rows a step of `fit` sees,
+    None: all of them.
     """
 
     exact: ClassVar[bool] = True
     start_rows: ClassVar[int] = 500
     neighbours: ClassVar[bool] = False
+    batch_size: int | None = None
 
     @abstractmethod
     def plan(self, prior: Prior, data: Data) -> Any:
