@@ -1,7 +1,7 @@
 """Fits in batches of rows, for data beyond memory or beyond patience.
 
-Some thousand rows give a start by `fit`. Then every batch gives an unbiased estimate of the bound and of the statistics of q(u): the
-statistics follow it by a natural-gradient step, the hyperparameters by Adam. The end is passes over all rows at the final
+Some thousand rows give a start by `fit`. Then every batch gives an unbiased estimate of the bound and of the statistics of q(u):
+the statistics follow it by a natural-gradient step, the hyperparameters by Adam. The end is passes over all rows at the final
 hyperparameters, so that posterior and bound are those of all data. Theory: docs/theory/sparse.md.
 """
 
@@ -154,30 +154,26 @@ def fit(
     check(problem, objective)
     began, engine, total = time.monotonic(), problem.engine, len(problem.data.x)
     assert engine.batch_size is not None
-    whole: Any = replace(engine, batch_size=None)  # pyright: ignore
     if engine.batch_size >= total:
+        whole: Any = replace(engine, batch_size=None)  # pyright: ignore
         result, end = plain.fit(replace(problem, engine=whole), objective, coordinates, options, start)
         return result, replace(end, engine=engine)
     deadline = began + (math.inf if options.max_seconds is None else options.max_seconds)
-    kept = engine.few(problem.data, problem.plan, min(FIRST_ROWS, total // 2))
-    data = problem.data.rows(kept)
-    few = replace(problem.anew(), data=data, engine=whole, plan=whole.plan(problem.prior, data))
-    # A third of the time for the start; of the rest, what the last passes take is not known.
-    limit = None if options.max_seconds is None else options.max_seconds / 3
-    result, few = plain.fit(few, objective, coordinates, replace(options, max_seconds=limit), start)
-
-    plan = engine.replan(problem.prior, problem.data, few.plan)
+    result, few = _first_rows(problem, objective, coordinates, options, start)
+    plan = engine.plan(problem.prior, problem.data)
     problem = replace(problem.anew(), plan=plan)
     belief = _first_belief(problem, replace(few, plan=replace(plan, x=few.data.x)))
     every = coordinates.with_tensors(engine.parameters(problem.prior, plan), problem.data.spread)
     count = math.ceil(total / engine.batch_size)
     descent = Descent(belief, every, count, seen=max(1.0, len(few.data.x) / total * count))
     converged, reason = descend(descent, options, deadline)
-    solution, value = swept(problem.anew(), descent.belief.moved())
+    with torch.no_grad():
+        solution, value = swept(problem.anew(), descent.belief.moved())
+        result = result.inferred(solution, problem.likelihood.conjugate)
     labels, bounds = coordinates.labels(), coordinates.bounds()
     ends = zip(labels, coordinates.read(), bounds, strict=True)
     result = replace(
-        result.inferred(solution, problem.likelihood.conjugate),
+        result,
         converged=converged,
         reason=reason,
         objective=value,
@@ -190,6 +186,17 @@ def fit(
         objectives=(value,),
     )
     return result, Solved.of(problem, solution)
+
+
+def _first_rows(
+    problem: Problem, objective: Objective, coordinates: Coordinates, options: FitOptions, start: np.ndarray | None
+) -> tuple[FitResult, Problem]:
+    """A fit to some rows, in a third of the time; inducing inputs stay among the data: the batches move them."""
+    engine: Any = replace(problem.engine, batch_size=None, refine=False)  # pyright: ignore
+    data = problem.data.rows(engine.few(problem.data, problem.plan, min(FIRST_ROWS, len(problem.data.x) // 2)))
+    few = replace(problem.anew(), data=data, engine=engine, plan=engine.plan(problem.prior, data))
+    limit = None if options.max_seconds is None else options.max_seconds / 3
+    return plain.fit(few, objective, coordinates, replace(options, max_seconds=limit), start)
 
 
 def _first_belief(problem: Problem, few: Problem) -> Belief:

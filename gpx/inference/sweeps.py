@@ -16,8 +16,9 @@ from torch import Tensor
 
 from gpx.engines.inducing import InducingPosterior, Solution, exact_solution
 from gpx.engines.projections import Frame, Statistics, blocks, root
+from gpx.errors import StructureError
 from gpx.inference.infer import GROWTH, ROUNDING, SMALLEST_STEP, Inferred
-from gpx.inference.rules import expected_log_prob, natural_sites
+from gpx.inference.rules import Variational, expected_log_prob, natural_sites
 from gpx.inputs import Data
 from gpx.kernels.dense import dense, diagonal
 from gpx.posterior import Shifted
@@ -174,7 +175,7 @@ def once(belief: Belief, sites: Sites | None = None) -> Pass:
         marginals, ws = belief.seen(data.x)
         expected, slope, curvature = expected_gradient(problem, data, marginals)
         target = natural_sites(problem.likelihood, data, marginals.mean, slope, curvature)
-        value += float(expected)
+        value += float(expected.detach())
         if sites is not None:
             before = Sites(sites.nu[rows], sites.tau[rows])
             change = problem.rule.residual(marginals, before, target).abs()
@@ -211,12 +212,16 @@ def swept(problem: Problem, start: Belief | None = None) -> tuple[Inferred, floa
 
     A step is halved where the ELBO fell; the search ends where one gains less than 1e-5 nats per target.
     Arguments: start: from which the first pass sets out; None: the sites of the problem, else the prior.
-    Cost: O(N M^2) per pass.
+    Raises: StructureError for another rule than the variational one. Cost: O(N M^2) per pass.
     """
     exact = problem.likelihood.exact_sites(problem.data)
     if exact is not None:
         posterior = problem.condition(exact)
         return Inferred(posterior), float(posterior.log_density)
+    if not isinstance(problem.rule, Variational):
+        raise StructureError(
+            f"rules.{type(problem.rule).__name__} cannot be mini-batched: use rules.Variational(), or leave batch_size out."
+        )
     sites = problem.start
     if start is None:
         start = unseen(problem) if sites is None else gathered(problem, sites)
