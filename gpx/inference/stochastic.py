@@ -29,7 +29,7 @@ from gpx.inference.sweeps import Belief, added, expected_gradient, gathered, swe
 from gpx.posterior import make_generator
 from gpx.progress import progress_bar
 
-FIRST_ROWS = 9_000  # of the fit that gives the start
+FIRST_ROWS = 3_000  # of the fit that gives the start
 LEG = 100  # batches between two decisions
 RATES = (2e-2, 5e-3, 1.25e-3)  # of Adam in log coordinates, one after the other
 GAIN = 1e-3  # nats per target: less than this from leg to leg, or than the noise, and the next rate is due
@@ -79,12 +79,14 @@ def estimate(belief: Belief, rows: Tensor, count: int) -> tuple[Tensor, tuple[St
     data = problem.data.rows(rows)
     marginals, ws = belief.seen(data.x)
     expected, slope, curvature = expected_gradient(problem, data, marginals)
-    push = (slope * marginals.mean + curvature * (marginals.variance + marginals.extra)).sum()
-    value = count * (expected + push - push.detach()) - belief.divergence()
+    if torch.is_grad_enabled():
+        push = belief.push(data.x, ws, slope, curvature)
+        expected = expected + push - push.detach()
+    value = count * expected - belief.divergence()
     with torch.no_grad():
-        sites = natural_sites(problem.likelihood, data, marginals.mean.detach(), slope, curvature)
+        sites = natural_sites(problem.likelihood, data, marginals.mean, slope, curvature)
         centred = sites.centred(problem.prior.mean_at(data.x, problem.columns))
-        parts = added([w.detach() for w in ws], centred, marginals.extra.detach())
+        parts = added(ws, centred, marginals.extra)
     return value, tuple(Statistics(*(count * part for part in s)) for s in parts)
 
 

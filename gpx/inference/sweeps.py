@@ -50,38 +50,62 @@ class Belief:
 
     @cached_property
     def inverses(self) -> list[Tensor]:
-        """L^-1, as numbers."""
-        with torch.no_grad():
-            identities = [torch.eye(len(lower)).to(lower) for lower in self.lowers]
-            pairs = zip(self.lowers, identities, strict=True)
-            return [torch.linalg.solve_triangular(lower, one, upper=False) for lower, one in pairs]
+        """L^-1 [M, M] of every latent function, as numbers."""
+        return [inverted(lower.detach()) for lower in self.lowers]
+
+    @cached_property
+    def halves(self) -> list[Tensor]:
+        """R^-1 [M, M] of every column, as numbers: ``var g = |R^-1 w|^2``. A product with it is faster than a solve."""
+        return [inverted(solution.lower.detach()) for solution in self.solutions]
 
     def seen(self, x: Tensor) -> tuple[SiteMarginals, list[Tensor]]:
         """The marginals of f at x [n, D], the prior mean included, and what they were made of: ``w = L^-1 k(Z, x)`` [M, n] of
-        every latent function.
+        every latent function; numbers.
         """
-        prior, columns = self.problem.prior, []
-        ws, extras = zip(*(self._projected(k, x) for k in range(len(self.lowers))), strict=True)
-        for column, solution in enumerate(self.solutions):
-            mean, variance = solution.explained(ws[column % len(ws)])
-            columns.append((mean[:, 0], variance, extras[column % len(ws)]))
-        mean, variance, extra = (torch.stack(part, 1) for part in zip(*columns, strict=True))
-        return SiteMarginals(mean + prior.mean_at(x, len(columns)), variance, extra), list(ws)
+        means = [solution.mean for solution in self.solutions]  # first: they are kept, with their graph
+        with torch.no_grad():
+            return self._seen(x, means)
 
-    def _projected(self, latent: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        kernel, z = self.problem.prior.kernels[latent], self.problem.plan.inducing[latent]
-        cross = dense(kernel, z, x)
-        if torch.is_grad_enabled():
-            w = torch.linalg.solve_triangular(self.lowers[latent], cross, upper=False)
-        else:
-            w = self.inverses[latent] @ cross
-        return w, (diagonal(kernel, x) - w.square().sum(0)).clamp_min(0)
+    def _seen(self, x: Tensor, means: list[Tensor]) -> tuple[SiteMarginals, list[Tensor]]:
+        prior, plan, columns = self.problem.prior, self.problem.plan, []
+        crosses = [dense(kernel, z, x) for kernel, z in zip(prior.kernels, plan.inducing, strict=True)]
+        ws = [inverse @ cross for inverse, cross in zip(self.inverses, crosses, strict=True)]
+        # Below the rounding error of the subtraction a variance is zero.
+        extras = [(diagonal(k, x) - w.square().sum(0)).clamp_min(0) for k, w in zip(prior.kernels, ws, strict=True)]
+        for column, (mean, half) in enumerate(zip(means, self.halves, strict=True)):
+            w, extra = ws[column % len(ws)], extras[column % len(ws)]
+            columns.append(((w.mT @ mean)[:, 0], (half @ w).square().sum(0), extra))
+        mean, variance, extra = (torch.stack(part, 1) for part in zip(*columns, strict=True))
+        return SiteMarginals(mean + prior.mean_at(x, len(columns)), variance, extra), ws
+
+    def push(self, x: Tensor, ws: Sequence[Tensor], slope: Tensor, curvature: Tensor) -> Tensor:
+        """A function of the hyperparameters that has the gradient of ``sum slope m + curvature v`` in them, for the means m and
+        variances v of f at x [n, D] and constant weights [n, C]: linear in what it is differentiated in.
+
+        With ``v = k(x, x) - w . H w``, ``H = 1 - (1 + G)^-1`` and ``dw = L^-1 (dk - dL w)``. ws: as `seen` found them.
+        """
+        prior, plan = self.problem.prior, self.problem.plan
+        total = (slope * prior.mean_at(x, slope.shape[1])).sum()
+        kept = list(zip(self.solutions, slope.mT, curvature.mT, strict=True))
+        for latent, (kernel, w) in enumerate(zip(prior.kernels, ws, strict=True)):
+            weights = torch.zeros_like(w)
+            for solution, s, c in kept[latent :: len(ws)]:
+                spread = torch.eye(len(w)).to(w) - torch.cholesky_inverse(solution.lower)
+                mean = solution.mean[:, 0]
+                with torch.no_grad():
+                    weights += torch.outer(mean, s) - 2 * c * (spread @ w)
+                total = total + mean @ (w @ s) - (spread * ((w * c) @ w.mT)).sum()
+            onto = self.inverses[latent].mT @ weights
+            cross, along = dense(kernel, plan.inducing[latent], x), curvature[:, latent :: len(ws)].sum(1)
+            total = total + (onto * cross).sum() + (along * diagonal(kernel, x)).sum()
+            total = total - (self.lowers[latent] * (onto @ w.mT)).sum()
+        return total
 
     def divergence(self) -> Tensor:
         """``KL(q || p)``, summed over columns."""
         total = self.lowers[0].new_zeros(())
         for s in self.solutions:
-            inverse = torch.linalg.solve_triangular(s.lower, torch.eye(len(s.lower)).to(s.lower), upper=False)
+            inverse = inverted(s.lower)
             trace = inverse.square().sum() - len(inverse) + s.mean.square().sum()
             total = total + s.lower.diagonal().log().sum() + 0.5 * trace
         return total
@@ -111,6 +135,11 @@ class Belief:
         pairs = zip(self.statistics, other, strict=True)
         parts = (Statistics(*(torch.lerp(a, b, step) for a, b in zip(*pair, strict=True))) for pair in pairs)
         return replace(self, statistics=tuple(parts))
+
+
+def inverted(lower: Tensor) -> Tensor:
+    """The inverse [M, M] of a lower triangular matrix."""
+    return torch.linalg.solve_triangular(lower, torch.eye(len(lower)).to(lower), upper=False)
 
 
 def lowers_of(problem: Problem) -> tuple[Tensor, ...]:
