@@ -61,7 +61,6 @@ def run_pass(setting: Setting) -> dict[str, float]:
 def run_bernoulli(setting: Setting) -> dict[str, float]:
     """`fit` of labels on 1e6 rows (quick: 1e5), all of it timed; then the search goes on for as long again, for what is left."""
     import numpy as np
-    import torch
 
     import gpx
     from gpx.inference.coordinates import Coordinates, trainable_modules
@@ -80,8 +79,7 @@ def run_bernoulli(setting: Setting) -> dict[str, float]:
 
     problem = gp._solved.anew()
     modules = trainable_modules(problem.prior.mean, problem.prior.kernels, problem.likelihood)
-    tensors = {k: torch.nn.Parameter(z) for k, z in engine.parameters(problem.prior, problem.plan).items()}
-    every = Coordinates(modules).with_tensors(tensors, problem.data.spread)
+    every = Coordinates(modules).with_tensors(engine.parameters(problem.prior, problem.plan), problem.data.spread)
     count = -(-rows // BATCH)
     descent = Descent(gathered(problem, gp.posterior_.sites), every, count, seen=float(count))
     descend(descent, FitOptions(seed=setting.seed + 1), float("inf"))

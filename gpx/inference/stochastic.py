@@ -30,10 +30,11 @@ from gpx.posterior import make_generator
 from gpx.progress import progress_bar
 
 FIRST_ROWS = 3_000  # of the fit that gives the start
-LEG = 100  # batches between two decisions
+LEG = 50  # batches between two decisions
 RATES = (2e-2, 5e-3, 1.25e-3)  # of Adam in log coordinates, one after the other
 GAIN = 1e-3  # nats per target: less than this from leg to leg, or than the noise, and the next rate is due
 SLOWEST = 0.02  # share of a batch in the statistics of q(u); before, they are an average
+MAX_FAILURES = 10
 MOMENTS = (0.9, 0.99)
 
 
@@ -105,13 +106,30 @@ class Descent:
     first: np.ndarray = field(init=False)
     second: np.ndarray = field(init=False)
     steps: int = 0
+    failures: int = 0
 
     def __post_init__(self) -> None:
         self.z, self.bounds = self.coordinates.read(), self.coordinates.bounds()
+        self.usable = self.z
         self.first, self.second = np.zeros_like(self.z), np.zeros_like(self.z)
 
-    def step(self, rows: Tensor, rate: float) -> float:
-        """One batch; returns its estimate of the objective."""
+    def step(self, rows: Tensor, rate: float) -> float | None:
+        """One batch; returns its estimate of the objective. Where that cannot be computed, the coordinates go back to where it
+        could, and the next step sets out from there at rest.
+
+        Raises: NumericalError at the first batch, or after 10 failures.
+        """
+        try:
+            return self._step(rows, rate)
+        except NumericalError:
+            self.failures += 1
+            if not self.steps or self.failures > MAX_FAILURES:
+                raise
+            self.z, self.first = self.usable, np.zeros_like(self.z)
+            self.coordinates.assign(self.z)
+            return None
+
+    def _step(self, rows: Tensor, rate: float) -> float:
         with torch.enable_grad():
             belief = self.belief.moved()
             value, statistics = estimate(belief, rows, self.count)
@@ -122,14 +140,14 @@ class Descent:
         found = float(total.detach())
         if not math.isfinite(found) or not np.isfinite(gradient).all():
             raise NumericalError("The objective of a batch is not finite.")
-        self.seen += 1
+        self.seen, self.usable = self.seen + 1, self.z
         self.belief = belief.numbers().towards(statistics, max(SLOWEST, 1 / self.seen))
+        self.steps += 1
         if raws:
             self._move(gradient, rate)
         return found
 
     def _move(self, gradient: np.ndarray, rate: float) -> None:
-        self.steps += 1
         a, b = MOMENTS
         self.first = a * self.first + (1 - a) * gradient
         self.second = b * self.second + (1 - b) * gradient**2
@@ -226,6 +244,7 @@ def descend(descent: Descent, options: FitOptions, deadline: float) -> tuple[boo
                     return False, "max_seconds is up"
                 values.append(descent.step(rows, rates[0]))
                 bar.update()
+            values = [v for v in values if v is not None]
             mean, noise = float(np.mean(values)), float(np.std(values)) / math.sqrt(len(values))
             bar.set_postfix_str(f"objective {mean:.3f}", refresh=False)
             if mean - before < max(GAIN * targets, noise):

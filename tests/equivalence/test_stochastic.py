@@ -9,6 +9,7 @@ import torch
 from gpx import GP, engines, errors, kernels, likelihoods, objectives, rules
 from gpx.assemble import assemble
 from gpx.engines import SparseVariational
+from gpx.inference import stochastic
 from gpx.inference.coordinates import Coordinates, trainable_modules
 from gpx.inference.rules import elbo_terms
 from gpx.inference.stochastic import batches, estimate
@@ -202,6 +203,27 @@ def test_regression_in_batches(refine):
     close(batched.likelihood_.noise.detach(), plain.likelihood_.noise.detach(), "noise", rtol=0.03)
     lower, upper = batched.result_.evidence_bounds
     assert lower == pytest.approx(batched.result_.objective) and lower < upper
+
+
+@pytest.mark.parametrize("failing", [{5}, {0}, set(range(5, 40))])
+@pytest.mark.filterwarnings("ignore::gpx.errors.FitWarning")
+def test_a_batch_that_cannot_be_computed_is_left_out(failing, monkeypatch):
+    calls, real = [], stochastic.estimate
+
+    def sometimes(*arguments):
+        calls.append(None)
+        if len(calls) - 1 in failing:
+            raise errors.NumericalError("no factor")
+        return real(*arguments)
+
+    monkeypatch.setattr(stochastic, "estimate", sometimes)
+    gp, y = GP(rbf(), likelihoods.Bernoulli(), engine=SparseVariational(8, batch_size=100)), labels(X)
+    if failing == {5}:
+        gp.fit(X, y, max_iter=4)
+        close(gp.result_.objective, gp.log_evidence(), "objective", rtol=1e-9)
+    else:
+        with pytest.raises(errors.NumericalError, match="no factor"):
+            gp.fit(X, y, max_iter=4)
 
 
 @pytest.mark.filterwarnings("ignore::gpx.errors.FitWarning")  # few epochs
