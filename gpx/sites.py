@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,22 @@ class Sites:
     def present(self) -> Tensor:
         """[N, C] bool: where there is a site."""
         return (self.tau.detach() > 0) | (self.nu.detach() != 0)
+
+    @property
+    def log_heights(self) -> Tensor:
+        """``sum log N(z; f, 1 / tau) - log t(f)`` over the sites with tau > 0, ``z = nu / tau``: what makes them densities."""
+        seen = self.tau > 0
+        tau, nu = torch.where(seen, self.tau, 1.0), torch.where(seen, self.nu, 0.0)
+        return 0.5 * torch.where(seen, (tau / (2 * math.pi)).log() - nu.square() / tau, 0.0).sum()
+
+    def leave_one_out(self, mean: Tensor, variance: Tensor, extra: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance [N, C] of each pseudo-target ``nu / tau`` given all others, from the marginals of the site variables
+        with the site of the datum taken out; NaN where tau = 0.
+        """
+        seen, share = self.tau > 0, 1 - self.tau * variance
+        nothing = torch.full_like(self.nu, math.nan)
+        mean = torch.where(seen, (mean - variance * self.nu) / share, nothing)
+        return mean, torch.where(seen, variance / share + extra + 1 / torch.where(seen, self.tau, 1.0), nothing)
 
     def centred(self, mean: Tensor) -> Sites:
         """The sites as functions of ``f - mean``."""

@@ -26,13 +26,15 @@ class Engine(ABC):
     """How the Gaussian algebra is done. Engines are zero-mean: the sites they receive act on f minus its prior mean.
 
     exact: whether its posterior is that of the prior and the sites, or an approximation; start_rows: on how many rows `fit`
-    judges its starts; neighbours: whether these are neighbours of each other; batch_size: how many rows a step of `fit` sees,
-    None: all of them.
+    judges its starts; consecutive: whether these are neighbours of each other; responsive: whether marginals
+    are the derivatives of the log partition, and `Posterior.response` costs so little that sites are sought by Newton's method;
+    batch_size: how many rows a step of `fit` sees, None: all of them.
     """
 
     exact: ClassVar[bool] = True
     start_rows: ClassVar[int] = 500
-    neighbours: ClassVar[bool] = False
+    consecutive: ClassVar[bool] = False
+    responsive: ClassVar[bool] = True
     batch_size: int | None = None
 
     @abstractmethod

@@ -374,17 +374,13 @@ class InducingPosterior(Posterior):
 
     def leave_one_out(self) -> tuple[Tensor, Tensor]:
         """From the posterior with one site taken out; the inducing inputs and what they explain are kept."""
-        nu, tau = self.sites.nu, self.sites.tau
         if torch.is_grad_enabled():
             solved = [self._solve(*group) for group in self.groups]
             mean, variance, extra = self._moments(_differentiable, solved)
         else:
             marginals = self.site_marginals
             mean, variance, extra = marginals.mean, marginals.variance, marginals.extra
-        seen, share = tau > 0, 1 - tau * variance
-        nothing = torch.full_like(nu, math.nan)
-        mean = torch.where(seen, (mean - variance * nu) / share, nothing)
-        return mean, torch.where(seen, variance / share + extra + 1 / torch.where(seen, tau, 1.0), nothing)
+        return self.sites.leave_one_out(mean, variance, extra)
 
 
 def _differentiable(projection: Projection) -> Any:

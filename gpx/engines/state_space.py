@@ -94,7 +94,7 @@ class StateSpace(Engine):
     """
 
     start_rows: ClassVar[int] = 20_000
-    neighbours: ClassVar[bool] = True
+    consecutive: ClassVar[bool] = True
 
     def plan(self, prior: Prior, data: Data) -> StateSpacePlan:
         """Sort. Raises: StructureError for a kernel of several inputs, or without a state-space form."""

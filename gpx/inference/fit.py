@@ -56,7 +56,7 @@ class FitResult:
     sites_converged, site_steps, site_residual: how the search for the sites of the likelihood ended at the optimum;
     zero_precisions: observed targets whose precision was cut at zero there; unconverged: evaluations during the fit whose
     sites did not converge; evidence_bounds: of the log evidence at the optimum, nats, for a Gaussian likelihood: from below and
-    above, equal where the engine is exact.
+    above, equal where the engine is exact; None where one is not known.
     """
 
     converged: bool
@@ -83,10 +83,12 @@ class FitResult:
     def inferred(self, solution: Inferred, conjugate: bool) -> FitResult:
         """With what is known of the posterior at the optimum."""
         posterior = solution.posterior
-        bounds = (float(posterior.log_density), float(posterior.log_density_limit)) if conjugate else None
+        bounds = (
+            (float(posterior.log_density), float(posterior.log_density_limit)) if conjugate else (math.nan, math.nan)
+        )
         return replace(
             self,
-            evidence_bounds=bounds,
+            evidence_bounds=None if math.isnan(bounds[1]) else bounds,
             jitter=solution.posterior.jitter,
             sites_converged=solution.converged,
             site_steps=solution.steps,
@@ -376,7 +378,7 @@ def _choose_start(
     small = problem if whole else _thinned(problem, engine.start_rows)
     search = _Search(small, objective, coordinates, _baseline(small), math.inf)
     bounds = coordinates.bounds()
-    fine = _finer(len(problem.data.x)) if whole or engine.neighbours else []
+    fine = _finer(len(problem.data.x)) if whole or engine.consecutive else []
     moves = [math.log(f) * lengths for f in fine] + [math.log(f) * scales for f in LENGTHSCALE_FACTORS]
     shifts = [move + math.log(g) * noise for move in moves for g in NOISE_FACTORS]
     candidates = np.unique([np.clip(z + s, bounds[:, 0], bounds[:, 1]) for s in [0 * z, *shifts]], axis=0)

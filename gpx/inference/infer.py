@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from gpx.errors import NumericalError
 from gpx.inference.sitemap import SiteMap
@@ -27,6 +29,7 @@ SMALLEST_STEP = 1e-4
 ROUNDING = 0.06  # a merit may fall by this share of its size, in roots of the rounding error: 1e-9 in double precision
 START_VARIANCE = 1.0  # the rule's first marginals are no wider
 NEWTON_BELOW = 3.0  # residual below which Newton's method is tried
+MEMORY = 4  # earlier steps that are mixed where there is no Newton's method
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +53,7 @@ def infer(problem: Problem) -> Inferred:
 
     A damped step is taken if the rule's merit does not fall (the step grows by 1.3, to at most 1), else it is halved. Newton's
     method on the fixed-point equation is tried first, and kept if the merit does not fall and either rises by a percent or the
-    residual halves.
+    residual halves; for engines without a response, Anderson's mixture of the last steps instead (Walker & Ni 2011).
     Raises: NumericalError if there is no finite start. Cost: a factorisation per step; `max_steps` of the problem at most.
     """
     exact = problem.likelihood.exact_sites(problem.data)
@@ -63,7 +66,7 @@ def infer(problem: Problem) -> Inferred:
         raise NumericalError("The sites of the likelihood have no finite start; lower the outputscale of the kernel.")
     step, steps = problem.rule.first_step, 1
     while not state.settled and steps < problem.max_steps and step > SMALLEST_STEP:
-        trial = state.newton()
+        trial = state.newton() if problem.engine.responsive else state.mixed()
         if trial is not None:
             steps += 1
             if trial.finite and trial.no_worse_than(state) and trial.advances(state):
@@ -93,10 +96,11 @@ def first_posterior(problem: Problem) -> Shifted:
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """A posterior on the way, and what is known of it."""
+    """A posterior on the way, and what is known of it; before: the states that led to it."""
 
     problem: Problem
     posterior: Shifted
+    before: tuple[_State, ...] = ()
 
     @cached_property
     def target(self) -> Sites:
@@ -119,8 +123,8 @@ class _State:
         return math.isfinite(self.residual) and math.isfinite(self.merit)
 
     def no_worse_than(self, other: _State) -> bool:
-        # Where precisions are cut, the fixed point of the rule is near the maximum of the merit, not at it.
-        slack = other.residual if other.cut else 0.0
+        # Where precisions are cut, or marginals are no derivatives, the rule's fixed point is near the maximum, not at it.
+        slack = other.residual if other.cut or not self.problem.engine.responsive else 0.0
         return self.merit >= other.merit - ROUNDING * self.root * abs(other.merit) - slack
 
     @property
@@ -153,12 +157,33 @@ class _State:
         sites = self.site_map.newton(self.target)
         return None if sites is None else self._at(sites)
 
+    def mixed(self) -> _State | None:
+        """Anderson's step: the combination of the last updates whose changes of the sites cancel best."""
+        states = (*self.before, self)
+        if len(states) < 2:
+            return None
+        changes = [state.change(self.posterior.site_marginals) for state in states]
+        last, steps = changes[-1], torch.stack([b - a for a, b in pairwise(changes)], 1)
+        weights = torch.linalg.lstsq(steps, last[:, None], driver="gelsd").solution[:, 0]
+        nu, tau = self.target.nu, self.target.tau
+        for weight, (a, b) in zip(weights, pairwise(states), strict=True):
+            nu = nu - weight * (b.target.nu - a.target.nu)
+            tau = tau - weight * (b.target.tau - a.target.tau)
+        return self._at(Sites(nu, tau.clamp_min(0)))
+
+    def change(self, marginals: SiteMarginals) -> Tensor:
+        """[2 N C]: what the rule would change, in units of these marginals."""
+        scale = marginals.variance.sqrt()
+        nu, tau = self.target.nu - self.posterior.sites.nu, self.target.tau - self.posterior.sites.tau
+        return torch.cat([((nu - tau * marginals.mean) * scale).flatten(), (tau * scale.square()).flatten()])
+
     @cached_property
     def site_map(self) -> SiteMap:
         return SiteMap(self.problem, self.posterior)
 
     def _at(self, sites: Sites) -> _State:
-        return _State(self.problem, self.posterior.with_sites(sites))
+        before = () if self.problem.engine.responsive else (*self.before, self)[-MEMORY:]
+        return _State(self.problem, self.posterior.with_sites(sites), before)
 
     def result(self, steps: int) -> Inferred:
         return Inferred(self.posterior, self.settled, steps, self.residual, self.cut)

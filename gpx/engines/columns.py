@@ -1,0 +1,164 @@
+"""Columns of the sparse inverse Cholesky factor of any kernel, differentiable: by compiled loops where the kernel is isotropic,
+else by blocks of kernel matrices in torch. Theory: docs/theory/sic.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import gpytorch
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpx.engines.dense_gradients import trainable
+from gpx.errors import NumericalError, StructureError
+from gpx.kernels.dense import dense
+from gpx.kernels.dense import diagonal as variances
+from gpx.linalg import vecchia
+from gpx.structure.isotropic import Isotropic, isotropic
+
+BLOCK = 1 << 22  # entries of the kernel blocks that are held at once: 32 MB
+JITTER = (0.0, 1e-12, 1e-10, 1e-8, 1e-6)  # of the mean prior variance; the first that does is taken
+
+
+class Columns(NamedTuple):
+    """u [k, m + 1], the point itself last; jitter: what was added to the diagonal, relative to the mean variance."""
+
+    u: Tensor
+    jitter: float
+
+
+def columns(
+    kernel: gpytorch.kernels.Kernel, x: Tensor, near: np.ndarray, diagonal: Tensor | None = None, floor: float = 0.0
+) -> Columns:
+    """``u = K^-1 e / sqrt(e^T K^-1 e)`` of the last k rows of x [n, D], K being the covariance of a row and its neighbours.
+
+    Arguments: near [k, m]: earlier rows, -1 for none; diagonal [n]: added to the variances; floor: what the variance of a row
+    given its neighbours is raised to, relative to the mean variance (0: it must be positive).
+    Result: differentiable in the kernel and the diagonal where floor is 0. Raises: NumericalError if a block is not positive
+    definite. Cost: O(k m^3), and with gradients twice that.
+    """
+    spare = x.new_zeros(len(x)) if diagonal is None else diagonal
+    scale = float(variances(kernel, x).detach().mean()) if len(x) else 1.0
+    for jitter in JITTER:
+        try:
+            raised = spare + jitter * scale if jitter else spare
+            return Columns(_columns(kernel, x, near, raised, floor * scale), jitter)
+        except vecchia.NotPositiveDefinite as error:
+            failure = error
+    rows = [int(j) for j in near[failure.index] if j >= 0]
+    raise NumericalError(
+        f"The kernel matrix of the inputs {x[len(x) - len(near) + failure.index].tolist()} and {len(rows)} neighbours, such as"
+        f" {x[rows[-1]].tolist() if rows else []}, is not positive definite even with a jitter of {JITTER[-1]:.0e}:"
+        " the kernel is not a covariance there, or lengthscales are far too long for such close points; use fewer neighbours or"
+        " bounds on the lengthscale."
+    ) from failure
+
+
+def _columns(kernel: gpytorch.kernels.Kernel, x: Tensor, near: np.ndarray, spare: Tensor, floor: float) -> Tensor:
+    form = _compiled_form(kernel, x)
+    if form is None:
+        return _Blocks.apply(kernel, x, near, spare, floor, *trainable(kernel))
+    return _Compiled.apply(form.columns(x), near, form.profile, floor, form.lengthscale, form.variance, spare)
+
+
+def _compiled_form(kernel: gpytorch.kernels.Kernel, x: Tensor) -> Isotropic | None:
+    """Where the loops can be used: on the processor, in double precision."""
+    if x.device.type != "cpu" or x.dtype != torch.float64:
+        return None
+    try:
+        return isotropic(kernel)
+    except StructureError:
+        return None
+
+
+class _Compiled(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, near: np.ndarray, profile: str, floor: float, lengthscale: Tensor, variance: Tensor, spare: Tensor
+    ) -> Tensor:  # fmt: skip
+        scaled = np.ascontiguousarray((x / lengthscale).numpy())
+        settings = scaled, near, profile, float(variance), spare.numpy()
+        u = vecchia.columns(*settings, floor)
+        ctx.settings, ctx.lengthscale, ctx.u = settings, lengthscale, u
+        return torch.from_numpy(u)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        in_variance, in_logs, in_spare = vecchia.columns_adjoint(*ctx.settings, ctx.u, grad.contiguous().numpy())
+        logs = torch.from_numpy(in_logs)
+        in_lengthscale = (logs if len(ctx.lengthscale) > 1 else logs.sum()) / ctx.lengthscale
+        return None, None, None, None, in_lengthscale, grad.new_tensor(in_variance), torch.from_numpy(in_spare)
+
+
+class _Blocks(torch.autograd.Function):
+    """The same for any kernel. The backward pass hands ``sum W dK`` to the kernel, block by block."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernel: gpytorch.kernels.Kernel, x: Tensor, near: np.ndarray, spare: Tensor, floor: float, *params: Tensor
+    ) -> Tensor:  # fmt: skip
+        parts = []
+        for start, rows, present in _blocks(x, near):
+            matrix = _matrix(dense(kernel, x[rows], x[rows]), spare[rows], present)
+            lower, info = torch.linalg.cholesky_ex(matrix)
+            if floor:
+                lower, info = _with_floor(matrix, floor)
+            if bool(info.any()):
+                raise vecchia.NotPositiveDefinite(start + int(info.nonzero()[0, 0]))
+            last = torch.zeros_like(lower[..., :1])
+            last[:, -1] = 1.0
+            parts.append(torch.linalg.solve_triangular(lower.mT, last, upper=True)[..., 0])
+        u = torch.cat(parts) if parts else x.new_zeros(0, near.shape[1] + 1)
+        ctx.kernel, ctx.near = kernel, near
+        ctx.save_for_backward(x, spare, u, *params)
+        return u
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, spare, u, *params = ctx.saved_tensors
+        in_spare, totals = torch.zeros_like(spare), [torch.zeros_like(p) for p in params]
+        for start, rows, present in _blocks(x, ctx.near):
+            own, of_u = grad[start : start + len(rows)] * present, u[start : start + len(rows)]
+            with torch.enable_grad():
+                covariance = dense(ctx.kernel, x[rows], x[rows])
+            matrix = _matrix(covariance.detach(), spare[rows], present)
+            lower = torch.linalg.cholesky(matrix)
+            a = torch.cholesky_solve(own[..., None], lower)[..., 0]
+            b = 0.5 * (own * of_u).sum(-1, keepdim=True) * of_u - a
+            weights = 0.5 * (b[:, :, None] * of_u[:, None] + of_u[:, :, None] * b[:, None])
+            in_spare.index_add_(0, rows.flatten(), (b * of_u).flatten())
+            if covariance.requires_grad:
+                found = torch.autograd.grad(covariance, params, weights, allow_unused=True)
+                totals = [t if g is None else t + g for t, g in zip(totals, found, strict=True)]
+        return None, None, None, in_spare, None, *totals
+
+
+def _blocks(x: Tensor, near: np.ndarray) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Blocks of points: where one starts, the rows [b, m + 1] of its points and their neighbours, and which are there."""
+    size, shift = near.shape[1] + 1, len(x) - len(near)
+    step = max(1, BLOCK // size**2)
+    for start in range(0, len(near), step):
+        earlier = torch.from_numpy(near[start : start + step].astype(np.int64)).to(x.device)
+        own = torch.arange(start, start + len(earlier), device=x.device)[:, None] + shift
+        present = torch.cat([earlier >= 0, torch.ones_like(own, dtype=torch.bool)], 1)
+        yield start, torch.cat([earlier.clamp_min(0), own], 1), present
+
+
+def _matrix(covariance: Tensor, spare: Tensor, present: Tensor) -> Tensor:
+    """The covariance of neighbours, with unit rows for those that are not there."""
+    pairs = present[:, :, None] & present[:, None]
+    identity = torch.eye(present.shape[1]).to(covariance)
+    return torch.where(pairs, covariance, identity) + torch.diag_embed(torch.where(present, spare, 0.0))
+
+
+def _with_floor(matrix: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """The Cholesky factor, with the last pivot raised to the floor."""
+    first, info = torch.linalg.cholesky_ex(matrix[:, :-1, :-1])
+    row = torch.linalg.solve_triangular(first, matrix[:, :-1, -1:], upper=False)
+    pivot = (matrix[:, -1, -1] - row.square().sum((1, 2))).clamp_min(floor)
+    lower = torch.zeros_like(matrix)
+    lower[:, :-1, :-1], lower[:, -1, :-1], lower[:, -1, -1] = first, row[..., 0], pivot.sqrt()
+    return lower, info
