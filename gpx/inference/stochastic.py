@@ -29,7 +29,7 @@ from gpx.inference.sweeps import Belief, added, expected_gradient, gathered, swe
 from gpx.posterior import make_generator
 from gpx.progress import progress_bar
 
-FIRST_ROWS = 3_000  # of the fit that gives the start
+FIRST_ROWS, FIRST_ITERATIONS = 2_000, 20  # of the fit that gives the start
 LEG = 50  # batches between two decisions
 RATES = (2e-2, 5e-3, 1.25e-3)  # of Adam in log coordinates, one after the other
 GAIN = 1e-3  # nats per target: less than this from leg to leg, or than the noise, and the next rate is due
@@ -166,8 +166,8 @@ def fit(
 ) -> tuple[FitResult, Problem]:
     """Maximise objective + log prior over the coordinates from batches of ``engine.batch_size`` rows.
 
-    Returns: how it ended, and the problem, solved: with all rows, at the final hyperparameters. ``max_iter`` counts L-BFGS
-    iterations on the first rows, and then epochs. At least as many rows in a batch as there are: as `fit.fit`.
+    Returns: how it ended, and the problem, solved: with all rows, at the final hyperparameters. ``max_iter`` counts epochs.
+    At least as many rows in a batch as there are: as `fit.fit`.
     Raises: StructureError for what cannot be mini-batched; NumericalError if the objective is not finite at the start.
     Cost: O(B M^2 + M^3) per batch, O(N M^2) per pass of the last few.
     """
@@ -216,7 +216,8 @@ def _first_rows(
     data = problem.data.rows(engine.few(problem.data, problem.plan, min(FIRST_ROWS, len(problem.data.x) // 2)))
     few = replace(problem.anew(), data=data, engine=engine, plan=engine.plan(problem.prior, data))
     limit = None if options.max_seconds is None else options.max_seconds / 3
-    return plain.fit(few, objective, coordinates, replace(options, max_seconds=limit), start)
+    fewer = replace(options, max_seconds=limit, max_iter=min(FIRST_ITERATIONS, options.max_iter))
+    return plain.fit(few, objective, coordinates, fewer, start)
 
 
 def _first_belief(problem: Problem, few: Problem) -> Belief:
