@@ -76,7 +76,10 @@ class Data:
         if dims is None:
             return self
         names = tuple(self.columns[int(d)] for d in dims)
-        return replace(self, x=self.x[:, dims], columns=names, spread=self.spread[dims])
+        first, count = int(dims[0]), len(dims)
+        together = dims.tolist() == list(range(first, first + count))  # a view: nothing is copied
+        x = self.x[:, first : first + count] if together else self.x[:, dims]
+        return replace(self, x=x, columns=names, spread=self.spread[dims])
 
     def component(self, variance: float, resolution: float = 1.0) -> Data:
         """The same data, of which a kernel is to explain only `variance`, at `resolution` times the present one."""
