@@ -15,6 +15,7 @@ MODULES = {
     "exact": "benchmarks.tasks.exact",
     "memory": "benchmarks.tasks.memory",
     "sparse": "benchmarks.tasks.sparse",
+    "sparse-large": "benchmarks.tasks.sparse_large",
     "state-space": "benchmarks.tasks.state_space",
     "state-space-large": "benchmarks.tasks.state_space_large",
     "time-series": "benchmarks.tasks.time_series",

@@ -21,6 +21,7 @@ from gpx.encoding import Encoding
 from gpx.engines.auto import engine_of_derivatives
 from gpx.engines.coreset import PseudoData, pseudo_data
 from gpx.errors import FitWarning, InputError, StructureError, TeamError
+from gpx.inference import stochastic
 from gpx.inference.coordinates import Coordinates, trainable_modules
 from gpx.inference.fit import FitOptions, FitResult, diagnose, fit
 from gpx.inference.infer import Inferred
@@ -68,7 +69,7 @@ class GP:
         check_parts(self)
 
     def fit(
-        self, X: Any, y: Any, *, max_iter: int = 200, restarts: int = 0, seed: int | None = 0, priors: str | None = "weak",
+        self, X: Any, y: Any = None, *, max_iter: int = 200, restarts: int = 0, seed: int | None = 0, priors: str | None = "weak",
         max_seconds: float | None = None, resume: str | os.PathLike[str] | GP | None = None,
         checkpoint: str | os.PathLike[str] | None = None, team: Team | None = None, verbose: bool | None = None,
     ) -> GP:  # fmt: skip
@@ -76,6 +77,8 @@ class GP:
 
         Arguments:
             X: [N, D] or [N]; y: [N], or [N, P] for P outputs that share the hyperparameters; NaN in y is a missing value.
+                X may stay in files: a memory map, a Parquet path or pyarrow Dataset (y: the name of a column), a torch Dataset
+                of pairs (no y).
             max_iter: iterations per start; restarts: further random starts; seed: of their draws.
             priors: "weak": wide LogNormal priors around the data-driven starts; None: only those that were set.
             max_seconds: a limit on the time.
@@ -99,14 +102,15 @@ class GP:
         coordinates = _coordinates(problem)
         start = data.team.share(lambda: resumed(resume, checkpoint, coordinates))
         options = FitOptions(max_iter, restarts, seed, max_seconds, verbose)
+        learn = fit if problem.engine.batch_size is None else stochastic.fit
         with keeping(checkpoint, coordinates, data.team) as keep:
-            result, problem = fit(problem, objective, coordinates, options, start, keep)
+            result, problem = learn(problem, objective, coordinates, options, start, keep)
         self._finish(problem, objective, reason, result)
         assert self.result_ is not None
         _report(self.result_, self.posterior_.note)
         return self
 
-    def condition(self, X: Any, y: Any, *, team: Team | None = None) -> GP:
+    def condition(self, X: Any, y: Any = None, *, team: Team | None = None) -> GP:
         """Condition on data with the hyperparameters as given; nothing is learned. team: see `fit`. Returns self."""
         data = shared(lambda: as_data(X, y), join() if team is None else team)
         return self._finish(*assemble(self, data), None)
@@ -377,7 +381,7 @@ def _solution(problem: Problem) -> Inferred:
     """What was inferred, conditioned on anew: without the arrays that only the search for the sites needs."""
     try:
         inferred = problem.inferred
-        if inferred.steps == 1:
+        if inferred.steps == 1 or isinstance(problem, Solved):
             return inferred
         return replace(inferred, posterior=problem.condition(inferred.posterior.sites))
     except (StructureError, TeamError):

@@ -2,13 +2,13 @@
 
 Inputs become `[N, D]` and targets `[N, P]` float tensors. A NaN target is a missing value; a NaN input is an error. torch
 tensors keep their device and floating dtype (float32 is used only for float32 tensors); everything else becomes float64.
-Datetimes become days since 1970-01-01.
+Datetimes become days since 1970-01-01. Inputs in files stay there (`gpx.stored`); what walks over all rows does so in blocks.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpx import stored
 from gpx.errors import InputError
 from gpx.parallel import ALONE, Team
 
@@ -87,7 +88,10 @@ class Data:
         if dims is None:
             return self
         names = tuple(self.columns[int(d)] for d in dims)
-        return replace(self, x=self.x[:, dims], columns=names, spread=self.spread[dims])
+        first, count = int(dims[0]), len(dims)
+        together = dims.tolist() == list(range(first, first + count))  # a view: nothing is copied
+        x = self.x[:, first : first + count] if together else self.x[:, dims]
+        return replace(self, x=x, columns=names, spread=self.spread[dims])
 
     def component(self, variance: float, resolution: float = 1.0) -> Data:
         """The same data, of which a kernel is to explain only `variance`, at `resolution` times the present one."""
@@ -125,9 +129,21 @@ class Data:
 
 
 def as_data(X: Any, y: Any, *, columns: tuple[str, ...] | None = None) -> Data:
-    """Coerce inputs and targets. Raises InputError for what cannot be used, naming rows or columns."""
-    points = as_points(X, columns=columns)
-    x = points.x.detach().clone()  # the caller may change a tensor later
+    """Coerce inputs and targets. Raises InputError for what cannot be used, naming rows or columns.
+
+    y: targets, the name of their column in Parquet files, or None for a torch Dataset of pairs.
+    """
+    if stored.is_stored(X):
+        x, names, y = _from_files(X, y, columns)
+        points = _checked(x, names, columns)
+        x = points.x
+    else:
+        points = as_points(X, columns=columns)
+        x = points.x.detach().clone()  # the caller may change a tensor later
+    if y is None:
+        raise InputError(
+            "y is missing: give targets [N], the name of their column in a Parquet file, or a torch Dataset of pairs (x, y)."
+        )
     targets = as_targets(y, x).clone()
     _require_moderate(x, "X")
     _require_moderate(targets, "y")
@@ -138,7 +154,17 @@ def as_data(X: Any, y: Any, *, columns: tuple[str, ...] | None = None) -> Data:
 
 def as_points(X: Any, *, columns: tuple[str, ...] | None = None, like: Tensor | None = None) -> Points:
     """Coerce inputs to [N, D]; with `columns`, those of the fit are expected (DataFrames are matched by name)."""
-    x, names = _frame(X, columns) if _is_frame(X) else _array(X, "X")
+    if stored.is_stored(X):
+        x, names, _ = _from_files(X, None, columns)
+    else:
+        x, names = _frame(X, columns) if _is_frame(X) else _array(X, "X")
+    points = _checked(x, names, columns)
+    if like is None:
+        return points
+    return replace(points, x=points.x.to(dtype=like.dtype, device=x.device if isinstance(X, Tensor) else like.device))
+
+
+def _checked(x: Tensor, names: tuple[str, ...], columns: tuple[str, ...] | None) -> Points:
     if x.dim() == 1:
         x = x.unsqueeze(1)
     if x.dim() != 2:
@@ -151,9 +177,39 @@ def as_points(X: Any, *, columns: tuple[str, ...] | None = None, like: Tensor | 
             f"X has {x.shape[1]} column(s), but the model was fitted on {len(columns)}{known}; pass the same columns."
         )
     _require_finite(x, columns or names)
-    if like is not None:
-        x = x.to(dtype=like.dtype, device=x.device if isinstance(X, Tensor) else like.device)
     return Points(x, columns or names or ("",) * x.shape[1])
+
+
+def _from_files(X: Any, y: Any, columns: tuple[str, ...] | None) -> tuple[Tensor, tuple[str, ...], Any]:
+    """Inputs that stay in files, the names of their columns, and targets: read with them, or as they were given."""
+    if isinstance(X, np.memmap):
+        x = stored.as_mapped(X)
+        if x is None and X.ndim == 2:
+            x = stored.spooled(_array(np.asarray(X[rows]), "X")[0] for rows in stored.slices(len(X)))
+        return _array(X, "X")[0] if x is None else x, (), y
+    parts: list[Tensor] = []
+    if not stored.is_table(X):
+        x = stored.spooled(_inputs_of(stored.items(X), parts))
+        return x, (), torch.cat(parts) if y is None and parts else y
+    data = stored.table(X)
+    targets = [y] if isinstance(y, str) else y if isinstance(y, list) and y and isinstance(y[0], str) else []
+    names = stored.input_columns(data, columns if columns and any(columns) else None, targets)
+    pairs = (
+        (_frame(f[names], None)[0], _frame(f[targets], None)[0] if targets else None)
+        for f in stored.frames(data, [*names, *targets])
+    )
+    x = stored.spooled(_inputs_of(pairs, parts))
+    if targets:
+        y = torch.cat(parts).squeeze(1) if isinstance(y, str) else torch.cat(parts)
+    return x, tuple(names), y
+
+
+def _inputs_of(pairs: Iterable[tuple[Tensor, Tensor | None]], targets: list[Tensor]) -> Iterator[Tensor]:
+    """The inputs of blocks of inputs and targets; the targets are added to a list on the way."""
+    for x, y in pairs:
+        if y is not None:
+            targets.append(y)
+        yield x
 
 
 def as_targets(y: Any, x: Tensor) -> Tensor:
@@ -277,11 +333,13 @@ def _describe(value: Any) -> str:
 
 
 def _require_finite(x: Tensor, names: Sequence[str]) -> None:
-    bad = ~torch.isfinite(x)
-    if bool(bad.any()):
-        columns = [names[i] if i < len(names) and names[i] else str(i) for i in bad.any(0).nonzero().flatten().tolist()]
+    blocks = [~torch.isfinite(x[rows]) for rows in stored.slices(len(x)) if not bool(torch.isfinite(x[rows].sum()))]
+    if any(bool(bad.any()) for bad in blocks):
+        bad = torch.cat([~torch.isfinite(x[rows]).all(1) for rows in stored.slices(len(x))])
+        where = torch.stack([block.any(0) for block in blocks]).any(0).nonzero().flatten().tolist()
+        columns = [names[i] if i < len(names) and names[i] else str(i) for i in where]
         raise InputError(
-            f"X has NaN or infinite values in row(s) {_first_rows(bad.any(1))}, column(s) {', '.join(columns[:5])};"
+            f"X has NaN or infinite values in row(s) {_first_rows(bad)}, column(s) {', '.join(columns[:5])};"
             " drop or impute them (only y may have missing values)."
         )
 
@@ -289,9 +347,10 @@ def _require_finite(x: Tensor, names: Sequence[str]) -> None:
 def _require_moderate(values: Tensor, what: str) -> None:
     """Squares and their products must stay finite."""
     limit = torch.finfo(values.dtype).max ** 0.4
-    largest = torch.nan_to_num(values).abs().max() if values.numel() else torch.zeros(())
-    if float(largest) > limit:
-        raise InputError(f"{what} has values up to {float(largest):.1e}; rescale it to stay below {limit:.0e}.")
+    parts = (torch.nan_to_num(values[rows]).abs() for rows in stored.slices(len(values)))
+    largest = max(float(part.max()) if part.numel() else 0.0 for part in parts)
+    if largest > limit:
+        raise InputError(f"{what} has values up to {largest:.1e}; rescale it to stay below {limit:.0e}.")
 
 
 def _first_rows(bad: Tensor, limit: int = 5) -> str:
@@ -317,6 +376,9 @@ def _pooled_variance(y: Tensor) -> float:
 def _spread(x: Tensor) -> Tensor:
     if not len(x):
         return torch.ones(x.shape[1], dtype=x.dtype, device=x.device)
-    spread = (x - x.mean(0)).square().mean(0).sqrt()
-    rounding = 8 * torch.finfo(x.dtype).eps * x.abs().amax(0)
+    slices = list(stored.slices(len(x)))
+    mean = sum(x[rows].sum(0) for rows in slices) / len(x)
+    spread = (sum((x[rows] - mean).square().sum(0) for rows in slices) / len(x)).sqrt()
+    largest = torch.stack([x[rows].abs().amax(0) for rows in slices]).amax(0)
+    rounding = 8 * torch.finfo(x.dtype).eps * largest
     return torch.where(spread > rounding, spread, torch.ones_like(spread))

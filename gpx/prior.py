@@ -9,6 +9,7 @@ import gpytorch
 import torch
 from torch import Tensor
 
+from gpx import stored
 from gpx.errors import InputError
 from gpx.inputs import Data
 from gpx.parameters import Parameterised, Value, format_value
@@ -26,7 +27,9 @@ class Prior:
 
     def mean_at(self, x: Tensor, columns: int) -> Tensor:
         """The prior mean [N, C] at x [N, D]."""
-        value = self.mean(x)
+        blocks = stored.slices(len(x)) if x.dim() == 2 else [slice(None)]
+        parts = [self.mean(x[rows]) for rows in blocks]
+        value = parts[0] if len(parts) == 1 else torch.cat(parts)
         value = value if value.dim() == x.dim() else value.unsqueeze(-1)
         return value.expand(*x.shape[:-1], columns).clone()  # not a view of a parameter that may move later
 
@@ -87,12 +90,15 @@ class LinearMean(_Mean):
     def init_from(self, data: Data) -> None:
         """Start at the least-squares plane through the observed targets."""
         center = data.x.mean(0)
-        design = torch.cat([torch.ones_like(data.x[:, :1]), (data.x - center) / data.spread], 1)
         planes = []
         for column, seen in zip(data.y.T, data.observed.T, strict=True):
             # Ridge by a tiny amount: constant or collinear columns get slope zero, not an error.
-            gram = design[seen].mT @ design[seen] + 1e-9 * max(1, int(seen.sum())) * torch.eye(len(design.T)).to(design)
-            planes.append(torch.linalg.solve(gram, design[seen].mT @ column[seen]))
+            gram, push = 1e-9 * max(1, int(seen.sum())) * torch.eye(1 + len(center)).to(center), 0.0
+            for rows in stored.slices(len(data.x)):
+                x = data.x[rows][seen[rows]]
+                design = torch.cat([torch.ones_like(x[:, :1]), (x - center) / data.spread], 1)
+                gram, push = gram + design.mT @ design, push + design.mT @ column[rows][seen[rows]]
+            planes.append(torch.linalg.solve(gram, push))
         plane = torch.stack(planes, 1)
         target = data.variance**0.5
         self.start("center", center)

@@ -7,10 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from gpx.engines.base import Engine
 from gpx.engines.block_circulant import BlockCirculant, covers
 from gpx.engines.coreset import Coreset
 from gpx.engines.exact import Exact
+from gpx.engines.inducing import Inducing
 from gpx.engines.sic import SIC
 from gpx.engines.sparse import SparseVariational
 from gpx.engines.state_space import StateSpace
@@ -23,7 +26,9 @@ from gpx.structure.state_space import state_space, time_column
 
 SEQUENTIAL = 500  # rows from which a filter of few states is faster than a factorisation
 MANY = 8_000  # rows above which exact inference is not chosen
+MOST = 1_000_000  # rows up to which a sparse factor fits into a few gigabytes
 FEW = 8  # input columns up to which neighbours are worth more than inducing inputs
+BATCHED = (200_000, 4_096)  # rows above which inducing inputs see batches, and the size of these
 ROWS_PER_STATE = 7  # the filter costs N S^2, the factorisation N^3; a season may gain harmonics while it is learned
 ENGINES = {
     "Exact": Exact,
@@ -58,6 +63,13 @@ def _sequential(prior: Prior, data: Data, sites: Sites | None) -> bool:
     return True
 
 
+def _batched(prior: Prior, data: Data, sites: Sites | None) -> bool:
+    """Whether there are very many rows, and no noise that belongs to each of them."""
+    if len(data.x) <= BATCHED[0]:
+        return False
+    return sites is None or bool((sites.tau == torch.where(sites.tau > 0, sites.tau.max(), 0.0)).all())
+
+
 RULES = (
     EngineRule(
         SparseVariational(),
@@ -72,8 +84,13 @@ RULES = (
     EngineRule(StateSpace(), _sequential, "the kernel is a state-space model of one input: exact in linear time"),
     EngineRule(
         SIC(),
-        lambda prior, data, sites: len(data.x) > MANY and data.x.shape[1] <= FEW,
+        lambda prior, data, sites: MANY < len(data.x) <= MOST and data.x.shape[1] <= FEW,
         "an exact fit of so many rows would take hours; in few dimensions values depend on their neighbours",
+    ),
+    EngineRule(
+        SparseVariational(batch_size=BATCHED[1]),
+        _batched,
+        "so many rows are seen in batches; this is a lower bound, through inducing inputs",
     ),
     EngineRule(
         SparseVariational(),
@@ -97,6 +114,8 @@ def choose_engine(engine: Any, prior: Prior, data: Data, sites: Sites | None = N
     else:
         rule = next(rule for rule in RULES if rule.applies(prior, data, sites))
         chosen, reason = rule.engine, f"auto: {rule.reason} (N = {data.count:,})"
+    if isinstance(chosen, Inducing) and chosen.size > data.count:
+        reason += f"; its {chosen.size} inducing inputs are reduced to {data.count}, one per row"
     if isinstance(chosen, Exact):
         _require_memory(data)
     return chosen, reason

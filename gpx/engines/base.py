@@ -28,7 +28,8 @@ class Engine(ABC):
     the data are sums over the rows, so that several processes can share these; start_rows: on how many rows `fit` judges its
     starts; consecutive: whether these are neighbours of each other; responsive: whether marginals are the derivatives of the log
     partition, and `Posterior.response` costs so little that sites are sought by Newton's method; precision: change of an
-    objective, relative to its gain over white noise, that is not worth another step.
+    objective, relative to its gain over white noise, that is not worth another step; batch_size: how many rows a step of `fit`
+    sees, None: all of them.
     """
 
     exact: ClassVar[bool] = True
@@ -37,6 +38,7 @@ class Engine(ABC):
     consecutive: ClassVar[bool] = False
     responsive: ClassVar[bool] = True
     precision: ClassVar[float] = 1e-8
+    batch_size: int | None = None
 
     @abstractmethod
     def plan(self, prior: Prior, data: Data) -> Any:

@@ -19,7 +19,7 @@ from gpx.errors import NumericalError
 from gpx.kernels.dense import dense, diagonal
 from gpx.parallel import ALONE, Team
 
-BLOCK = 1 << 20  # entries of a block
+BLOCK = 1 << 18  # entries of a block: 2 MB, which processors hold near, and memory that is used again
 KEPT = 1 << 24  # entries of all blocks together up to which they are held: 128 MB
 # Of the mean prior variance: as if u were f(Z) with so much noise. The first that does is taken.
 JITTER = {torch.float64: (1e-12, 1e-10, 1e-8, 1e-6), torch.float32: (1e-6, 1e-5, 1e-4)}

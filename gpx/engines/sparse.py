@@ -7,6 +7,7 @@ from typing import Any
 
 from gpx.engines.inducing import Inducing, Solution, check_select, exact_solution
 from gpx.engines.projections import Frame, Statistics
+from gpx.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -17,22 +18,27 @@ class SparseVariational(Inducing):
     ``Q = K_XZ K_ZZ^-1 K_ZX``.
 
     Arguments: inducing: how many inducing inputs, M (at most as many as there are rows); select: how they are chosen, the name
-    of a function of `gpx.selection` or such a function; refine: whether `fit` moves them.
+    of a function of `gpx.selection` or such a function; refine: whether `fit` moves them; batch_size: `fit` learns from so many
+    rows at a time, for data beyond memory or beyond patience (4,096 is a good size); None: from all rows at every step.
     Raises: InputError for another value. Cost: O(N M^2) per evaluation, in blocks of rows, O(M^2) per predicted point; memory:
-    O(N + M^2).
+    O(N + M^2). In batches of B rows: O(B M^2 + M^3) per step.
     Source: Titsias (2009), "Variational learning of inducing variables in sparse Gaussian processes"; Adam et al. (2021), "Dual
     parameterization of sparse variational Gaussian processes".
 
     >>> SparseVariational(inducing=100)
-    SparseVariational(inducing=100, select='greedy', refine=True)
+    SparseVariational(inducing=100, select='greedy', refine=True, batch_size=None)
     """
 
     inducing: int = 512
     select: Any = "greedy"
     refine: bool = True
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         check_select(self, self.inducing, "inducing")
+        size = self.batch_size
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise InputError(f"SparseVariational needs batch_size, a number of rows >= 1, or None, got {size!r}.")
 
     @property
     def size(self) -> int:

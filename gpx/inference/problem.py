@@ -12,6 +12,7 @@ import torch
 from gpx.engines.base import Engine
 from gpx.inference.infer import MAX_STEPS, Inferred, infer
 from gpx.inference.rules import Rule
+from gpx.inference.sweeps import sweep
 from gpx.inputs import Data
 from gpx.likelihoods import Likelihood
 from gpx.posterior import Shifted
@@ -70,7 +71,7 @@ class Problem:
         A problem is read at one value of the hyperparameters: `fit` makes a new one for every evaluation.
         """
         with torch.no_grad():
-            return infer(self)
+            return infer(self) if self.engine.batch_size is None else sweep(self)
 
     @property
     def found(self) -> Inferred | None:

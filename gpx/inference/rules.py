@@ -62,8 +62,7 @@ class Variational:
         with torch.enable_grad():
             expected = expected_log_prob(likelihood, data, mean, variance + marginals.extra).sum()
             slope, curvature = torch.autograd.grad(expected, (mean, variance), create_graph=keep)
-            tau = (-2 * curvature).clamp_min(0)
-            return _where_observed(likelihood, data, slope + tau * mean, tau, keep)
+            return natural_sites(likelihood, data, mean, slope, curvature, keep)
 
     def merit(self, likelihood: Likelihood, data: Data, posterior: Shifted, target: Sites) -> Tensor:
         """The ELBO."""
@@ -190,6 +189,17 @@ def expected_log_sites(marginals: SiteMarginals, sites: Sites) -> Tensor:
     """``sum_n E log t_n(g_n)``."""
     mean, variance = marginals.mean, marginals.variance
     return (sites.nu * mean - 0.5 * sites.tau * (mean.square() + variance)).sum()
+
+
+def natural_sites(
+    likelihood: Likelihood, data: Data, mean: Tensor, slope: Tensor, curvature: Tensor, keep: bool = False
+) -> Sites:
+    """The sites whose natural parameters are the gradient of ``E log p(y | f)``: of slope in the mean, curvature in the variance.
+
+    keep: whether they are part of a graph.
+    """
+    tau = (-2 * curvature).clamp_min(0)
+    return _where_observed(likelihood, data, slope + tau * mean, tau, keep)
 
 
 def cavities(marginals: SiteMarginals, sites: Sites, power: float = 1.0) -> tuple[Tensor, Tensor]:
