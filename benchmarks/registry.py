@@ -15,6 +15,7 @@ MODULES = {
     "exact": "benchmarks.tasks.exact",
     "memory": "benchmarks.tasks.memory",
     "sparse": "benchmarks.tasks.sparse",
+    "uci": "benchmarks.tasks.uci",
     "state-space": "benchmarks.tasks.state_space",
     "state-space-large": "benchmarks.tasks.state_space_large",
     "time-series": "benchmarks.tasks.time_series",
