@@ -47,6 +47,16 @@ class Posterior(ABC):
         return self.log_density
 
     @property
+    def inducing(self) -> int:
+        """How many inducing inputs it goes through; 0: none, it is exact."""
+        return 0
+
+    @property
+    def unexplained(self) -> Tensor:
+        """``sum_n tau_n extra_n / 2`` of the extra variances in `site_marginals`, nats: what `log_density` lost by them."""
+        return torch.zeros(())
+
+    @property
     def jitter(self) -> float:
         """By what share the noise variances were raised to make a factorisation succeed; 0: not at all."""
         return 0.0
@@ -156,6 +166,14 @@ class Shifted(Posterior):
     @property
     def log_density_limit(self) -> Tensor:
         return self.centred.log_density_limit
+
+    @property
+    def inducing(self) -> int:
+        return self.centred.inducing
+
+    @property
+    def unexplained(self) -> Tensor:
+        return self.centred.unexplained
 
     @property
     def jitter(self) -> float:

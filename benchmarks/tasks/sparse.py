@@ -25,7 +25,12 @@ def split(name: str, setting: Setting, rows: int = 1000) -> tuple[float, tuple[n
         X, y = X[:rows], y[:rows]
     center, level = X.mean(0), y.mean()
     scale, spread = np.where(np.ptp(X, axis=0) == 0, 1.0, X.std(0)), y.std()
-    return float(spread), ((X - center) / scale, (y - level) / spread, (X_test - center) / scale, (y_test - level) / spread)
+    return float(spread), (
+        (X - center) / scale,
+        (y - level) / spread,
+        (X_test - center) / scale,
+        (y_test - level) / spread,
+    )
 
 
 def scores(name: str, mean: ndarray, log_prob: ndarray, y: ndarray, bound: float) -> dict[str, float]:

@@ -127,7 +127,9 @@ TASK = Task(
         Metric(f"{name}: {what}", unit, compare)
         for name in SETS
         for what, unit, compare in (
-            ("NLPD", "nats", "difference"), ("bound per row", "nats", "difference"), ("time", "s", "ratio"),
+            ("NLPD", "nats", "difference"),
+            ("bound per row", "nats", "difference"),
+            ("time", "s", "ratio"),
         )  # fmt: skip
     ),
     models={

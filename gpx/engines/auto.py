@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gpx.engines.base import Engine
@@ -22,6 +22,8 @@ from gpx.structure.state_space import state_space, time_column
 
 SEQUENTIAL = 500  # rows from which a filter of few states is faster than a factorisation
 MANY = 8_000  # rows above which exact inference is not chosen
+FIRST, FEW, MOST = 256, 512, 1024  # inducing inputs: at first; up to so many in any case, or where there are fewer rows
+WORK = 4e10  # N M^2 up to which there may be more than a few
 ROWS_PER_STATE = 7  # the filter costs N S^2, the factorisation N^3; a season may gain harmonics while it is learned
 ENGINES = {
     "Exact": Exact,
@@ -63,7 +65,7 @@ RULES = (
     ),
     EngineRule(StateSpace(), _sequential, "the kernel is a state-space model of one input: exact in linear time"),
     EngineRule(
-        SparseVariational(),
+        SparseVariational(FIRST),
         lambda prior, data, sites: len(data.x) > MANY,
         "an exact fit of so many rows would take hours; this is a lower bound, through inducing inputs",
     ),
@@ -84,6 +86,8 @@ def choose_engine(engine: Any, prior: Prior, data: Data, sites: Sites | None = N
     else:
         rule = next(rule for rule in RULES if rule.applies(prior, data, sites))
         chosen, reason = rule.engine, f"auto: {rule.reason} (N = {len(data.x):,})"
+        if isinstance(chosen, SparseVariational):
+            chosen = replace(chosen, most=_affordable(len(data.x)))
     if isinstance(chosen, Exact):
         _require_memory(data)
     return chosen, reason
@@ -106,6 +110,11 @@ def engine_of_derivatives(engine: Engine, prior: Prior) -> Engine:
             " kernels.Matern(), or fit with engine='StateSpace', which takes the approximation for the model."
         )
     return StateSpace()
+
+
+def _affordable(rows: int) -> int:
+    """How many inducing inputs a fit of so many rows may come to have."""
+    return min(MOST, max(FEW, int((WORK / rows) ** 0.5)))
 
 
 def _checked(engine: Any) -> Engine:

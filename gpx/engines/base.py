@@ -35,8 +35,10 @@ class Engine(ABC):
     def plan(self, prior: Prior, data: Data) -> Any:
         """Work without gradients: sorting, orders, neighbours."""
 
-    def replan(self, prior: Prior, data: Data, plan: Any) -> Any:
-        """The plan for more data, with hyperparameters nearer to the optimum, from that of a round before."""
+    def replan(self, prior: Prior, data: Data, plan: Any, precision: float = 0.0) -> Any:
+        """The plan for more data, with hyperparameters nearer to the optimum, from that of a round before; precision: the mean of
+        its sites', 0 where the plan should not become larger.
+        """
         return self.plan(prior, data)
 
     def state(self, plan: Any) -> dict[str, Tensor]:

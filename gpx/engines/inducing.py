@@ -24,11 +24,13 @@ from gpx.kernels.dense import dense, diagonal
 from gpx.posterior import Posterior, make_generator
 from gpx.prior import Prior
 from gpx.selection import choose_selection
+from gpx.selection.greedy import pivots
 from gpx.sites import SiteMarginals, Sites
 from gpx.structure.feature_map import feature_map
 
 PATH_FEATURES = 2048
 FIRST_ROUND = 3_000  # rows
+LITTLE = 0.01  # nats per target that too few inducing inputs may lose
 CANDIDATES = (10_000, 10)  # rows that inducing inputs are chosen from: so many, or this multiple of their number
 
 
@@ -55,6 +57,11 @@ class Inducing(Engine):
     def size(self) -> int:
         """M."""
 
+    @property
+    def largest(self) -> int:
+        """How many inducing inputs there may be after rounds of a fit."""
+        return self.size
+
     @abstractmethod
     def solve(self, statistics: Statistics, frame: Frame) -> Solution:
         """q(u) from the statistics of the sites."""
@@ -65,23 +72,44 @@ class Inducing(Engine):
 
     def plan(self, prior: Prior, data: Data) -> InducingPlan:
         """Choose the inducing inputs among the rows with a target."""
+        rows = self._candidates(data)
+        return InducingPlan(data.x, tuple(self._chosen(kernel, rows, self.size) for kernel in prior.kernels))
+
+    def _candidates(self, data: Data) -> Tensor:
         rows = data.x[data.observed.any(1)]
         limit = max(CANDIDATES[0], CANDIDATES[1] * self.size)
         if len(rows) > limit:
             kept = torch.randperm(len(rows), generator=make_generator(0))[:limit].sort().values
             rows = rows[kept.to(rows.device)]
-        return InducingPlan(data.x, tuple(self._chosen(kernel, rows) for kernel in prior.kernels))
+        return rows
 
-    def _chosen(self, kernel: Any, rows: Tensor) -> Tensor:
+    def _chosen(self, kernel: Any, rows: Tensor, size: int) -> Tensor:
         if not len(rows):
             return rows
-        found, _ = choose_selection(self.select)(kernel, rows, min(self.size, len(rows)), seed=0)
-        z = found if found.is_floating_point() else rows[found]
-        return torch.nn.Parameter(z.clone()) if self.refine else z
+        found, _ = choose_selection(self.select)(kernel, rows, min(size, len(rows)), seed=0)
+        return self._held(found if found.is_floating_point() else rows[found])
 
-    def replan(self, prior: Prior, data: Data, plan: InducingPlan) -> InducingPlan:
-        """Keep inducing inputs that were refined; choose others anew."""
-        return replace(plan, x=data.x) if self.refine else self.plan(prior, data)
+    def _held(self, z: Tensor) -> Tensor:
+        return torch.nn.Parameter(z.detach().clone()) if self.refine else z
+
+    def replan(self, prior: Prior, data: Data, plan: InducingPlan, precision: float = 0.0) -> InducingPlan:
+        """Keep inducing inputs that were refined, choose others anew; add some while they lose more than 0.01 nats per target."""
+        rows, found = self._candidates(data), []
+        for kernel, z in zip(prior.kernels, plan.inducing, strict=True):
+            z = z if self.refine else self._chosen(kernel, rows, len(z))
+            found.append(self._extended(kernel, z, rows, precision, LITTLE, self.largest))
+        return InducingPlan(data.x, tuple(found))
+
+    @torch.no_grad()
+    def _extended(self, kernel: Any, z: Tensor, rows: Tensor, precision: float, little: float, largest: int) -> Tensor:
+        """More inducing inputs among these rows, until the variance that is left costs little, in nats per target."""
+        if precision <= 0 or len(z) >= largest or not len(rows):
+            return z
+        w, left = Frame(kernel, z).at(rows)
+        enough = 2 * little / precision
+        if float(left.mean()) <= enough:
+            return z
+        return self._held(torch.cat([z, rows[pivots(kernel, rows, largest - len(z), w, enough)]]))
 
     def state(self, plan: InducingPlan) -> dict[str, Tensor]:
         """The inducing inputs."""
@@ -92,9 +120,12 @@ class Inducing(Engine):
         return InducingPlan(data.x, tuple(state[f"inducing {k}"].to(data.x) for k in range(len(prior.kernels))))
 
     def rounds(self, rows: int) -> tuple[int, ...]:
-        """3,000 rows, thrice as many, ..., and all of them, twice if inducing inputs are chosen anew for the final kernel."""
+        """3,000 rows, thrice as many, ..., and all of them: twice if inducing inputs are chosen anew for the final kernel, or may
+        become more and could not before.
+        """
         fewer = [FIRST_ROUND * 3**k for k in range(20) if FIRST_ROUND * 3**k <= rows / 2]
-        return (*fewer, rows) if self.refine else (*fewer, rows, rows)
+        once = self.refine and (bool(fewer) or self.largest == self.size)
+        return (*fewer, rows) if once else (*fewer, rows, rows)
 
     def parameters(self, prior: Prior, plan: InducingPlan) -> dict[str, Tensor]:
         """The inducing inputs, where they are refined."""
@@ -204,6 +235,15 @@ class InducingPosterior(Posterior):
     @property
     def note(self) -> str:
         return self.engine.note(self)
+
+    @property
+    def inducing(self) -> int:
+        return max(p.size for p in self.projections)
+
+    @property
+    def unexplained(self) -> Tensor:
+        """The trace term, ``sum tau d / 2``."""
+        return torch.stack([0.5 * len(c) * self._statistics(p, c).spare[0] for p, c in self.groups]).sum()
 
     @property
     def log_partition(self) -> Tensor:

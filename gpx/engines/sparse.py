@@ -7,6 +7,7 @@ from typing import Any
 
 from gpx.engines.inducing import Inducing, Solution, check_select, exact_solution
 from gpx.engines.projections import Frame, Statistics
+from gpx.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -17,26 +18,34 @@ class SparseVariational(Inducing):
     ``Q = K_XZ K_ZZ^-1 K_ZX``.
 
     Arguments: inducing: how many inducing inputs, M (at most as many as there are rows); select: how they are chosen, the name
-    of a function of `gpx.selection` or such a function; refine: whether `fit` moves them.
+    of a function of `gpx.selection` or such a function; refine: whether `fit` moves them; most: up to how many `fit` may have
+    between its rounds, while too few lose more than 0.01 nats per target (None: as many as it began with).
     Raises: InputError for another value. Cost: O(N M^2) per evaluation, in blocks of rows, O(M^2) per predicted point; memory:
     O(N + M^2).
     Source: Titsias (2009), "Variational learning of inducing variables in sparse Gaussian processes"; Adam et al. (2021), "Dual
     parameterization of sparse variational Gaussian processes".
 
     >>> SparseVariational(inducing=100)
-    SparseVariational(inducing=100, select='greedy', refine=True)
+    SparseVariational(inducing=100, select='greedy', refine=True, most=None)
     """
 
     inducing: int = 512
     select: Any = "greedy"
     refine: bool = True
+    most: int | None = None
 
     def __post_init__(self) -> None:
         check_select(self, self.inducing, "inducing")
+        if self.most is not None and (isinstance(self.most, bool) or not isinstance(self.most, int)):
+            raise InputError(f"SparseVariational needs most, a number of inputs, or None, got {self.most!r}.")
 
     @property
     def size(self) -> int:
         return self.inducing
+
+    @property
+    def largest(self) -> int:
+        return max(self.inducing, self.most or 0)
 
     def solve(self, statistics: Statistics, frame: Frame) -> Solution:
         """The best q(u)."""

@@ -12,8 +12,10 @@ import gpx
 from gpx import GP, engines, kernels, likelihoods, objectives, rules
 from gpx.assemble import assemble
 from gpx.engines import Coreset, SparseVariational
+from gpx.engines.auto import choose_engine
 from gpx.inputs import as_data
 from gpx.kernels.dense import dense
+from gpx.prior import Prior, as_mean
 from gpx.testing import check_engine
 from gpx.testing.assertions import close
 from gpx.testing.cases import points, targets
@@ -217,3 +219,41 @@ def test_a_plain_fit_ends_by_itself(engine):
     """With all inducing inputs moving, and without a warning (which would be an error here)."""
     x = points(300, 3)
     assert GP(kernels.Matern(nu=2.5, ard=True), engine=engine).fit(x, targets(x)).result_.converged
+
+
+def test_a_fit_certifies_what_inducing_inputs_lose():
+    """The trace term of docs/theory/sparse.md, per target, and the distance of the bounds."""
+    y = targets(X).clone()
+    y[3] = torch.nan
+    gp = GP(rbf(), engine=SparseVariational(4)).fit(X, y)
+    z, k, seen = gp._solved.plan.inducing[0].detach(), gp.kernel_, ~y.isnan()
+    K, Kz, Kzz = (dense(k, a, b).detach() for a, b in ((X[seen], X[seen]), (X[seen], z), (z, z)))
+    trace = (K - Kz @ torch.linalg.solve(Kzz, Kz.mT)).diagonal().sum() / (2 * gp.likelihood_.noise.detach())
+    result = gp.result_
+    close(result.loss_per_target, float(trace) / 39, "loss", rtol=1e-6)
+    close(result.gap_per_target, (result.evidence_bounds[1] - result.evidence_bounds[0]) / 39, "gap")
+    assert result.inducing == 4 and "4 inducing inputs lose" in str(result)
+    exact = GP(rbf()).fit(X, y).result_
+    assert exact.inducing == 0 and exact.loss_per_target == 0 and "lose" not in str(exact)
+
+
+def wave(n):
+    x = points(n, 1)
+    return x, torch.sin(8 * x[:, 0]) + 0.05 * torch.randn(n, generator=torch.Generator().manual_seed(0)).double()
+
+
+@pytest.mark.parametrize(("size", "refine"), [(5, True), (10, False)])
+def test_a_fit_adds_inducing_inputs_while_too_few_lose_much(size, refine):
+    x, y = wave(300)
+    few, more = (GP(kernels.RBF(), engine=SparseVariational(size, refine=refine, most=m)).fit(x, y) for m in (None, 60))
+    assert few.result_.inducing == size < more.result_.inducing < 60
+    assert more.result_.loss_per_target < 0.02
+    assert more.log_evidence() > few.log_evidence() + 100
+
+
+def test_auto_has_more_inducing_inputs_where_there_are_fewer_rows():
+    for rows, most in ((9_000, 1024), (40_000, 1000), (1_000_000, 512)):
+        engine, _ = choose_engine(
+            "auto", Prior(as_mean("zero"), (rbf(),)), as_data(np.zeros((rows, 2)), np.zeros(rows))
+        )
+        assert engine == SparseVariational(256, most=most)
