@@ -130,7 +130,7 @@ TASK = Task(
             ("NLPD", "nats", "difference"),
             ("bound per row", "nats", "difference"),
             ("time", "s", "ratio"),
-        )  # fmt: skip
+        )
     ),
     models={
         "exact": lambda setting: run_gpx(setting, "Exact"),

@@ -25,11 +25,16 @@ class Plan(Protocol):
 class Engine(ABC):
     """How the Gaussian algebra is done. Engines are zero-mean: the sites they receive act on f minus its prior mean.
 
-    start_rows: on how many rows `fit` judges its starts; neighbours: whether these are neighbours of each other.
+    start_rows: on how many rows `fit` judges its starts; neighbours: whether these are neighbours of each other; minimiser: how
+    `fit` optimises, "l-bfgs" or "adam".
     """
 
     start_rows: ClassVar[int] = 500
     neighbours: ClassVar[bool] = False
+
+    @property
+    def minimiser(self) -> str:
+        return "l-bfgs"
 
     @abstractmethod
     def plan(self, prior: Prior, data: Data) -> Any:

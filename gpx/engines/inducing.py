@@ -135,10 +135,11 @@ class Inducing(Engine):
         self, prior: Prior, plan: InducingPlan, params: dict[str, Tensor], sites: Sites
     ) -> InducingPosterior:  # fmt: skip
         """Nothing is computed before it is asked for."""
-        projections = tuple(
-            Projection(Frame(kernel, z), plan.x) for kernel, z in zip(prior.kernels, plan.inducing, strict=True)
-        )
+        projections = tuple(Projection(frame, plan.x) for frame in self._frames(prior, plan))
         return InducingPosterior(self, prior, sites, projections)
+
+    def _frames(self, prior: Prior, plan: InducingPlan) -> list[Frame]:
+        return [Frame(kernel, z) for kernel, z in zip(prior.kernels, plan.inducing, strict=True)]
 
 
 def check_select(engine: Any, size: Any, name: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from scipy.optimize import minimize
 
 from gpx.errors import NumericalError
+from gpx.inference.adam import adam
 from gpx.inference.alternate import alternate
 from gpx.inference.coordinates import Coordinate, Coordinates
 from gpx.inference.infer import MAX_STEPS, Inferred
@@ -306,7 +307,7 @@ def _round(
     bar: Any,
 ) -> Iterator[Run]:
     """Optimise from every start, until the time is up."""
-    minimise = alternate if getattr(objective, "alternates", False) else _minimise
+    minimise = alternate if getattr(objective, "alternates", False) else MINIMISERS[problem.engine.minimiser]
     baseline, bounds = _baseline(problem), coordinates.bounds()
     rest = coordinates.read()
     for start in starts:
@@ -365,6 +366,9 @@ def _minimise(
         return True, "gradient is zero" if "GRAD" in str(outcome.message) else "objective no longer changes", iterations
     # The line search found no better point: at the resolution of the arithmetic this is an optimum.
     return True, "no better point on the line of search", iterations
+
+
+MINIMISERS = {"l-bfgs": _minimise, "adam": adam}
 
 
 def _projected(z: np.ndarray, gradient: np.ndarray, bounds: np.ndarray) -> np.ndarray:

@@ -113,15 +113,19 @@ LIKELIHOODS = {
 }
 
 
-@pytest.mark.parametrize("engine", [SparseVariational(5), Coreset(5)])
-@pytest.mark.parametrize("name", LIKELIHOODS)
+CASES = [(engine, name) for name in LIKELIHOODS for engine in (SparseVariational(5), Coreset(5))]
+SEARCHED = [(Coreset(5, method="adam"), name) for name in ("Gaussian", "Bernoulli", "StudentT")]
+
+
+@pytest.mark.parametrize(("engine", "name"), CASES + SEARCHED)
 def test_gradients_of_objectives(name, engine):
     """In kernel, likelihood, mean and inducing inputs: extra variances and sites move, too; the precisions of a coreset as well."""
     likelihood, outcome, objective = LIKELIHOODS[name]
     gp = GP(rbf(), likelihood(), engine=engine, objective=objective)
     problem, objective, _ = assemble(gp, as_data(X, outcome(targets(X))))
     modules = (problem.prior.mean, *problem.prior.kernels, problem.likelihood)
-    raws = [p for m in modules for p in m.parameters() if p.requires_grad] + list(problem.plan.inducing)
+    own = engine.parameters(problem.prior, problem.plan)
+    raws = [p for m in modules for p in m.parameters() if p.requires_grad] + list(own.values())
     grads = torch.autograd.grad(objective(problem.anew()), raws, allow_unused=True)
     for raw, grad in zip(raws, grads, strict=True):
         got = torch.zeros_like(raw) if grad is None else grad
