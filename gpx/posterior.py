@@ -117,6 +117,12 @@ class Posterior(ABC):
     def update(self, x: Tensor, sites: Sites) -> Posterior:
         """The posterior with more sites, at x [M, D]."""
 
+    def given(self, x: Tensor) -> Posterior | None:
+        """A posterior at x [M, D], with the sites that are here as part of its prior, and no sites of its own yet: from it those
+        of more data are found in time that does not grow with N. None where the marginals of all sites are wanted for that.
+        """
+        return None
+
     @abstractmethod
     def leave_one_out(self) -> tuple[Tensor, Tensor]:
         """Mean and variance [N, C] of each pseudo-target nu / tau given all others; NaN where tau = 0."""
@@ -222,6 +228,11 @@ class Shifted(Posterior):
         at_new = self.mean(x)
         inner = self.centred.update(x, sites.centred(at_new))
         return Shifted(inner, self.sites.join(sites), torch.cat([self.at_sites, at_new]), self.mean)
+
+    def given(self, x: Tensor) -> Shifted | None:
+        inner, at_new = self.centred.given(x), self.mean(x)
+        none = torch.zeros_like(at_new)
+        return None if inner is None else Shifted(inner, Sites(none, none), at_new, self.mean)
 
     def leave_one_out(self) -> tuple[Tensor, Tensor]:
         mean, variance = self.centred.leave_one_out()

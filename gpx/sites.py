@@ -22,6 +22,11 @@ class Sites:
         """[N, C] bool: where there is a site."""
         return (self.tau.detach() > 0) | (self.nu.detach() != 0)
 
+    @property
+    def mean_precision(self) -> float:
+        """Of those that are present; 0 where none is."""
+        return float(self.tau.detach().sum() / self.present.sum().clamp_min(1))
+
     def centred(self, mean: Tensor) -> Sites:
         """The sites as functions of ``f - mean``."""
         return Sites(torch.addcmul(self.nu, self.tau, mean, value=-1), self.tau)

@@ -56,8 +56,8 @@ def run_gpx(setting: Setting, engine: str) -> dict[str, float]:
     return measure(setting, fit)
 
 
-def run_gpytorch(setting: Setting) -> dict[str, float]:
-    """SGPR: double precision, inducing inputs by k-means and learned, 500 steps of Adam at 0.05."""
+def run_gpytorch(setting: Setting, steps: int) -> dict[str, float]:
+    """SGPR: double precision, inducing inputs by k-means and learned, so many steps of Adam at 0.05."""
     import gpytorch
     import torch
     from scipy.cluster.vq import kmeans2
@@ -79,7 +79,7 @@ def run_gpytorch(setting: Setting) -> dict[str, float]:
         model = Model(X, y, likelihood, torch.as_tensor(centres)).double()
         objective: Any = gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, model)
         adam, value = torch.optim.Adam(model.parameters(), lr=0.05), float("nan")
-        for _ in range(500):
+        for _ in range(steps):
             adam.zero_grad()
             loss = -objective(model(X), y)
             loss.backward()
@@ -135,7 +135,8 @@ TASK = Task(
     models={
         "exact": lambda setting: run_gpx(setting, "Exact"),
         "gpx": lambda setting: run_gpx(setting, f"SparseVariational({INDUCING})"),
-        "gpytorch": run_gpytorch,
+        "gpytorch": lambda setting: run_gpytorch(setting, 500),
+        "gpytorch-2000": lambda setting: run_gpytorch(setting, 2000),
     },
     reference="exact",
     closing=closing,

@@ -46,6 +46,10 @@ class Engine(ABC):
         """
         return self.plan(prior, data)
 
+    def revised(self, plan: Any, posterior: Posterior, x: Tensor) -> Any:
+        """The plan, changed where more data at x [M, D] are not seen well enough through it; posterior: of the data so far."""
+        return plan
+
     def state(self, plan: Any) -> dict[str, Tensor]:
         """What of a plan cannot be made anew from data and hyperparameters; saved with a model."""
         return {}

@@ -46,8 +46,8 @@ class Coreset(Inducing):
 
     Arguments: size: how many, M; select, refine: as for `SparseVariational`; max_gap: nats that the bound may be lower than with
     a full covariance before that is used instead; None: never; method: "optimum": targets and precisions that are best for the
-    hyperparameters at hand; "adam": the published search, all of them coordinates beside the hyperparameters and moved by Adam, for
-    comparison (one target column; 20 steps per iteration of `fit`).
+    hyperparameters at hand; "adam": the published search, all of them coordinates beside the hyperparameters and moved by Adam,
+    for comparison (one target column; 20 steps per iteration of `fit`).
     Raises: InputError for another value. Cost: as for `SparseVariational`, and some tens of M^3.
     Source: Ketenci et al. (2025), "Accurate and scalable stochastic Gaussian process regression via learnable coreset-based
     variational inference" (the family; the optimum is derived in docs/theory/sparse.md).
@@ -97,6 +97,15 @@ class Coreset(Inducing):
         targets, precisions = (state[name].to(data.x) for name in PSEUDO)
         return PseudoPlan(plan.x, plan.inducing, targets, precisions, float(state["unit"]))
 
+    def revised(self, plan: InducingPlan, posterior: InducingPosterior, x: Tensor) -> InducingPlan:
+        """Raises: StructureError where pseudo-observations were searched for."""
+        if isinstance(plan, PseudoPlan):
+            raise StructureError(
+                "The pseudo-observations of Coreset(method='adam') are those of the data of the fit: fit again with all data, or"
+                " use method='optimum', which can be updated."
+            )
+        return super().revised(plan, posterior, x)
+
     def few(self, data: Data, plan: InducingPlan, rows: int) -> Tensor | None:
         """None where pseudo-observations are searched for: they are those of all rows."""
         return super().few(data, plan, rows) if self.method == "optimum" else None
@@ -129,8 +138,15 @@ class Coreset(Inducing):
         lost = max(gaps, default=0.0) / max(1, len(posterior.sites.nu))
         if lost <= LARGE_GAP:
             return ""
-        advice = "a larger size, or max_gap=... to take the full covariance" if self.method == "optimum" else "method='optimum'"
-        return f"the bound of the coreset is {lost:.3g} nats per datum below that of a full covariance on the same points: use {advice}"
+        advice = (
+            "a larger size, or max_gap=... to take the full covariance"
+            if self.method == "optimum"
+            else "method='optimum'"
+        )
+        return (
+            f"the bound of the coreset is {lost:.3g} nats per datum below that of a full covariance on the same points: use"
+            f" {advice}"
+        )
 
 
 PSEUDO = ("pseudo-targets", "log precisions")

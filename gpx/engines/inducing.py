@@ -31,6 +31,7 @@ from gpx.structure.feature_map import feature_map
 PATH_FEATURES = 2048
 FIRST_ROUND = 3_000  # rows
 LITTLE = 0.01  # nats per target that too few inducing inputs may lose
+FAR = 2.0  # times as much as the data lose: new data that do are far from the inducing inputs
 CANDIDATES = (10_000, 10)  # rows that inducing inputs are chosen from: so many, or this multiple of their number
 
 
@@ -97,19 +98,31 @@ class Inducing(Engine):
         rows, found = self._candidates(data), []
         for kernel, z in zip(prior.kernels, plan.inducing, strict=True):
             z = z if self.refine else self._chosen(kernel, rows, len(z))
-            found.append(self._extended(kernel, z, rows, precision, LITTLE, self.largest))
+            found.append(self._extended(Frame(kernel, z), rows, precision, LITTLE, self.largest))
         return InducingPlan(data.x, tuple(found))
 
     @torch.no_grad()
-    def _extended(self, kernel: Any, z: Tensor, rows: Tensor, precision: float, little: float, largest: int) -> Tensor:
+    def _extended(self, frame: Frame, rows: Tensor, precision: float, little: float, largest: int) -> Tensor:
         """More inducing inputs among these rows, until the variance that is left costs little, in nats per target."""
+        kernel, z = frame.kernel, frame.z
         if precision <= 0 or len(z) >= largest or not len(rows):
             return z
-        w, left = Frame(kernel, z).at(rows)
-        enough = 2 * little / precision
+        (w, left), enough = frame.at(rows), 2 * little / precision
         if float(left.mean()) <= enough:
             return z
         return self._held(torch.cat([z, rows[pivots(kernel, rows, largest - len(z), w, enough)]]))
+
+    def revised(self, plan: InducingPlan, posterior: InducingPosterior, x: Tensor) -> InducingPlan:
+        """Inducing inputs among x, where those that there are explain it less well than the data: at most as many again."""
+        sites = posterior.sites
+        with torch.no_grad():
+            lost = float(posterior.unexplained) / max(1, int(sites.present.sum()))
+        little, found = max(LITTLE, FAR * lost), []
+        for projection in posterior.projections:
+            frame = projection.frame
+            found.append(self._extended(frame, x, sites.mean_precision, little, 2 * projection.size))
+        same = all(a is b for a, b in zip(found, plan.inducing, strict=True))
+        return plan if same else replace(plan, inducing=tuple(found))
 
     def state(self, plan: InducingPlan) -> dict[str, Tensor]:
         """The inducing inputs."""
@@ -198,17 +211,22 @@ def exact_solution(statistics: Statistics) -> Solution:
 
 @dataclass(frozen=True, eq=False)
 class InducingPosterior(Posterior):
-    """known: statistics of groups of columns that are at hand."""
+    """known: statistics of groups of columns that are at hand; base: those of other sites, column by column, that are part of the
+    prior.
+    """
 
     engine: Inducing
     prior: Prior
     sites: Sites
     projections: tuple[Projection, ...]
     known: dict[tuple[int, ...], Statistics] = field(default_factory=dict)
+    base: tuple[Statistics, ...] = ()
 
     @cached_property
     def groups(self) -> list[tuple[Projection, list[int]]]:
         """Columns that share a kernel and precisions, and the data as these see them."""
+        if self.base:
+            return [(self.projections[c % len(self.projections)], [c]) for c in range(len(self.base))]
         return [(self.projections[latent], columns) for latent, columns in self.sites.groups(len(self.projections))]
 
     def _statistics(self, projection: Projection, columns: list[int]) -> Statistics:
@@ -222,7 +240,8 @@ class InducingPosterior(Posterior):
     def _accumulated(self, projection: Projection, columns: list[int]) -> Statistics:
         present = self.sites.present[:, columns]
         tau, nu = (torch.where(present, part[:, columns], 0.0) for part in (self.sites.tau, self.sites.nu))
-        return accumulate(projection, tau[:, :1], nu)
+        found = accumulate(projection, tau[:, :1], nu)
+        return found.plus(self.base[columns[0]]) if self.base else found
 
     @cached_property
     def solved(self) -> list[Solution]:
@@ -349,7 +368,7 @@ class InducingPosterior(Posterior):
 
     def marginals(self, x: Tensor) -> tuple[Tensor, Tensor]:
         columns: dict[int, tuple[Tensor, Tensor]] = {}
-        slices = list(blocks(len(x), max(p.size for p in self.projections))) or [slice(0, 0)]
+        slices = list(blocks(len(x), max(p.size for p in self.projections)))
         for (projection, members), (weights, lost) in zip(self.groups, self._predictors, strict=True):
             kernel, z = projection.frame.kernel, projection.frame.z
             parts = []
@@ -410,6 +429,17 @@ class InducingPosterior(Posterior):
                     whole.known[tuple(columns)] = statistics.plus(added._accumulated(new[latent], columns))
         return whole
 
+    def given(self, x: Tensor) -> InducingPosterior:
+        base: dict[int, Statistics] = {}
+        with torch.no_grad():
+            for projection, columns in self.groups:
+                gram, target, spare = self._statistics(projection, columns)
+                base |= {c: Statistics(gram, target[:, [i]], spare) for i, c in enumerate(columns)}
+        none = x.new_zeros(len(x), len(base))
+        new = tuple(replace(p, x=x) for p in self.projections)
+        ordered = tuple(base[c] for c in range(len(base)))
+        return replace(self, sites=Sites(none, none), projections=new, known={}, base=ordered)
+
     def leave_one_out(self) -> tuple[Tensor, Tensor]:
         """From the posterior with one site taken out; the inducing inputs and what they explain are kept."""
         nu, tau = self.sites.nu, self.sites.tau
@@ -448,6 +478,6 @@ def _path(
             features(x[rows]) @ weights + dense(kernel, x[rows], z) @ correction
             for rows in blocks(len(x), max(len(z), features.size))
         ]
-        return torch.cat([*parts, x.new_zeros(0, n)]).mT
+        return torch.cat(parts).mT
 
     return path

@@ -38,9 +38,9 @@ def root(kernel: gpytorch.kernels.Kernel, z: Tensor) -> Tensor:
 
 
 def blocks(rows: int, size: int) -> Iterator[slice]:
-    """Slices of rows with about `BLOCK` entries each."""
+    """Slices of rows with about `BLOCK` entries each; an empty one where there are no rows."""
     step = max(16, BLOCK // max(size, 1))
-    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+    return (slice(start, min(start + step, rows)) for start in range(0, max(rows, 1), step))
 
 
 @dataclass(frozen=True, eq=False)

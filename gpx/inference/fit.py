@@ -430,7 +430,7 @@ def _is_length(module: Any, name: str) -> bool:
 def _precision(problem: Problem, sites: Sites | None) -> float:
     """The mean precision of the sites."""
     sites = problem.likelihood.exact_sites(problem.data) or sites
-    return 0.0 if sites is None else float(sites.tau.sum() / sites.present.sum().clamp_min(1))
+    return 0.0 if sites is None else sites.mean_precision
 
 
 def _thinned(problem: Problem, rows: int, before: Any = None, precision: float = 0.0) -> Problem:

@@ -105,13 +105,20 @@ def test_searched_pseudo_observations_are_saved_and_are_those_of_the_posterior(t
     close(load(tmp_path / "model.gpx").predict(new).mean, gp.predict(new).mean, "mean")
 
 
+def test_searched_pseudo_observations_are_not_updated():
+    gp = GP(rbf(), likelihoods.Gaussian(0.05), engine=Coreset(8, method="adam")).condition(X[:50], Y[:50])
+    with pytest.raises(StructureError, match="fit again with all data, or use method='optimum'"):
+        gp.update(X[50:], Y[50:])
+
+
 def test_pseudo_observations_of_several_columns_are_not_searched_for():
     with pytest.raises(InputError, match="one target column.*use method='optimum'"):
         GP(rbf(), engine=Coreset(8, method="adam")).condition(X, torch.stack([Y, Y], 1))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "advice"), [({"method": "sgd"}, "method='optimum' or"), ({"size": 0}, "size, a number"), ({"max_gap": -1.0}, "max_gap >= 0")]
+    ("arguments", "advice"),
+    [({"method": "sgd"}, "method='optimum' or"), ({"size": 0}, "size, a number"), ({"max_gap": -1.0}, "max_gap >= 0")],
 )
 def test_bad_settings(arguments, advice):
     with pytest.raises(InputError, match=advice):

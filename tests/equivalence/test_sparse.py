@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gpytorch
 import numpy as np
 import pytest
@@ -261,3 +263,74 @@ def test_auto_has_more_inducing_inputs_where_there_are_fewer_rows():
             "auto", Prior(as_mean("zero"), (rbf(),)), as_data(np.zeros((rows, 2)), np.zeros(rows))
         )
         assert engine == SparseVariational(256, most=most)
+
+
+UPDATED = {
+    "Bernoulli": (likelihoods.Bernoulli(), lambda f: (f > 0.3).double(), 0.1),
+    "Poisson": (likelihoods.Poisson(), lambda f: f.exp().round(), 0.1),
+    "Heteroscedastic": (likelihoods.Heteroscedastic(), lambda f: f, 0.5),
+}
+
+
+@pytest.mark.parametrize("engine", [SparseVariational(25), Coreset(25)])
+@pytest.mark.parametrize("name", UPDATED)
+def test_an_update_keeps_old_sites_and_is_close_to_inference_from_all(engine, name):
+    likelihood, outcome, tolerance = UPDATED[name]
+    x, new = points(120, 2), points(30, 2, seed=7)
+    y = outcome(targets(x))
+    build = lambda: GP(rbf(), likelihood, mean="constant", engine=engine)  # noqa: E731
+    gp = build().condition(x[:100], y[:100])
+    before = gp.posterior_.sites
+    gp.update(x[100:], y[100:])
+    assert torch.equal(gp.posterior_.sites.nu[:100], before.nu) and gp._solved.solution.converged
+    whole = GP(rbf(), likelihood, engine=replace(engine, select=At(gp._solved.plan.inducing[0].detach()))).condition(
+        x, y
+    )
+    p, q = gp.predict(new, of="f"), whole.predict(new, of="f")
+    error = float(((p.mean - q.mean).abs() / q.std).max())
+    assert error < tolerance
+    assert float((p.std / q.std).log().abs().max()) < tolerance
+    without = build().condition(x[:100], y[:100]).predict(new, of="f").mean
+    assert error < 0.5 * float(((without - q.mean).abs() / q.std).max())
+
+
+def test_the_sites_of_an_update_are_those_that_the_rule_finds_given_the_old_ones():
+    """At the fixed point another step of the rule, on the posterior of everything, leaves the new sites as they are."""
+    y = (targets(X) > 0.3).double()
+    gp = GP(rbf(), likelihoods.Bernoulli(), engine=SparseVariational(select=At(Z))).condition(X[:30], y[:30])
+    gp.update(X[30:30], y[30:30]).update(X[30:], y[30:])
+    posterior = gp.posterior_
+    step = gp.rule if gp.rule != "auto" else gp._solved.rule
+    again = step.update(gp._solved.likelihood, gp._solved.data, posterior.site_marginals, posterior.sites)
+    close(again.tau[30:], posterior.sites.tau[30:], "precisions", atol=1e-6)
+    close(again.nu[30:], posterior.sites.nu[30:], "nu", atol=1e-6)
+    assert gp.loo().log_density.isfinite().all() and np.isfinite(gp.log_evidence())
+
+
+def test_columns_with_different_sites_are_updated_one_by_one():
+    y = torch.stack([targets(X), -targets(X)], 1).exp().round()
+    build = lambda: GP(rbf(), likelihoods.Poisson(), mean="zero", engine=SparseVariational(select=At(Z)))  # noqa: E731
+    both = build().condition(X[:30], y[:30]).update(X[30:], y[30:])
+    for column in range(2):
+        one = build().condition(X[:30], y[:30, column]).update(X[30:], y[30:, column])
+        close(both.predict(Z).mean[:, column], one.predict(Z).mean, "mean", rtol=1e-6)
+
+
+@pytest.mark.parametrize("likelihood", [likelihoods.Gaussian(0.05), likelihoods.StudentT(scale=0.2)])
+def test_an_update_far_from_the_inducing_inputs_adds_some(likelihood):
+    x = torch.linspace(0, 10, 80).double()[:, None]
+    y = torch.sin(2 * x[:, 0])
+    gp = GP(kernels.RBF(), likelihood, mean="zero", engine=SparseVariational(10)).condition(x[:40], y[:40])
+    near = gp._solved.plan.inducing[0]
+    assert gp.update(x[:40] + 0.05, y[:40])._solved.plan.inducing[0] is not None
+    assert len(gp._solved.plan.inducing[0]) == len(near)
+    gp.update(x[40:], y[40:])
+    z = gp._solved.plan.inducing[0]
+    assert len(near) < len(z) <= 2 * len(near) and torch.equal(z[: len(near)], near)
+    assert float((gp.predict(x[45:], of="f").mean - y[45:]).abs().max()) < 0.2
+    if likelihood.conjugate:
+        every = torch.cat([x[:40], x[:40] + 0.05, x[40:]]), torch.cat([y[:40], y[:40], y[40:]])
+        whole = GP(kernels.RBF(), likelihood, mean="zero", engine=SparseVariational(select=At(z.detach())))
+        whole.condition(*every)
+        close(gp.predict(x).mean, whole.predict(x).mean, "mean", atol=1e-7)
+        close(gp.log_evidence(), whole.log_evidence(), "bound", rtol=1e-8)
