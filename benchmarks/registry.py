@@ -15,6 +15,7 @@ MODULES = {
     "exact": "benchmarks.tasks.exact",
     "memory": "benchmarks.tasks.memory",
     "sparse": "benchmarks.tasks.sparse",
+    "sparse-serving": "benchmarks.tasks.sparse_serving",
     "uci": "benchmarks.tasks.uci",
     "state-space": "benchmarks.tasks.state_space",
     "state-space-large": "benchmarks.tasks.state_space_large",

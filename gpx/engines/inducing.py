@@ -121,7 +121,7 @@ class Inducing(Engine):
         for projection in posterior.projections:
             frame = projection.frame
             found.append(self._extended(frame, x, sites.mean_precision, little, 2 * projection.size))
-        same = all(a is b for a, b in zip(found, plan.inducing, strict=True))
+        same = all(z is p.frame.z for z, p in zip(found, posterior.projections, strict=True))
         return plan if same else replace(plan, inducing=tuple(found))
 
     def state(self, plan: InducingPlan) -> dict[str, Tensor]:
