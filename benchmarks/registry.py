@@ -16,6 +16,7 @@ MODULES = {
     "memory": "benchmarks.tasks.memory",
     "sparse": "benchmarks.tasks.sparse",
     "sparse-serving": "benchmarks.tasks.sparse_serving",
+    "coreset": "benchmarks.tasks.coreset",
     "uci": "benchmarks.tasks.uci",
     "state-space": "benchmarks.tasks.state_space",
     "state-space-large": "benchmarks.tasks.state_space_large",

@@ -50,7 +50,9 @@ def run_gaussian(setting: Setting) -> dict[str, float]:
 def run_bernoulli(setting: Setting) -> dict[str, float]:
     import gpx
 
-    return measure(setting, gpx.likelihoods.Bernoulli(), lambda f, random: 1.0 * (f + random.standard_normal(len(f)) > 1))
+    return measure(
+        setting, gpx.likelihoods.Bernoulli(), lambda f, random: 1.0 * (f + random.standard_normal(len(f)) > 1)
+    )
 
 
 TASK = Task(

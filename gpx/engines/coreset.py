@@ -320,21 +320,38 @@ def _jacobian(covariance: Tensor, added: Tensor, b: Tensor) -> Tensor:
 
 
 def _fixed_point(factor: Tensor, added: Tensor) -> Tensor:
-    """b > 0 with ``(S o S) b = diag(S A S)``, or none needed where that would be negative; by steps of one half."""
+    """b > 0 with ``(S o S) b = diag(S A S)``, or none needed where that would be negative: by Newton's method, and where that does
+    not shrink the residual, by steps of one half of the fixed point.
+    """
     b = added.diagonal().clone()
-    floor = SMALLEST * float(b.max()) if len(b) else 0.0
+    if not len(b):
+        return b
+    floor = SMALLEST * float(b.max())
     b.clamp_min_(floor)
+    covariance = _covariance(factor, b)
+    residual = _residual(covariance, added, b)
     for _ in range(STEPS):
-        covariance = _covariance(factor, b)
-        square, residual = covariance.square(), _residual(covariance, added, b)
         free = (b > floor) | (residual > 0)
-        step = torch.zeros_like(b)
-        step[free] = torch.linalg.solve(square[free][:, free], residual[free])
-        new = (b + 0.5 * step).clamp_min(floor)
-        change, b = float((new - b).abs().max()) if len(b) else 0.0, new
-        if change <= SETTLED * float(b.max()) if len(b) else True:
+        if not bool(free.any()):
+            break
+        ahead = (b + _free_step(_jacobian(covariance, added, b), residual, free)).clamp_min(floor)
+        spread = _covariance(factor, ahead)
+        left = _residual(spread, added, ahead)
+        if not float(left[free].abs().max()) <= 0.5 * float(residual[free].abs().max()):
+            ahead = (b + 0.5 * _free_step(covariance.square(), residual, free)).clamp_min(floor)
+            spread = _covariance(factor, ahead)
+            left = _residual(spread, added, ahead)
+        change = float((ahead - b).abs().max())
+        b, covariance, residual = ahead, spread, left
+        if change <= SETTLED * float(b.max()):
             break
     return b
+
+
+def _free_step(matrix: Tensor, residual: Tensor, free: Tensor) -> Tensor:
+    step = torch.zeros_like(residual)
+    step[free] = torch.linalg.solve_ex(matrix[free][:, free], residual[free])[0]
+    return step
 
 
 @torch.no_grad()
