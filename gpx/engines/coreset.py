@@ -308,6 +308,8 @@ def _residual(covariance: Tensor, added: Tensor, b: Tensor) -> Tensor:
 
 def _solve_free(jacobian: Tensor, right: Tensor, b: Tensor) -> Tensor:
     """The solution for those b that may move, 0 for the others."""
+    if not len(b):
+        return right
     free = b > 2 * SMALLEST * b.max()
     scatter = torch.eye(len(b)).to(b)[:, free]
     return scatter @ torch.linalg.solve(jacobian[free][:, free], right[free])
@@ -320,8 +322,8 @@ def _jacobian(covariance: Tensor, added: Tensor, b: Tensor) -> Tensor:
 
 
 def _fixed_point(factor: Tensor, added: Tensor) -> Tensor:
-    """b > 0 with ``(S o S) b = diag(S A S)``, or none needed where that would be negative: by Newton's method, and where that does
-    not shrink the residual, by steps of one half of the fixed point.
+    """b > 0 with ``(S o S) b = diag(S A S)``, or none needed where that would be negative: by Newton's method, and where that
+    does not shrink the residual, by steps of one half of the fixed point.
     """
     b = added.diagonal().clone()
     if not len(b):

@@ -97,7 +97,7 @@ class Inducing(Engine):
         """Keep inducing inputs that were refined, choose others anew; add some while they lose more than 0.01 nats per target."""
         rows, found = self._candidates(data), []
         for kernel, z in zip(prior.kernels, plan.inducing, strict=True):
-            z = z if self.refine else self._chosen(kernel, rows, len(z))
+            z = z if self.refine else self._chosen(kernel, rows, max(self.size, len(z)))
             found.append(self._extended(Frame(kernel, z), rows, precision, LITTLE, self.largest))
         return InducingPlan(data.x, tuple(found))
 
@@ -449,7 +449,8 @@ class InducingPosterior(Posterior):
         else:
             marginals = self.site_marginals
             mean, variance, extra = marginals.mean, marginals.variance, marginals.extra
-        seen, share = tau > 0, 1 - tau * variance
+        # A datum that says all there is to know of its own g leaves rounding error of it to the others.
+        seen, share = tau > 0, (1 - tau * variance).clamp_min(torch.finfo(tau.dtype).eps)
         nothing = torch.full_like(nu, math.nan)
         mean = torch.where(seen, (mean - variance * nu) / share, nothing)
         return mean, torch.where(seen, variance / share + extra + 1 / torch.where(seen, tau, 1.0), nothing)
