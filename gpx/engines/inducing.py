@@ -31,6 +31,7 @@ from gpx.structure.feature_map import feature_map
 PATH_FEATURES = 2048
 FIRST_ROUND = 3_000  # rows
 LITTLE = 0.01  # nats per target that too few inducing inputs may lose
+SHARE = 0.2  # of what may be lost that is left when some are added: with more of them the noise falls, and that counts for more
 FAR = 2.0  # times as much as the data lose: new data that do are far from the inducing inputs
 CANDIDATES = (10_000, 10)  # rows that inducing inputs are chosen from: so many, or this multiple of their number
 
@@ -110,7 +111,7 @@ class Inducing(Engine):
         (w, left), enough = frame.at(rows), 2 * little / precision
         if float(left.mean()) <= enough:
             return z
-        return self._held(torch.cat([z, rows[pivots(kernel, rows, largest - len(z), w, enough)]]))
+        return self._held(torch.cat([z, rows[pivots(kernel, rows, largest - len(z), w, SHARE * enough)]]))
 
     def revised(self, plan: InducingPlan, posterior: InducingPosterior, x: Tensor) -> InducingPlan:
         """Inducing inputs among x, where those that there are explain it less well than the data: at most as many again."""
