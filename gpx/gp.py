@@ -26,7 +26,7 @@ from gpx.inference.coordinates import Coordinates, trainable_modules
 from gpx.inference.fit import FitOptions, FitResult, diagnose, fit
 from gpx.inference.infer import Inferred
 from gpx.inference.objectives import Objective, leave_one_out_density
-from gpx.inference.problem import Problem, Solved
+from gpx.inference.problem import Problem, Solved, extend
 from gpx.inference.rules import cavities, split
 from gpx.inference.table import ParameterTable, parameter_table, standard_errors
 from gpx.inputs import Points, as_data, as_points
@@ -35,7 +35,7 @@ from gpx.likelihoods import Likelihood
 from gpx.parallel import Team, join
 from gpx.posterior import LeaveOneOutPrediction, Paths, Prediction, draw_count, make_generator
 from gpx.prior import Prior
-from gpx.shards import pooled, shared
+from gpx.shards import shared
 from gpx.sites import Sites
 
 
@@ -120,7 +120,8 @@ class GP:
 
         Arguments: noise: variances of the new points, where those of the fit are known per point.
         Cost: Exact: O(N^2 M) for M new points, by extending its factor; a few factorisations for a likelihood that is not
-        Gaussian, whose sites are found anew from those of the fit.
+        Gaussian, whose sites are found anew from those of the fit. Through m inducing inputs O(M m^2) for every likelihood: the
+        sites of the data so far are kept. Where new points are far from the inducing inputs, some are added to these, O(N m^2).
         """
         problem = self._fitted()
         team = problem.data.team
@@ -130,17 +131,8 @@ class GP:
             raise InputError(f"y has {new.y.shape[1]} column(s), the model {problem.data.y.shape[1]}; they must agree.")
         new_likelihood, likelihood = problem.likelihood.extended(new, noise)
         team.together(lambda: new_likelihood.check(new))
-        data, engine = pooled(problem.data.join(new)), problem.engine
-        plan = engine.restored(problem.prior, data, engine.state(problem.plan))
-        whole = Problem(problem.prior, data, likelihood, engine, problem.rule, plan)
         with torch.no_grad():
-            sites = new_likelihood.exact_sites(new)
-            if sites is not None:
-                solution = Inferred(self.posterior_.update(new.x, sites))
-            else:
-                empty = torch.zeros(len(new.x), problem.columns).to(new.x)
-                start = self.posterior_.sites.join(Sites(empty, empty))
-                solution = replace(whole, start=start).inferred
+            solution, whole = extend(problem, new, new_likelihood, likelihood)
         self._solved, self.posterior_ = Solved.of(whole, solution), solution.posterior
         return self
 
@@ -282,7 +274,7 @@ class GP:
         with torch.no_grad():
             solution = _solution(problem)
             if result is not None and not isinstance(problem, Solved):
-                result = result.inferred(solution, problem.likelihood.conjugate)
+                result = result.inferred(solution, problem)
             if problem.data.team.size > 1:
                 _ = solution.posterior.log_partition  # what it takes of the others, before one of them predicts alone
         self._solved, posterior = Solved.of(problem, solution), solution.posterior

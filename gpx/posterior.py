@@ -48,6 +48,16 @@ class Posterior(ABC):
         return self.log_density
 
     @property
+    def inducing(self) -> int:
+        """How many inducing inputs it goes through; 0: none, it is exact."""
+        return 0
+
+    @property
+    def unexplained(self) -> Tensor:
+        """``sum_n tau_n extra_n / 2`` of the extra variances in `site_marginals`, nats: what `log_density` lost by them."""
+        return torch.zeros(())
+
+    @property
     def jitter(self) -> float:
         """By what share the noise variances were raised to make a factorisation succeed; 0: not at all."""
         return 0.0
@@ -108,6 +118,12 @@ class Posterior(ABC):
     def update(self, x: Tensor, sites: Sites) -> Posterior:
         """The posterior with more sites, at x [M, D]."""
 
+    def given(self, x: Tensor) -> Posterior | None:
+        """A posterior at x [M, D], with the sites that are here as part of its prior, and no sites of its own yet: from it those
+        of more data are found in time that does not grow with N. None where the marginals of all sites are wanted for that.
+        """
+        return None
+
     @abstractmethod
     def leave_one_out(self) -> tuple[Tensor, Tensor]:
         """Mean and variance [N, C] of each pseudo-target nu / tau given all others; NaN where tau = 0."""
@@ -163,6 +179,14 @@ class Shifted(Posterior):
         return self.centred.log_density_limit
 
     @property
+    def inducing(self) -> int:
+        return self.centred.inducing
+
+    @property
+    def unexplained(self) -> Tensor:
+        return self.centred.unexplained
+
+    @property
     def jitter(self) -> float:
         return self.centred.jitter
 
@@ -208,6 +232,11 @@ class Shifted(Posterior):
         at_new = self.mean(x)
         inner = self.centred.update(x, sites.centred(at_new))
         return Shifted(inner, self.sites.join(sites), torch.cat([self.at_sites, at_new]), self.mean)
+
+    def given(self, x: Tensor) -> Shifted | None:
+        inner, at_new = self.centred.given(x), self.mean(x)
+        none = torch.zeros_like(at_new)
+        return None if inner is None else Shifted(inner, Sites(none, none), at_new, self.mean)
 
     def leave_one_out(self) -> tuple[Tensor, Tensor]:
         mean, variance = self.centred.leave_one_out()

@@ -34,10 +34,16 @@ class Sites:
         """Mean and variance [N, C] of each pseudo-target ``nu / tau`` given all others, from the marginals of the site variables
         with the site of the datum taken out; NaN where tau = 0.
         """
-        seen, share = self.tau > 0, 1 - self.tau * variance
+        # A datum that says all there is to know of its own g leaves rounding error of it to the others.
+        seen, share = self.tau > 0, (1 - self.tau * variance).clamp_min(torch.finfo(self.tau.dtype).eps)
         nothing = torch.full_like(self.nu, math.nan)
         mean = torch.where(seen, (mean - variance * self.nu) / share, nothing)
         return mean, torch.where(seen, variance / share + extra + 1 / torch.where(seen, self.tau, 1.0), nothing)
+
+    @property
+    def mean_precision(self) -> float:
+        """Of those that are present; 0 where none is."""
+        return float(self.tau.detach().sum() / self.present.sum().clamp_min(1))
 
     def centred(self, mean: Tensor) -> Sites:
         """The sites as functions of ``f - mean``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,9 +26,11 @@ from gpx.structure.state_space import state_space, time_column
 
 SEQUENTIAL = 500  # rows from which a filter of few states is faster than a factorisation
 MANY = 8_000  # rows above which exact inference is not chosen
-MOST = 1_000_000  # rows up to which a sparse factor fits into a few gigabytes
-FEW = 8  # input columns up to which neighbours are worth more than inducing inputs
+LARGE = 1_000_000  # rows up to which a sparse factor fits into a few gigabytes
+COLUMNS = 8  # of inputs, up to which neighbours are worth more than inducing inputs
 BATCHED = (200_000, 4_096)  # rows above which inducing inputs see batches, and the size of these
+FIRST, FEW, MOST = 256, 512, 1024  # inducing inputs: at first; up to so many in any case, or where there are fewer rows
+WORK = 4e10  # N M^2 up to which there may be more than a few
 ROWS_PER_STATE = 7  # the filter costs N S^2, the factorisation N^3; a season may gain harmonics while it is learned
 ENGINES = {
     "Exact": Exact,
@@ -84,7 +86,7 @@ RULES = (
     EngineRule(StateSpace(), _sequential, "the kernel is a state-space model of one input: exact in linear time"),
     EngineRule(
         SIC(),
-        lambda prior, data, sites: MANY < len(data.x) <= MOST and data.x.shape[1] <= FEW,
+        lambda prior, data, sites: MANY < len(data.x) <= LARGE and data.x.shape[1] <= COLUMNS,
         "an exact fit of so many rows would take hours; in few dimensions values depend on their neighbours",
     ),
     EngineRule(
@@ -93,7 +95,7 @@ RULES = (
         "so many rows are seen in batches; this is a lower bound, through inducing inputs",
     ),
     EngineRule(
-        SparseVariational(),
+        SparseVariational(FIRST),
         lambda prior, data, sites: len(data.x) > MANY,
         "an exact fit of so many rows would take hours; this is a lower bound, through inducing inputs",
     ),
@@ -114,6 +116,8 @@ def choose_engine(engine: Any, prior: Prior, data: Data, sites: Sites | None = N
     else:
         rule = next(rule for rule in RULES if rule.applies(prior, data, sites))
         chosen, reason = rule.engine, f"auto: {rule.reason} (N = {data.count:,})"
+        if isinstance(chosen, SparseVariational) and chosen.batch_size is None:
+            chosen = replace(chosen, most=_affordable(data.count))
     if isinstance(chosen, Inducing) and chosen.size > data.count:
         reason += f"; its {chosen.size} inducing inputs are reduced to {data.count}, one per row"
     if isinstance(chosen, Exact):
@@ -138,6 +142,11 @@ def engine_of_derivatives(engine: Engine, prior: Prior) -> Engine:
             " kernels.Matern(), or fit with engine='StateSpace', which takes the approximation for the model."
         )
     return StateSpace()
+
+
+def _affordable(rows: int) -> int:
+    """How many inducing inputs a fit of so many rows may come to have."""
+    return min(MOST, max(FEW, int((WORK / rows) ** 0.5)))
 
 
 def _checked(engine: Any) -> Engine:

@@ -29,7 +29,7 @@ class Engine(ABC):
     starts; consecutive: whether these are neighbours of each other; responsive: whether marginals are the derivatives of the log
     partition, and `Posterior.response` costs so little that sites are sought by Newton's method; precision: change of an
     objective, relative to its gain over white noise, that is not worth another step; batch_size: how many rows a step of `fit`
-    sees, None: all of them.
+    sees, None: all of them; minimiser: how `fit` optimises, "l-bfgs" or "adam".
     """
 
     exact: ClassVar[bool] = True
@@ -40,13 +40,23 @@ class Engine(ABC):
     precision: ClassVar[float] = 1e-8
     batch_size: int | None = None
 
+    @property
+    def minimiser(self) -> str:
+        return "l-bfgs"
+
     @abstractmethod
     def plan(self, prior: Prior, data: Data) -> Any:
         """Work without gradients: sorting, orders, neighbours."""
 
-    def replan(self, prior: Prior, data: Data, plan: Any) -> Any:
-        """The plan for more data, with hyperparameters nearer to the optimum, from that of a round before."""
+    def replan(self, prior: Prior, data: Data, plan: Any, precision: float = 0.0) -> Any:
+        """The plan for more data, with hyperparameters nearer to the optimum, from that of a round before; precision: the mean of
+        its sites', 0 where the plan should not become larger.
+        """
         return self.plan(prior, data)
+
+    def revised(self, plan: Any, posterior: Posterior, x: Tensor) -> Any:
+        """The plan, changed where more data at x [M, D] are not seen well enough through it; posterior: of the data so far."""
+        return plan
 
     def state(self, plan: Any) -> dict[str, Tensor]:
         """What of a plan cannot be made anew from data and hyperparameters; saved with a model."""

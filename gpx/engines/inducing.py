@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,11 +26,15 @@ from gpx.parallel import ALONE, Team
 from gpx.posterior import Posterior
 from gpx.prior import Prior
 from gpx.selection import choose_selection
+from gpx.selection.greedy import pivots
 from gpx.sites import SiteMarginals, Sites
 from gpx.structure.feature_map import feature_map
 
 PATH_FEATURES = 2048
 FIRST_ROUND = 3_000  # rows
+LITTLE = 0.01  # nats per target that too few inducing inputs may lose
+SHARE = 0.2  # of what may be lost that is left when some are added: with more of them the noise falls, and that counts for more
+FAR = 2.0  # times as much as the data lose: new data that do are far from the inducing inputs
 CANDIDATES = (10_000, 10)  # rows that inducing inputs are chosen from: so many, or this multiple of their number
 
 
@@ -60,6 +65,11 @@ class Inducing(Engine):
     def size(self) -> int:
         """M."""
 
+    @property
+    def largest(self) -> int:
+        """How many inducing inputs there may be after rounds of a fit."""
+        return self.size
+
     @abstractmethod
     def solve(self, statistics: Statistics, frame: Frame) -> Solution:
         """q(u) from the statistics of the sites."""
@@ -70,24 +80,50 @@ class Inducing(Engine):
 
     def plan(self, prior: Prior, data: Data) -> InducingPlan:
         """Choose the inducing inputs among the rows with a target."""
+        rows = self._candidates(data)
+        return self._agreed(data, lambda: [self._chosen(kernel, rows, self.size) for kernel in prior.kernels])
+
+    def _candidates(self, data: Data) -> Tensor:
+        """Rows of all processes that inducing inputs are chosen from."""
         few = data.draw(max(CANDIDATES[0], CANDIDATES[1] * self.size))
-        rows = torch.cat(data.team.gather(data.x[few]))
-        found = data.team.share(lambda: [self._chosen(kernel, rows).detach().cpu() for kernel in prior.kernels])
-        return self._planned(data, found)
+        return torch.cat(data.team.gather(data.x[few]))
+
+    def _agreed(self, data: Data, choose: Callable[[], Sequence[Tensor]]) -> InducingPlan:
+        """The plan with inducing inputs that one process chooses for all."""
+        return self._planned(data, data.team.share(lambda: [z.detach().cpu() for z in choose()]))
 
     def _planned(self, data: Data, inducing: Sequence[Tensor]) -> InducingPlan:
         z = (z.to(data.x).clone() for z in inducing)
         return InducingPlan(data.x, tuple(torch.nn.Parameter(v) if self.refine else v for v in z), data.team)
 
-    def _chosen(self, kernel: Any, rows: Tensor) -> Tensor:
+    def _chosen(self, kernel: Any, rows: Tensor, size: int) -> Tensor:
         if not len(rows):
             return rows
-        found, _ = choose_selection(self.select)(kernel, rows, min(self.size, len(rows)), seed=0)
+        found, _ = choose_selection(self.select)(kernel, rows, min(size, len(rows)), seed=0)
         return found if found.is_floating_point() else rows[found]
 
-    def replan(self, prior: Prior, data: Data, plan: InducingPlan) -> InducingPlan:
-        """Keep inducing inputs that were refined; choose others anew."""
-        return replace(plan, x=data.x) if self.refine else self.plan(prior, data)
+    def replan(self, prior: Prior, data: Data, plan: InducingPlan, precision: float = 0.0) -> InducingPlan:
+        """Keep inducing inputs that were refined, choose others anew; add some while they lose more than 0.01 nats per target."""
+        rows = self._candidates(data)
+
+        def chosen(kernel: Any, z: Tensor) -> Tensor:
+            z = z if self.refine else self._chosen(kernel, rows, max(self.size, len(z)))
+            return _extended(Frame(kernel, z), rows, precision, LITTLE, self.largest)
+
+        return self._agreed(data, lambda: list(map(chosen, prior.kernels, plan.inducing)))
+
+    def revised(self, plan: InducingPlan, posterior: InducingPosterior, x: Tensor) -> InducingPlan:
+        """Inducing inputs among x, where those that there are explain it less well than the data: at most as many again."""
+        team, sites = plan.team, posterior.sites
+        with torch.no_grad():
+            lost = float(posterior.unexplained) / max(1, team.count(int(sites.present.sum())))
+        little, rows = max(LITTLE, FAR * lost), torch.cat(team.gather(x))
+        precision = float(team.mean(np.array([sites.mean_precision]))[0])
+        frames = [projection.frame for projection in posterior.projections]
+        found = team.share(lambda: [_extended(f, rows, precision, little, 2 * len(f.z)).detach().cpu() for f in frames])
+        if all(len(z) == len(frame.z) for z, frame in zip(found, frames, strict=True)):
+            return plan
+        return replace(plan, inducing=tuple(z.to(x) for z in found))
 
     def state(self, plan: InducingPlan) -> dict[str, Tensor]:
         """The inducing inputs."""
@@ -99,12 +135,15 @@ class Inducing(Engine):
 
     def fits(self, data: Data, state: dict[str, Tensor]) -> bool:
         """Whether there are as many inducing inputs as this engine takes."""
-        return bool(state) and all(len(z) == min(self.size, data.targets) for z in state.values())
+        return bool(state) and all(min(self.size, data.targets) <= len(z) <= self.largest for z in state.values())
 
     def rounds(self, rows: int) -> tuple[int, ...]:
-        """3,000 rows, thrice as many, ..., and all of them, twice if inducing inputs are chosen anew for the final kernel."""
+        """3,000 rows, thrice as many, ..., and all of them: twice if inducing inputs are chosen anew for the final kernel, or may
+        become more and could not before.
+        """
         fewer = [FIRST_ROUND * 3**k for k in range(20) if FIRST_ROUND * 3**k <= rows / 2]
-        return (*fewer, rows) if self.refine else (*fewer, rows, rows)
+        once = self.refine and (bool(fewer) or self.largest == self.size)
+        return (*fewer, rows) if once else (*fewer, rows, rows)
 
     def parameters(self, prior: Prior, plan: InducingPlan) -> dict[str, Tensor]:
         """The inducing inputs, where they are refined."""
@@ -114,11 +153,20 @@ class Inducing(Engine):
         self, prior: Prior, plan: InducingPlan, params: dict[str, Tensor], sites: Sites
     ) -> InducingPosterior:  # fmt: skip
         """Nothing is computed before it is asked for."""
-        projections = tuple(
-            Projection(Frame(kernel, z), plan.x, plan.team)
-            for kernel, z in zip(prior.kernels, plan.inducing, strict=True)
-        )
-        return InducingPosterior(self, prior, sites, projections)
+        frames = (Frame(kernel, z) for kernel, z in zip(prior.kernels, plan.inducing, strict=True))
+        return InducingPosterior(self, prior, sites, tuple(Projection(frame, plan.x, plan.team) for frame in frames))
+
+
+@torch.no_grad()
+def _extended(frame: Frame, rows: Tensor, precision: float, little: float, largest: int) -> Tensor:
+    """More inducing inputs among these rows, until the variance that is left costs little, in nats per target."""
+    kernel, z = frame.kernel, frame.z
+    if precision <= 0 or len(z) >= largest or not len(rows):
+        return z
+    (w, left), enough = frame.at(rows), 2 * little / precision
+    if float(left.mean()) <= enough:
+        return z
+    return torch.cat([z, rows[pivots(kernel, rows, largest - len(z), w, SHARE * enough)]])
 
 
 def check_select(engine: Any, size: Any, name: str) -> None:
@@ -177,17 +225,22 @@ def exact_solution(statistics: Statistics) -> Solution:
 
 @dataclass(frozen=True, eq=False)
 class InducingPosterior(Posterior):
-    """known: statistics of groups of columns that are at hand."""
+    """known: statistics of groups of columns that are at hand; base: those of other sites, column by column, that are part of the
+    prior.
+    """
 
     engine: Inducing
     prior: Prior
     sites: Sites
     projections: tuple[Projection, ...]
     known: dict[tuple[int, ...], Statistics] = field(default_factory=dict)
+    base: tuple[Statistics, ...] = ()
 
     @cached_property
     def groups(self) -> list[tuple[Projection, list[int]]]:
         """Columns that share a kernel and precisions, and the data as these see them."""
+        if self.base:
+            return [(self.projections[c % len(self.projections)], [c]) for c in range(len(self.base))]
         found = self.sites.groups(len(self.projections), lambda same: not self.team.any(not same))
         return [(self.projections[latent], columns) for latent, columns in found]
 
@@ -212,7 +265,8 @@ class InducingPosterior(Posterior):
     def _accumulated(self, projection: Projection, columns: list[int]) -> Statistics:
         present = self.sites.present[:, columns]
         tau, nu = (torch.where(present, part[:, columns], 0.0) for part in (self.sites.tau, self.sites.nu))
-        return accumulate(projection, tau[:, :1], nu)
+        found = accumulate(projection, tau[:, :1], nu)
+        return found.plus(self.base[columns[0]]) if self.base else found
 
     @cached_property
     def solved(self) -> list[Solution]:
@@ -226,6 +280,15 @@ class InducingPosterior(Posterior):
     @property
     def note(self) -> str:
         return self.engine.note(self)
+
+    @property
+    def inducing(self) -> int:
+        return max(p.size for p in self.projections)
+
+    @property
+    def unexplained(self) -> Tensor:
+        """The trace term, ``sum tau d / 2``."""
+        return torch.stack([0.5 * len(c) * self._statistics(p, c).spare[0] for p, c in self.groups]).sum()
 
     @property
     def log_partition(self) -> Tensor:
@@ -393,6 +456,17 @@ class InducingPosterior(Posterior):
                     whole.known[tuple(columns)] = statistics.plus(added._accumulated(new[latent], columns))
         return whole
 
+    def given(self, x: Tensor) -> InducingPosterior:
+        base: dict[int, Statistics] = {}
+        with torch.no_grad():
+            for projection, columns in self.groups:
+                gram, target, spare = self._statistics(projection, columns)
+                base |= {c: Statistics(gram, target[:, [i]], spare) for i, c in enumerate(columns)}
+        none = x.new_zeros(len(x), len(base))
+        new = tuple(replace(p, x=x) for p in self.projections)
+        ordered = tuple(base[c] for c in range(len(base)))
+        return replace(self, sites=Sites(none, none), projections=new, known={}, base=ordered)
+
     def leave_one_out(self) -> tuple[Tensor, Tensor]:
         """From the posterior with one site taken out; the inducing inputs and what they explain are kept."""
         if torch.is_grad_enabled():
@@ -427,6 +501,6 @@ def _path(
             features(x[rows]) @ weights + dense(kernel, x[rows], z) @ correction
             for rows in blocks(len(x), max(len(z), features.size))
         ]
-        return torch.cat([*parts, x.new_zeros(0, n)]).mT
+        return torch.cat(parts).mT
 
     return path

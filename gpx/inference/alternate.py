@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpx.inference.adam import RATE, descend, late
 from gpx.inference.infer import first_posterior
-from gpx.inference.stage import late
 from gpx.inputs import Data
 from gpx.likelihoods import Likelihood
 from gpx.posterior import Shifted
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from gpx.inference.problem import Problem
 
 SITE_STEPS, SITE_STEP = 20, 0.1
-ADAM_STEPS, ADAM_RATE = 20, 0.01
 UNCHANGED = 1e-4  # change of the coordinates in a round
 
 
@@ -63,21 +62,16 @@ def alternate(search: Any, start: np.ndarray, bounds: np.ndarray, options: Any, 
         held = replace(search.problem, rule=Held())
         before, z = z, _adam(search, held.anew(sites), z, bounds)
         loss, gradient = search.evaluate(held.anew(sites), z)
-        search.evaluations += ADAM_STEPS + 1
+        search.evaluations += 1
         bar.update()
         if not search.record(loss, z, gradient, sites):
             return True, "the approximate evidence fell", number + 1
         search.note()
-        if _late(search):
+        if late(search):
             return False, "max_seconds is up", number + 1
         if np.abs(z - before).max() < UNCHANGED:
             return True, "the hyperparameters settled", number + 1
     return False, f"max_iter={options.max_iter} reached", options.max_iter
-
-
-def _late(search: Any) -> bool:
-    """Whether the time is up and there is a point to end at."""
-    return search.best_z is not None and late(search.deadline, search.problem.data.team)
 
 
 @torch.no_grad()
@@ -93,13 +87,5 @@ def _damped(problem: Problem) -> Sites:
 
 def _adam(search: Any, problem: Problem, z: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     point = torch.from_numpy(z.copy()).requires_grad_()
-    adam = torch.optim.Adam([point], lr=ADAM_RATE)
-    for _ in range(ADAM_STEPS):
-        if _late(search):
-            break
-        _, gradient = search.evaluate(problem.anew(problem.start), point.detach().numpy())
-        point.grad = torch.from_numpy(np.nan_to_num(gradient))
-        adam.step()
-        with torch.no_grad():
-            point.clamp_(torch.from_numpy(bounds[:, 0]), torch.from_numpy(bounds[:, 1]))
+    descend(search, problem, torch.optim.Adam([point], lr=RATE), point, bounds)
     return point.detach().numpy().copy()

@@ -98,11 +98,15 @@ class Coordinates:
         self.has_tensors = False
 
     def with_tensors(self, tensors: Mapping[str, Tensor], scale: Tensor) -> Coordinates:
-        """With tensors of an engine added, such as inducing inputs [M, D], in units of a scale [D]."""
+        """With tensors of an engine added: inputs [M, D] in units of a scale [D], vectors as they are."""
         held = nn.ParameterDict(dict(tensors))
         result = Coordinates([])
         result.modules = self.modules
-        extra = [Coordinate(name, held, name, raw.detach().clone(), scale) for name, raw in held.items()]
+        one = torch.ones((), dtype=scale.dtype, device=scale.device)
+        extra = [
+            Coordinate(name, held, name, raw.detach().clone(), scale if raw.dim() == 2 else one)
+            for name, raw in held.items()
+        ]
         result.entries, result.has_tensors = [*self.entries, *extra], bool(extra)
         return result
 

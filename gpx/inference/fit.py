@@ -13,6 +13,7 @@ import torch
 from scipy.optimize import minimize
 
 from gpx.errors import NumericalError
+from gpx.inference.adam import adam
 from gpx.inference.alternate import alternate
 from gpx.inference.coordinates import Coordinate, Coordinates
 from gpx.inference.infer import MAX_STEPS, Inferred
@@ -30,6 +31,7 @@ REACH = 3.0  # standard errors of one datum: the optimum of all rows is so near 
 WARM_STEPS = 30  # from the sites of a neighbour: where these do not do, it is no neighbour
 COARSE = 1e-3  # residual of the sites above which an objective is not trusted
 GAP = 0.1  # nats between the bounds of the evidence that are worth telling
+LOSS = 0.01  # nats per target by which inducing inputs lower the evidence that are
 LENGTHSCALE_FACTORS = (0.03, 0.1, 0.3, 1.0, 3.0)
 NOISE_FACTORS = (1.0, 0.01)
 RESTART_SPREAD = 1.5
@@ -57,7 +59,8 @@ class FitResult:
     sites_converged, site_steps, site_residual: how the search for the sites of the likelihood ended at the optimum;
     zero_precisions: observed targets whose precision was cut at zero there; unconverged: evaluations during the fit whose
     sites did not converge; evidence_bounds: of the log evidence at the optimum, nats, for a Gaussian likelihood: from below and
-    above, equal where the engine is exact; None where one is not known.
+    above, equal where the engine is exact, None where one is not known; gap_per_target: between them; inducing: how many inducing
+    inputs there are; loss_per_target: the trace term ``sum tau d / 2`` of what they do not explain; nats, per observed target.
     """
 
     converged: bool
@@ -80,16 +83,22 @@ class FitResult:
     zero_precisions: int = 0
     unconverged: int = 0
     evidence_bounds: tuple[float, float] | None = None
+    gap_per_target: float | None = None
+    inducing: int = 0
+    loss_per_target: float = 0.0
 
-    def inferred(self, solution: Inferred, conjugate: bool) -> FitResult:
+    def inferred(self, solution: Inferred, problem: Problem) -> FitResult:
         """With what is known of the posterior at the optimum."""
-        posterior = solution.posterior
-        bounds = (
-            (float(posterior.log_density), float(posterior.log_density_limit)) if conjugate else (math.nan, math.nan)
-        )
+        posterior, targets, bounds = solution.posterior, max(1, problem.data.targets), None
+        if problem.likelihood.conjugate:
+            bounds = float(posterior.log_density), float(posterior.log_density_limit)
+        bounds = None if bounds is None or math.isnan(bounds[1]) else bounds
         return replace(
             self,
-            evidence_bounds=None if math.isnan(bounds[1]) else bounds,
+            evidence_bounds=bounds,
+            gap_per_target=None if bounds is None else (bounds[1] - bounds[0]) / targets,
+            inducing=posterior.inducing,
+            loss_per_target=float(posterior.unexplained) / targets,
             jitter=solution.posterior.jitter,
             sites_converged=solution.converged,
             site_steps=solution.steps,
@@ -106,7 +115,10 @@ class FitResult:
         if not self.sites_converged:
             text += f"; the sites of the likelihood did NOT converge (residual {self.site_residual:.1e})"
         if self.evidence_bounds is not None and self.evidence_bounds[1] - self.evidence_bounds[0] > GAP:
-            text += "; log evidence between {:.1f} and {:.1f}".format(*self.evidence_bounds)
+            between = "; log evidence between {:.1f} and {:.1f}".format(*self.evidence_bounds)
+            text += f"{between}, {self.gap_per_target:.2g} per target"
+        if self.loss_per_target > LOSS:
+            text += f"; {self.inducing} inducing inputs lose {self.loss_per_target:.2g} nats per target"
         if self.zero_precisions:
             text += f"; {self.zero_precisions} site precision(s) cut at zero"
         return text + (f"; at bounds: {', '.join(self.at_bounds)}" if self.at_bounds else "")
@@ -251,22 +263,24 @@ def fit(
     before = None if start is None else start.plan(problem)
     rounds = rounds if start is None else rounds[-start.left :]
     searches: list[_Search] = []
-    here, runs = problem, []
+    here, runs, precision = problem, [], 0.0
     verbose = options.verbose if team.rank == 0 else False
     with progress_bar(options.max_iter * (len(starts) + len(rounds) - 1), "fit", verbose) as bar:
         for index, rows in enumerate(rounds):
-            if len(rounds) > 1 or before is not None:
-                here = _thinned(problem, rows, here.plan if index else before)
+            here = _thinned(problem, rows, here.plan if index else before, precision)
             whole = coordinates.with_tensors(here.engine.parameters(here.prior, here.plan), here.data.spread)
             limit = _share(deadline, len(rounds) - index)
             reach = min(1.0, REACH / math.sqrt(rounds[index - 1])) if index else 1.0
             trace = None if keep is None else Trace(keep, here, whole, starts, len(rounds) - index)
             runs = list(_round(here, objective, whole, starts, options, limit, reach, bar, trace))
             searches += [search for search, _ in runs]
-            best = _best(runs, problem)[0].best_z
+            search = _best(runs, problem)[0]
+            best = search.best_z
             assert best is not None
             whole.assign(best)
             starts = [best[: len(first)]]
+            # A round that took all its time leaves none for a larger plan.
+            precision = 0.0 if late(limit, team) else _precision(here, search.best_sites)
     search, (converged, reason, iterations) = _best(runs, problem)
     assert search.best_z is not None
     log_prior = float(coordinates.log_prior().detach())
@@ -316,7 +330,7 @@ def _round(
     trace: Trace | None,
 ) -> Iterator[Run]:
     """Optimise from every start, until the time is up."""
-    minimise = alternate if getattr(objective, "alternates", False) else _minimise
+    minimise = alternate if getattr(objective, "alternates", False) else MINIMISERS[problem.engine.minimiser]
     baseline, bounds = _baseline(problem), coordinates.bounds()
     rest = coordinates.read()
     for start in starts:
@@ -401,6 +415,9 @@ def _lbfgs(
     return True, "no better point on the line of search", iterations
 
 
+MINIMISERS = {"l-bfgs": _minimise, "adam": adam}
+
+
 def _projected(z: np.ndarray, gradient: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     return z - np.clip(z - gradient, bounds[:, 0], bounds[:, 1])
 
@@ -456,14 +473,21 @@ def _is_length(module: Any, name: str) -> bool:
     return type(module).values()[name].length
 
 
-def _thinned(problem: Problem, rows: int, before: Any = None) -> Problem:
+@torch.no_grad()
+def _precision(problem: Problem, sites: Sites | None) -> float:
+    """The mean precision of the sites."""
+    sites = problem.likelihood.exact_sites(problem.data) or sites
+    return float(problem.data.team.mean(np.array([0.0 if sites is None else sites.mean_precision]))[0])
+
+
+def _thinned(problem: Problem, rows: int, before: Any = None, precision: float = 0.0) -> Problem:
     """The problem on at most so many rows, if the engine takes fewer and the likelihood is not bound to them; planned anew, from
-    the plan of a round before if there was one.
+    the plan of a round before and the precision of its sites if there was one.
     """
     bound = getattr(problem.likelihood, "known_noise", None) is not None
     kept = None if bound or rows >= problem.data.count else problem.engine.few(problem.data, problem.plan, rows)
     data, engine = problem.data if kept is None else problem.data.rows(kept), problem.engine
-    plan = engine.plan(problem.prior, data) if before is None else engine.replan(problem.prior, data, before)
+    plan = engine.plan(problem.prior, data) if before is None else engine.replan(problem.prior, data, before, precision)
     return replace(problem.anew(), data=data, plan=plan)
 
 

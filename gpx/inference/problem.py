@@ -17,6 +17,7 @@ from gpx.inputs import Data
 from gpx.likelihoods import Likelihood
 from gpx.posterior import Shifted
 from gpx.prior import Prior
+from gpx.shards import pooled
 from gpx.sites import Sites
 
 
@@ -84,6 +85,18 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Added(Problem):
+    """A problem of more data alone. before: the posterior of the data so far, as `Posterior.given` has it."""
+
+    before: Shifted | None = None
+
+    def condition(self, sites: Sites) -> Shifted:
+        """With the sites of the data so far kept."""
+        assert self.before is not None
+        return self.before.with_sites(sites)
+
+
+@dataclass(frozen=True)
 class Solved(Problem):
     """A problem with its posterior at hyperparameters that no longer change."""
 
@@ -114,3 +127,27 @@ class Solved(Problem):
         """A problem that is not solved, from the sites of this one."""
         fields = {name: getattr(self, name) for name in Problem.__dataclass_fields__}
         return Problem(**{**fields, "start": self.start if start is None else start, "max_steps": max_steps})
+
+
+def extend(problem: Solved, new: Data, new_likelihood: Likelihood, likelihood: Likelihood) -> tuple[Inferred, Problem]:
+    """More data, at the same hyperparameters; likelihood: of all data, new_likelihood: of the new ones.
+
+    Sites are added: known, or found with those that are there kept, or (where the engine cannot) all of them anew.
+    Returns: the solution, and the problem that it solves.
+    """
+    engine, posterior = problem.engine, problem.inferred.posterior
+    plan = engine.revised(problem.plan, posterior.centred, new.x)
+    if plan is not problem.plan:
+        posterior = replace(problem, plan=plan).condition(posterior.sites)
+    data = pooled(problem.data.join(new))
+    plan = engine.restored(problem.prior, data, engine.state(plan))
+    whole = Problem(problem.prior, data, likelihood, engine, problem.rule, plan)
+    sites = new_likelihood.exact_sites(new)
+    if sites is not None:
+        return Inferred(posterior.update(new.x, sites)), whole
+    given = posterior.given(new.x)
+    if given is None:
+        empty = torch.zeros(len(new.x), problem.columns).to(new.x)
+        return replace(whole, start=posterior.sites.join(Sites(empty, empty))).inferred, whole
+    found = Added(problem.prior, new, new_likelihood, engine, problem.rule, plan, before=given).inferred
+    return replace(found, posterior=posterior.update(new.x, found.posterior.sites)), whole

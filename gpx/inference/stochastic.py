@@ -180,7 +180,8 @@ def fit(
     """Maximise objective + log prior over the coordinates from batches of ``engine.batch_size`` rows.
 
     Returns: how it ended, and the problem, solved: with all rows, at the final hyperparameters. ``max_iter`` counts epochs.
-    keep: is handed the hyperparameters and inducing inputs that were reached, after every leg of batches. At least as many rows in a batch as there are: as `fit.fit`.
+    keep: is handed the hyperparameters and inducing inputs that were reached, after every leg of batches. With as many rows in a
+    batch as there are: as `fit.fit`.
     Raises: StructureError for what cannot be mini-batched; NumericalError if the objective is not finite at the start.
     Cost: O(B M^2 + M^3) per batch, O(N M^2) per pass of the last few.
     """
@@ -202,7 +203,7 @@ def fit(
     converged, reason = descend(descent, options, deadline, keep)
     with torch.no_grad():
         solution, value = swept(problem.anew(), descent.belief.moved())
-        result = result.inferred(solution, problem.likelihood.conjugate)
+        result = result.inferred(solution, problem)
     labels, bounds = coordinates.labels(), coordinates.bounds()
     ends = zip(labels, coordinates.read(), bounds, strict=True)
     result = replace(

@@ -27,17 +27,27 @@ def greedy(kernel: gpytorch.kernels.Kernel, X: Tensor, size: int, *, seed: int |
     [0, 2]
     """
     check_request(X, size)
-    left = diagonal(kernel, X).clone()
-    floor = EXHAUSTED * float(left.max())
-    rows, chosen = left.new_empty(min(size, len(X)), len(X)), []
-    for m in range(len(rows)):
+    indices = pivots(kernel, X, size, X.new_empty(0, len(X)))
+    return indices, torch.ones(len(indices)).to(X)
+
+
+@torch.no_grad()
+def pivots(kernel: gpytorch.kernels.Kernel, X: Tensor, size: int, explained: Tensor, enough: float = 0.0) -> Tensor:
+    """Go on from points chosen before: those of largest variance given them, until the mean of what is left is `enough`.
+
+    Arguments: explained: ``w = L^-1 k(Z, X)`` [M, N] for points Z chosen before, ``L L^T = k(Z, Z)``; enough: a variance.
+    Returns: indices [m] in the order of choice, m <= size. Cost: O(N (M + m)^2) time, N x (M + m) memory.
+    """
+    prior, known = diagonal(kernel, X), len(explained)
+    floor, left = EXHAUSTED * float(prior.max()), (prior - explained.square().sum(0)).clamp_min(0)
+    rows, chosen = torch.cat([explained, left.new_empty(min(size, len(X)), len(X))]), []
+    for m in range(known, len(rows)):
         pivot = int(left.argmax())
-        if float(left[pivot]) <= floor:
+        if float(left[pivot]) <= floor or float(left.mean()) <= enough:
             break
         row = dense(kernel, X[pivot : pivot + 1], X)[0] - rows[:m, pivot] @ rows[:m]
         rows[m] = row / left[pivot].sqrt()
         left = (left - rows[m].square()).clamp_min(0)
         left[pivot] = 0
         chosen.append(pivot)
-    indices = torch.tensor(chosen, dtype=torch.long, device=X.device)
-    return indices, torch.ones(len(chosen)).to(X)
+    return torch.tensor(chosen, dtype=torch.long, device=X.device)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gpx import GP
+from gpx.engines import Coreset, SparseVariational
 from gpx.kernels import RBF, Constant, Linear, Matern, Periodic, RationalQuadratic
 from gpx.likelihoods import Gaussian
 from gpx.objectives import LeaveOneOut
@@ -80,15 +81,45 @@ def test_stress(block):
             objective=draw.pick("auto", "auto", LeaveOneOut()),
         )
         gp.fit(x, y, priors=draw.pick("weak", None), max_iter=60)
-        new = torch.cat([x, x + 0.1, x + 10 * (1 + x.abs())])
-        for of in ("y", "f"):
-            p = gp.predict(new, of=of)
-            assert bool(p.mean.isfinite().all()) and bool(p.variance.isfinite().all()), f"seed {seed}: {gp}"
-            assert bool((p.variance >= 0).all()), f"seed {seed}: {gp}"
-        assert bool(gp.sample(x[:6], 2).isfinite().all()), f"seed {seed}: {gp}"
-        seen = ~y.isnan()
-        assert bool(gp.loo().log_density[seen].isfinite().all()), f"seed {seed}: {gp}"
-        assert len(gp.parameters()) > 0
+        all_is_finite(gp, x, y, seed)
+
+
+def all_is_finite(gp, x, y, seed):
+    new = torch.cat([x, x + 0.1, x + 10 * (1 + x.abs())])
+    for of in ("y", "f"):
+        p = gp.predict(new, of=of)
+        assert bool(p.mean.isfinite().all()) and bool(p.variance.isfinite().all()), f"seed {seed}: {gp}"
+        assert bool((p.variance >= 0).all()), f"seed {seed}: {gp}"
+    assert bool(gp.sample(x[:6], 2).isfinite().all()), f"seed {seed}: {gp}"
+    seen = ~y.isnan()
+    assert bool(gp.loo().log_density[seen].isfinite().all()), f"seed {seed}: {gp}"
+    assert len(gp.parameters()) > 0
+
+
+@pytest.mark.filterwarnings("ignore::gpx.errors.FitWarning")
+@pytest.mark.parametrize("block", [*range(2), *(pytest.param(b, marks=pytest.mark.slow) for b in range(2, 20))])
+@pytest.mark.parametrize("engine", [SparseVariational, Coreset])
+def test_stress_of_inducing_inputs(engine, block):
+    """Fewer of them than rows, as many, and more; kernels of variance 1e4, too."""
+    for seed in range(10 * block, 10 * block + 10):
+        draw = Draw(2000 + seed)
+        x, y = draw.data()
+        kernel, likelihood = draw.kernel(x), draw.likelihood()
+        if not isinstance(kernel, str) and draw.chance(3):
+            for module in kernel.modules():
+                if hasattr(module, "raw_outputscale"):
+                    module.set(outputscale=1e4)
+        chosen = engine(draw.pick(1, 5, 20, 60), refine=draw.pick(True, False))
+        gp = GP(kernel, likelihood, mean=draw.pick("constant", "zero", "linear"), engine=chosen)
+        gp.fit(x, y, priors=draw.pick("weak", None), max_iter=30)
+        all_is_finite(gp, x, y, seed)
+        gp.update(x + 0.1, y)
+        assert bool(gp.predict(x).mean.isfinite().all()), f"seed {seed}: {gp}"
+        # Both are differences from the sum of squares of the targets in units of their noise.
+        lower, upper = gp.result_.evidence_bounds
+        sites = gp.posterior_.sites
+        size = float((sites.nu.square() / sites.tau)[sites.present].sum())
+        assert lower <= upper + 1e-9 * (1 + size), f"seed {seed}: {gp}"
 
 
 @pytest.mark.filterwarnings("ignore::gpx.errors.FitWarning")

@@ -6,13 +6,13 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from gpx import GP, kernels, likelihoods, objectives
+from gpx import GP, kernels, likelihoods, load, objectives
 from gpx.engines import Coreset, Exact, SparseVariational
 from gpx.errors import FitWarning, InputError, StructureError
 from gpx.kernels.dense import dense
 from gpx.testing.assertions import close
 from gpx.testing.cases import points, targets
-from tests.equivalence.test_sparse import rbf
+from tests.equivalence.test_sparse import At, rbf
 
 X = points(60, 2)
 Y = targets(X)
@@ -80,8 +80,45 @@ def test_other_engines_have_no_pseudo_observations():
         conditioned(Exact()).coreset()
 
 
+@pytest.mark.parametrize("likelihood", [likelihoods.Gaussian(), likelihoods.StudentT()])
+def test_what_adam_finds_is_not_above_the_optimum_at_the_same_inputs(likelihood):
+    y = Y + 3
+    objective = objectives.ELBO()
+    gp = GP(rbf(), likelihood, engine=Coreset(8, method="adam"), objective=objective)
+    with pytest.warns(FitWarning, match="max_iter=30 reached"):
+        gp.fit(X, y, max_iter=30)
+    at = Coreset(select=At(gp.coreset().points))
+    best = GP(gp.kernel_, gp.likelihood_, mean=gp.mean_, engine=at, objective=objective).condition(X, y)
+    assert best.log_evidence() - 20 <= gp.log_evidence() <= best.log_evidence() + 1e-6
+    start = GP(gp.kernel_, gp.likelihood_, mean=gp.mean_, engine=Coreset(8, method="adam"), objective=objective)
+    assert start.condition(X, y).log_evidence() < gp.log_evidence() - 20
+
+
+def test_searched_pseudo_observations_are_saved_and_are_those_of_the_posterior(tmp_path):
+    gp = GP(rbf(), likelihoods.Gaussian(0.05), engine=Coreset(8, method="adam")).condition(X, Y)
+    found, new = gp.coreset(), points(20, 2, seed=7)
+    pseudo = GP(rbf(), likelihoods.Gaussian(1 / found.precisions), mean=gp.mean_, engine=Exact())
+    pseudo.condition(found.points, found.targets)
+    for name in ("mean", "variance"):
+        close(getattr(gp.predict(new, of="f"), name), getattr(pseudo.predict(new, of="f"), name), name, atol=1e-6)
+    gp.save(tmp_path / "model.gpx")
+    close(load(tmp_path / "model.gpx").predict(new).mean, gp.predict(new).mean, "mean")
+
+
+def test_searched_pseudo_observations_are_not_updated():
+    gp = GP(rbf(), likelihoods.Gaussian(0.05), engine=Coreset(8, method="adam")).condition(X[:50], Y[:50])
+    with pytest.raises(StructureError, match="fit again with all data, or use method='optimum'"):
+        gp.update(X[50:], Y[50:])
+
+
+def test_pseudo_observations_of_several_columns_are_not_searched_for():
+    with pytest.raises(InputError, match="one target column.*use method='optimum'"):
+        GP(rbf(), engine=Coreset(8, method="adam")).condition(X, torch.stack([Y, Y], 1))
+
+
 @pytest.mark.parametrize(
-    ("arguments", "advice"), [({"size": 0}, "size, a number"), ({"max_gap": -1.0}, "max_gap >= 0")]
+    ("arguments", "advice"),
+    [({"method": "sgd"}, "method='optimum' or"), ({"size": 0}, "size, a number"), ({"max_gap": -1.0}, "max_gap >= 0")],
 )
 def test_bad_settings(arguments, advice):
     with pytest.raises(InputError, match=advice):

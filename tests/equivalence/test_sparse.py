@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gpytorch
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ import gpx
 from gpx import GP, engines, kernels, likelihoods, objectives, rules
 from gpx.assemble import assemble
 from gpx.engines import Coreset, SparseVariational
+from gpx.engines.auto import choose_engine
 from gpx.inputs import as_data
 from gpx.kernels.dense import dense
+from gpx.prior import Prior, as_mean
 from gpx.testing import check_engine
 from gpx.testing.assertions import close
 from gpx.testing.cases import points, targets
@@ -111,15 +115,19 @@ LIKELIHOODS = {
 }
 
 
-@pytest.mark.parametrize("engine", [SparseVariational(5), Coreset(5)])
-@pytest.mark.parametrize("name", LIKELIHOODS)
+CASES = [(engine, name) for name in LIKELIHOODS for engine in (SparseVariational(5), Coreset(5))]
+SEARCHED = [(Coreset(5, method="adam"), name) for name in ("Gaussian", "Bernoulli", "StudentT")]
+
+
+@pytest.mark.parametrize(("engine", "name"), CASES + SEARCHED)
 def test_gradients_of_objectives(name, engine):
     """In kernel, likelihood, mean and inducing inputs: extra variances and sites move, too; the precisions of a coreset as well."""
     likelihood, outcome, objective = LIKELIHOODS[name]
     gp = GP(rbf(), likelihood(), engine=engine, objective=objective)
     problem, objective, _ = assemble(gp, as_data(X, outcome(targets(X))))
     modules = (problem.prior.mean, *problem.prior.kernels, problem.likelihood)
-    raws = [p for m in modules for p in m.parameters() if p.requires_grad] + list(problem.plan.inducing)
+    own = engine.parameters(problem.prior, problem.plan)
+    raws = [p for m in modules for p in m.parameters() if p.requires_grad] + list(own.values())
     grads = torch.autograd.grad(objective(problem.anew()), raws, allow_unused=True)
     for raw, grad in zip(raws, grads, strict=True):
         got = torch.zeros_like(raw) if grad is None else grad
@@ -217,3 +225,112 @@ def test_a_plain_fit_ends_by_itself(engine):
     """With all inducing inputs moving, and without a warning (which would be an error here)."""
     x = points(300, 3)
     assert GP(kernels.Matern(nu=2.5, ard=True), engine=engine).fit(x, targets(x)).result_.converged
+
+
+def test_a_fit_certifies_what_inducing_inputs_lose():
+    """The trace term of docs/theory/sparse.md, per target, and the distance of the bounds."""
+    y = targets(X).clone()
+    y[3] = torch.nan
+    gp = GP(rbf(), engine=SparseVariational(4)).fit(X, y)
+    z, k, seen = gp._solved.plan.inducing[0].detach(), gp.kernel_, ~y.isnan()
+    K, Kz, Kzz = (dense(k, a, b).detach() for a, b in ((X[seen], X[seen]), (X[seen], z), (z, z)))
+    trace = (K - Kz @ torch.linalg.solve(Kzz, Kz.mT)).diagonal().sum() / (2 * gp.likelihood_.noise.detach())
+    result = gp.result_
+    close(result.loss_per_target, float(trace) / 39, "loss", rtol=1e-6)
+    close(result.gap_per_target, (result.evidence_bounds[1] - result.evidence_bounds[0]) / 39, "gap")
+    assert result.inducing == 4 and "4 inducing inputs lose" in str(result)
+    exact = GP(rbf()).fit(X, y).result_
+    assert exact.inducing == 0 and exact.loss_per_target == 0 and "lose" not in str(exact)
+
+
+def wave(n):
+    x = points(n, 1)
+    return x, torch.sin(8 * x[:, 0]) + 0.05 * torch.randn(n, generator=torch.Generator().manual_seed(0)).double()
+
+
+@pytest.mark.parametrize(("size", "refine"), [(5, True), (10, False)])
+def test_a_fit_adds_inducing_inputs_while_too_few_lose_much(size, refine):
+    x, y = wave(300)
+    few, more = (GP(kernels.RBF(), engine=SparseVariational(size, refine=refine, most=m)).fit(x, y) for m in (None, 60))
+    assert few.result_.inducing == size < more.result_.inducing < 60
+    assert more.result_.loss_per_target < 0.02
+    assert more.log_evidence() > few.log_evidence() + 100
+
+
+def test_auto_has_more_inducing_inputs_where_there_are_fewer_rows():
+    for rows, most in ((9_000, 1024), (40_000, 1000), (1_000_000, 512)):
+        engine, _ = choose_engine(
+            "auto", Prior(as_mean("zero"), (rbf(),)), as_data(np.zeros((rows, 2)), np.zeros(rows))
+        )
+        assert engine == SparseVariational(256, most=most)
+
+
+UPDATED = {
+    "Bernoulli": (likelihoods.Bernoulli(), lambda f: (f > 0.3).double(), 0.1),
+    "Poisson": (likelihoods.Poisson(), lambda f: f.exp().round(), 0.1),
+    "Heteroscedastic": (likelihoods.Heteroscedastic(), lambda f: f, 0.5),
+}
+
+
+@pytest.mark.parametrize("engine", [SparseVariational(25), Coreset(25)])
+@pytest.mark.parametrize("name", UPDATED)
+def test_an_update_keeps_old_sites_and_is_close_to_inference_from_all(engine, name):
+    likelihood, outcome, tolerance = UPDATED[name]
+    x, new = points(120, 2), points(30, 2, seed=7)
+    y = outcome(targets(x))
+    build = lambda: GP(rbf(), likelihood, mean="constant", engine=engine)  # noqa: E731
+    gp = build().condition(x[:100], y[:100])
+    before = gp.posterior_.sites
+    gp.update(x[100:], y[100:])
+    assert torch.equal(gp.posterior_.sites.nu[:100], before.nu) and gp._solved.solution.converged
+    whole = GP(rbf(), likelihood, engine=replace(engine, select=At(gp._solved.plan.inducing[0].detach()))).condition(
+        x, y
+    )
+    p, q = gp.predict(new, of="f"), whole.predict(new, of="f")
+    error = float(((p.mean - q.mean).abs() / q.std).max())
+    assert error < tolerance
+    assert float((p.std / q.std).log().abs().max()) < tolerance
+    without = build().condition(x[:100], y[:100]).predict(new, of="f").mean
+    assert error < 0.5 * float(((without - q.mean).abs() / q.std).max())
+
+
+def test_the_sites_of_an_update_are_those_that_the_rule_finds_given_the_old_ones():
+    """At the fixed point another step of the rule, on the posterior of everything, leaves the new sites as they are."""
+    y = (targets(X) > 0.3).double()
+    gp = GP(rbf(), likelihoods.Bernoulli(), engine=SparseVariational(select=At(Z))).condition(X[:30], y[:30])
+    gp.update(X[30:30], y[30:30]).update(X[30:], y[30:])
+    posterior = gp.posterior_
+    step = gp.rule if gp.rule != "auto" else gp._solved.rule
+    again = step.update(gp._solved.likelihood, gp._solved.data, posterior.site_marginals, posterior.sites)
+    close(again.tau[30:], posterior.sites.tau[30:], "precisions", atol=1e-6)
+    close(again.nu[30:], posterior.sites.nu[30:], "nu", atol=1e-6)
+    assert gp.loo().log_density.isfinite().all() and np.isfinite(gp.log_evidence())
+
+
+def test_columns_with_different_sites_are_updated_one_by_one():
+    y = torch.stack([targets(X), -targets(X)], 1).exp().round()
+    build = lambda: GP(rbf(), likelihoods.Poisson(), mean="zero", engine=SparseVariational(select=At(Z)))  # noqa: E731
+    both = build().condition(X[:30], y[:30]).update(X[30:], y[30:])
+    for column in range(2):
+        one = build().condition(X[:30], y[:30, column]).update(X[30:], y[30:, column])
+        close(both.predict(Z).mean[:, column], one.predict(Z).mean, "mean", rtol=1e-6)
+
+
+@pytest.mark.parametrize("likelihood", [likelihoods.Gaussian(0.05), likelihoods.StudentT(scale=0.2)])
+def test_an_update_far_from_the_inducing_inputs_adds_some(likelihood):
+    x = torch.linspace(0, 10, 80).double()[:, None]
+    y = torch.sin(2 * x[:, 0])
+    gp = GP(kernels.RBF(), likelihood, mean="zero", engine=SparseVariational(10)).condition(x[:40], y[:40])
+    near = gp._solved.plan.inducing[0]
+    assert gp.update(x[:40] + 0.05, y[:40])._solved.plan.inducing[0] is not None
+    assert len(gp._solved.plan.inducing[0]) == len(near)
+    gp.update(x[40:], y[40:])
+    z = gp._solved.plan.inducing[0]
+    assert len(near) < len(z) <= 2 * len(near) and torch.equal(z[: len(near)], near)
+    assert float((gp.predict(x[45:], of="f").mean - y[45:]).abs().max()) < 0.2
+    if likelihood.conjugate:
+        every = torch.cat([x[:40], x[:40] + 0.05, x[40:]]), torch.cat([y[:40], y[:40], y[40:]])
+        whole = GP(kernels.RBF(), likelihood, mean="zero", engine=SparseVariational(select=At(z.detach())))
+        whole.condition(*every)
+        close(gp.predict(x).mean, whole.predict(x).mean, "mean", atol=1e-7)
+        close(gp.log_evidence(), whole.log_evidence(), "bound", rtol=1e-8)

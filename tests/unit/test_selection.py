@@ -11,7 +11,9 @@ import torch
 
 from gpx import GP, engines, kernels
 from gpx.errors import InputError, NumericalError
-from gpx.selection import SELECTIONS, bless, choose_selection, squeak
+from gpx.kernels.dense import dense, diagonal
+from gpx.selection import SELECTIONS, bless, choose_selection, greedy, squeak
+from gpx.selection.greedy import pivots
 from gpx.selection.preselection import Preselection
 from gpx.testing.cases import points, targets
 
@@ -39,6 +41,23 @@ def test_as_many_distinct_points_as_asked_for_with_positive_weights(select, kern
     assert weights.dtype == X.dtype
     assert (weights > 0).all()
     assert not found.requires_grad and not weights.requires_grad
+
+
+@torch.no_grad()
+def test_pivots_go_on_where_greedy_ended_until_it_is_enough():
+    kernel = KERNELS["gpx"]
+    whole, _ = greedy(kernel, X, 20)
+    known = X[whole[:8]]
+    factor = torch.linalg.cholesky(dense(kernel, known, known))
+    explained = torch.linalg.solve_triangular(factor, dense(kernel, known, X), upper=False).detach()
+    assert torch.equal(pivots(kernel, X, 12, explained), whole[8:])
+    left = [float(diagonal(kernel, X).mean() - explained.square().sum(0).mean())]
+    for m in range(1, 12):
+        z = X[whole[: 8 + m]]
+        q = dense(kernel, X, z) @ torch.linalg.solve(dense(kernel, z, z), dense(kernel, z, X))
+        left.append(float((diagonal(kernel, X) - q.diagonal()).mean()))
+    for m in (0, 1, 5, 11):
+        assert len(pivots(kernel, X, 12, explained, enough=left[m] * (1 + 1e-6))) == m
 
 
 def test_equal_seeds_give_equal_points_and_the_global_state_is_left_alone(select):
