@@ -95,7 +95,8 @@ class Coreset(Inducing):
         if self.method == "optimum":
             return plan
         targets, precisions = (state[name].to(data.x) for name in PSEUDO)
-        return PseudoPlan(plan.x, plan.inducing, targets, precisions, float(state["unit"]))
+        unit = float(state["unit"])
+        return PseudoPlan(plan.x, plan.inducing, targets=targets, precisions=precisions, unit=unit)
 
     def revised(self, plan: InducingPlan, posterior: InducingPosterior, x: Tensor) -> InducingPlan:
         """Raises: StructureError where pseudo-observations were searched for."""
@@ -152,7 +153,7 @@ class Coreset(Inducing):
 PSEUDO = ("pseudo-targets", "log precisions")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PseudoPlan(InducingPlan):
     """With pseudo-observations: targets [M] in this unit, and log precisions [M] in its inverse square."""
 
@@ -185,14 +186,16 @@ class PseudoFrame(Frame):
 
 def _searched(plan: InducingPlan, prior: Prior, data: Data) -> PseudoPlan:
     """Each starts as the datum next to it, and stands for as many as all others."""
+    if data.team.size > 1:
+        raise StructureError("Coreset(method='adam') is fitted by one process: use method='optimum' in several.")
     if data.y.shape[1] * len(prior.kernels) > 1:
         raise InputError("Coreset(method='adam') takes one target column and latent function: use method='optimum'.")
     seen, z, unit = data.observed[:, 0], plan.inducing[0].detach(), data.variance**0.5
     x, y = data.x[seen] / data.spread, (data.y - prior.mean_at(data.x, 1).detach())[seen, 0]
     nearest = torch.cdist(z / data.spread, x).argmin(1) if len(x) else torch.zeros(0, dtype=torch.long)
     weight = math.log(len(x) / max(1, len(z)) / START_NOISE) if len(x) else 0.0
-    targets, precisions = y[nearest] / unit, torch.full_like(z[:, 0], weight)
-    return PseudoPlan(plan.x, plan.inducing, torch.nn.Parameter(targets), torch.nn.Parameter(precisions), unit)
+    targets, precisions = map(torch.nn.Parameter, (y[nearest] / unit, torch.full_like(z[:, 0], weight)))
+    return PseudoPlan(plan.x, plan.inducing, targets=targets, precisions=precisions, unit=unit)
 
 
 @dataclass(frozen=True, eq=False)

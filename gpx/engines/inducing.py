@@ -153,8 +153,11 @@ class Inducing(Engine):
         self, prior: Prior, plan: InducingPlan, params: dict[str, Tensor], sites: Sites
     ) -> InducingPosterior:  # fmt: skip
         """Nothing is computed before it is asked for."""
-        frames = (Frame(kernel, z) for kernel, z in zip(prior.kernels, plan.inducing, strict=True))
-        return InducingPosterior(self, prior, sites, tuple(Projection(frame, plan.x, plan.team) for frame in frames))
+        projections = tuple(Projection(frame, plan.x, plan.team) for frame in self._frames(prior, plan))
+        return InducingPosterior(self, prior, sites, projections)
+
+    def _frames(self, prior: Prior, plan: InducingPlan) -> list[Frame]:
+        return [Frame(kernel, z) for kernel, z in zip(prior.kernels, plan.inducing, strict=True)]
 
 
 @torch.no_grad()

@@ -313,7 +313,7 @@ def test_draws_have_the_moments_of_the_posterior(rows):
         ({"neighbours": 0}, "a number >= 1"),
         ({"neighbours": True}, "a number >= 1"),
         ({"ordering": "sorted"}, "'maximin', 'random', 'coordinate'"),
-        ({"method": "vecchia"}, "'sites', 'response'"),
+        ({"method": "vecchia"}, "'sites', 'dkl', 'response'"),
         ({"tolerance": 1.5}, "0 <= tolerance < 1"),
     ],
 )

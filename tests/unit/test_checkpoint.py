@@ -133,7 +133,7 @@ def test_starts_that_were_not_begun_are_kept(tmp_path, monkeypatch):
     y = torch.sin(5 * t) + 0.3 * t
     whole = GP(kernels.RBF()).fit(t, y, restarts=3)
     with monkeypatch.context() as patch:
-        begun, inner = [], fitting._minimise
+        begun, inner = [], fitting.MINIMISERS["l-bfgs"]
 
         def minimise(*arguments):
             begun.append(arguments[1])
@@ -141,7 +141,7 @@ def test_starts_that_were_not_begun_are_kept(tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             return inner(*arguments)
 
-        patch.setattr(fitting, "_minimise", minimise)
+        patch.setitem(fitting.MINIMISERS, "l-bfgs", minimise)
         with pytest.raises(KeyboardInterrupt):
             GP(kernels.RBF()).fit(t, y, restarts=3, checkpoint=path)
     header, tensors = read(path)
