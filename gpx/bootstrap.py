@@ -12,9 +12,10 @@ from torch import Tensor
 
 from gpx.errors import InputError, NumericalError, StructureError
 from gpx.inference.coordinates import Coordinates, trainable_modules
-from gpx.inference.fit import FitOptions, fit
+from gpx.inference.fit import fit
 from gpx.inference.objectives import Objective
 from gpx.inference.problem import Problem, Solved
+from gpx.inference.result import FitOptions
 from gpx.inference.stage import Reached
 from gpx.posterior import draw_count, make_generator
 from gpx.progress import progress_bar

@@ -23,10 +23,11 @@ from gpx.engines.coreset import PseudoData, pseudo_data
 from gpx.errors import FitWarning, InputError, StructureError, TeamError
 from gpx.inference import stochastic
 from gpx.inference.coordinates import Coordinates, trainable_modules
-from gpx.inference.fit import FitOptions, FitResult, diagnose, fit
+from gpx.inference.fit import diagnose, fit
 from gpx.inference.infer import Inferred
 from gpx.inference.objectives import Objective, leave_one_out_density
 from gpx.inference.problem import Problem, Solved, extend
+from gpx.inference.result import FitOptions, FitResult
 from gpx.inference.rules import cavities, split
 from gpx.inference.table import ParameterTable, parameter_table, standard_errors
 from gpx.inputs import Points, as_data, as_points

@@ -24,7 +24,7 @@ from gpx.errors import InputError, StructureError
 from gpx.files import FORMAT, as_path, read, write
 from gpx.inference import rules
 from gpx.inference.coordinates import trainable_modules
-from gpx.inference.fit import FitResult
+from gpx.inference.result import FitResult
 from gpx.parameters import Box, Choice, LogInterval, Parameterised, prior_arguments
 from gpx.prior import ConstantMean, LinearMean
 from gpx.sites import Sites

@@ -88,6 +88,10 @@ class Engine(ABC):
         """By how many nats per unit of a coordinate the gradient of an objective may be wrong; a search ends on such a slope."""
         return 0.0
 
+    def looseness(self, rows: int) -> float:
+        """Changes of marginals, in standard deviations, that are below their accuracy: sites that move no more are found."""
+        return 0.0
+
     def rounds(self, rows: int) -> tuple[int, ...]:
         """On how many rows `fit` optimises, one round after the other, the plan being made anew for each."""
         return (rows,)

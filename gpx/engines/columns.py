@@ -22,20 +22,21 @@ BLOCK = 1 << 22  # entries of the kernel blocks that are held at once: 32 MB
 
 
 def columns(
-    kernel: gpytorch.kernels.Kernel, x: Tensor, near: np.ndarray, diagonal: Tensor, floor: float = 0.0
-) -> Tensor:
+    kernel: gpytorch.kernels.Kernel, x: Tensor, near: np.ndarray, diagonal: Tensor, *, floor: float = 0.0,
+    known: np.ndarray | None = None,
+) -> Tensor:  # fmt: skip
     """``u = K^-1 e / sqrt(e^T K^-1 e)`` [k, m + 1] of the last k rows of x [n, D], K being the covariance of a row and its
     neighbours; the row itself comes last.
 
     Arguments: near [k, m]: earlier rows, -1 for none; diagonal [n]: added to the variances; floor: what the variance of a row
-    given its neighbours is raised to (0: it must be positive).
+    given its neighbours is raised to (0: it must be positive); known: the result, where only its gradient is wanted.
     Result: differentiable in the kernel and the diagonal where floor is 0. Raises: NotPositiveDefinite.
     Cost: O(k m^3), and with gradients twice that.
     """
     form = _compiled_form(kernel, x)
     if form is None:
-        return _Blocks.apply(kernel, x, near, diagonal, floor, *trainable(kernel))
-    return _Compiled.apply(form.columns(x), near, form.profile, floor, form.lengthscale, form.variance, diagonal)
+        return _Blocks.apply(kernel, x, near, diagonal, floor, known, *trainable(kernel))
+    return _Compiled.apply(form.columns(x), near, form.profile, floor, known, form.lengthscale, form.variance, diagonal)
 
 
 def explained(error: vecchia.NotPositiveDefinite, x: Tensor, near: np.ndarray) -> NumericalError:
@@ -62,11 +63,12 @@ def _compiled_form(kernel: gpytorch.kernels.Kernel, x: Tensor) -> Isotropic | No
 class _Compiled(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, near: np.ndarray, profile: str, floor: float, lengthscale: Tensor, variance: Tensor, spare: Tensor
+        ctx: Any, x: Tensor, near: np.ndarray, profile: str, floor: float, known: np.ndarray | None,
+        lengthscale: Tensor, variance: Tensor, spare: Tensor,
     ) -> Tensor:  # fmt: skip
         scaled = np.ascontiguousarray((x / lengthscale).numpy())
         settings = scaled, near, profile, float(variance), spare.numpy()
-        u = vecchia.columns(*settings, floor)
+        u = vecchia.columns(*settings, floor) if known is None else known
         ctx.settings, ctx.lengthscale, ctx.u = settings, lengthscale, u
         return torch.from_numpy(u)
 
@@ -75,7 +77,7 @@ class _Compiled(torch.autograd.Function):
         in_variance, in_logs, in_spare = vecchia.columns_adjoint(*ctx.settings, ctx.u, grad.contiguous().numpy())
         logs = torch.from_numpy(in_logs)
         in_lengthscale = (logs if len(ctx.lengthscale) > 1 else logs.sum()) / ctx.lengthscale
-        return None, None, None, None, in_lengthscale, grad.new_tensor(in_variance), torch.from_numpy(in_spare)
+        return None, None, None, None, None, in_lengthscale, grad.new_tensor(in_variance), torch.from_numpy(in_spare)
 
 
 class _Blocks(torch.autograd.Function):
@@ -83,20 +85,10 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, kernel: gpytorch.kernels.Kernel, x: Tensor, near: np.ndarray, spare: Tensor, floor: float, *params: Tensor
+        ctx: Any, kernel: gpytorch.kernels.Kernel, x: Tensor, near: np.ndarray, spare: Tensor, floor: float,
+        known: np.ndarray | None, *params: Tensor,
     ) -> Tensor:  # fmt: skip
-        parts = []
-        for start, rows, present in _blocks(x, near):
-            matrix = _matrix(dense(kernel, x[rows], x[rows]), spare[rows], present)
-            lower, info = torch.linalg.cholesky_ex(matrix)
-            if floor:
-                lower, info = _with_floor(matrix, floor)
-            if bool(info.any()):
-                raise vecchia.NotPositiveDefinite(start + int(info.nonzero()[0, 0]))
-            last = torch.zeros_like(lower[..., :1])
-            last[:, -1] = 1.0
-            parts.append(torch.linalg.solve_triangular(lower.mT, last, upper=True)[..., 0])
-        u = torch.cat(parts) if parts else x.new_zeros(0, near.shape[1] + 1)
+        u = _by_blocks(kernel, x, near, spare, floor) if known is None else torch.from_numpy(known).to(x)
         ctx.kernel, ctx.near = kernel, near
         ctx.save_for_backward(x, spare, u, *params)
         return u
@@ -118,7 +110,20 @@ class _Blocks(torch.autograd.Function):
             if covariance.requires_grad:
                 found = torch.autograd.grad(covariance, params, weights, allow_unused=True)
                 totals = [t if g is None else t + g for t, g in zip(totals, found, strict=True)]
-        return None, None, None, in_spare, None, *totals
+        return None, None, None, in_spare, None, None, *totals
+
+
+def _by_blocks(kernel: gpytorch.kernels.Kernel, x: Tensor, near: np.ndarray, spare: Tensor, floor: float) -> Tensor:
+    parts = []
+    for start, rows, present in _blocks(x, near):
+        matrix = _matrix(dense(kernel, x[rows], x[rows]), spare[rows], present)
+        lower, info = _with_floor(matrix, floor) if floor else torch.linalg.cholesky_ex(matrix)
+        if bool(info.any()):
+            raise vecchia.NotPositiveDefinite(start + int(info.nonzero()[0, 0]))
+        last = torch.zeros_like(lower[..., :1])
+        last[:, -1] = 1.0
+        parts.append(torch.linalg.solve_triangular(lower.mT, last, upper=True)[..., 0])
+    return torch.cat(parts) if parts else x.new_zeros(0, near.shape[1] + 1)
 
 
 def _blocks(x: Tensor, near: np.ndarray) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -23,6 +23,7 @@ from gpx.structure.metric import metric
 
 METHODS = ("sites", "dkl", "response")
 FIRST_ROUND = 2_000  # rows
+LOOSE = 0.1  # of the tolerance: changes that count for nothing
 ROUGH = 2e-4  # nats per row and unit of a coordinate
 SMALL = 2_000  # points up to which variances are exact whatever the tolerance
 
@@ -189,6 +190,10 @@ class SIC(Engine):
     def roughness(self, rows: int) -> float:
         """A few thousandths of the standard error of what is learned best: the gradient takes V for optimal."""
         return ROUGH * rows
+
+    def looseness(self, rows: int) -> float:
+        """Above 2,000 rows variances have an error of their own, by `tolerance`."""
+        return LOOSE * self.tolerance if rows > SMALL else 0.0
 
     def condition(self, prior: Prior, plan: SICPlan, params: dict[str, Tensor], sites: Sites) -> SICPosterior:
         """Nothing is computed before it is asked for."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from gpx.engines.sic import SIC, Pattern, SICPlan
 
 BLIND = 1e15  # noise of a point without a target, relative to the largest of others
-SOLVED = 1e-10  # residual of the means, relative, in the norm of the preconditioner
+SOLVED = 1e-9  # residual of the means, relative, in the norm of the preconditioner
 STEP = 1e-4  # of differences along a direction of the sites, relative to posterior scales
 NUGGETS = (0.0, 1e-6, 1e-5, 1e-4)  # of the prior variance: smooth kernels with close points have no factor without
 FLOOR = 1e-14  # of the prior variance: below, the variance of a new value given its neighbours is rounding
@@ -166,10 +166,10 @@ class SICPosterior(Posterior):
         """Kernel and columns, of columns that share the kernel and precisions."""
         return self.sites.groups(len(self.prior.kernels))
 
-    def _columns(self, latent: int, nugget: float) -> Tensor:
+    def _columns(self, latent: int, nugget: float, known: np.ndarray | None = None) -> Tensor:
         """Of the prior's factor [n, m + 1]; differentiable where gradients are enabled."""
         pattern, kernel = self.plan.patterns[latent], self.prior.kernels[latent]
-        return columns(kernel, pattern.x, pattern.near, _spare(kernel, pattern.x, nugget))
+        return columns(kernel, pattern.x, pattern.near, _spare(kernel, pattern.x, nugget), known=known)
 
     @cached_property
     def solved(self) -> list[Solution]:
@@ -224,8 +224,7 @@ class SICPosterior(Posterior):
         total = self.sites.nu.new_zeros(())
         for (latent, members), solution in zip(self.groups, self.solved, strict=True):
             if bool(self.sites.present[:, members].any()):
-                moving = torch.is_grad_enabled()
-                u = self._columns(latent, solution.prior.nugget) if moving else _tensor(solution.u, total)
+                u = self._columns(latent, solution.prior.nugget, solution.u)
                 total = total + _LogPartition.apply(solution, u, *self._sites(latent, members))
         return total
 
@@ -338,7 +337,7 @@ class SICPosterior(Posterior):
         spare[old:] = 0.0
         floor = FLOOR * float(diagonal(kernel, x[:1]).mean()) if len(x) else FLOOR
         try:
-            u = _numbers(columns(kernel, x, near, spare, floor))
+            u = _numbers(columns(kernel, x, near, spare, floor=floor))
         except NotPositiveDefinite as error:
             raise explained(error, x, near) from error
         return _Link(near, -u[:, :-1] / u[:, -1:], 1 / u[:, -1] ** 2)

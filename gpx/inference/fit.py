@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,10 @@ from gpx.errors import NumericalError
 from gpx.inference.adam import adam
 from gpx.inference.alternate import alternate
 from gpx.inference.coordinates import Coordinate, Coordinates
-from gpx.inference.infer import MAX_STEPS, Inferred
+from gpx.inference.infer import MAX_STEPS
 from gpx.inference.objectives import Objective, prepared
 from gpx.inference.problem import Problem
+from gpx.inference.result import FitOptions, FitResult
 from gpx.inference.stage import Keep, Reached, Trace, late
 from gpx.progress import progress_bar
 from gpx.sites import Sites
@@ -27,105 +28,29 @@ FTOL_TENSORS = 1e-6  # relative to the gain over white noise, where inducing inp
 GTOL = 1e-5  # nats per unit of a coordinate, times the square root of N
 STEEP = 1e-2  # likewise: a search that stops on a steeper slope is begun anew from there
 MAX_RENEWALS = 3
-REACH = 3.0  # standard errors of one datum: the optimum of all rows is so near that of a part of them
+PLATEAU = 3  # evaluations in a row that may be equal
+REACH = 10.0  # standard errors of one datum: the optimum of all rows is so near that of a part of them
 WARM_STEPS = 30  # from the sites of a neighbour: where these do not do, it is no neighbour
 COARSE = 1e-3  # residual of the sites above which an objective is not trusted
-GAP = 0.1  # nats between the bounds of the evidence that are worth telling
-LOSS = 0.01  # nats per target by which inducing inputs lower the evidence that are
 LENGTHSCALE_FACTORS = (0.03, 0.1, 0.3, 1.0, 3.0)
 NOISE_FACTORS = (1.0, 0.01)
 RESTART_SPREAD = 1.5
 
 
-@dataclass(frozen=True)
-class FitOptions:
-    """max_iter: iterations per start; restarts: further random starts; max_seconds: for all together."""
-
-    max_iter: int = 200
-    restarts: int = 0
-    seed: int | None = 0
-    max_seconds: float | None = None
-    verbose: bool | None = None
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """How a fit ended.
-
-    objective: value at the optimum, nats, without priors; log_prior: log density of the priors in the coordinates;
-    gradient_norm: largest entry of the gradient in log coordinates, nats; at_bounds: names of values at their bounds;
-    objectives: the final value of every start; jitter: by what share the noise variances were raised so that the final
-    factorisation succeeded; rejected: trial points at which the objective was not finite, or far below the best;
-    sites_converged, site_steps, site_residual: how the search for the sites of the likelihood ended at the optimum;
-    zero_precisions: observed targets whose precision was cut at zero there; unconverged: evaluations during the fit whose
-    sites did not converge; evidence_bounds: of the log evidence at the optimum, nats, for a Gaussian likelihood: from below and
-    above, equal where the engine is exact, None where one is not known; gap_per_target: between them; inducing: how many inducing
-    inputs there are; loss_per_target: the trace term ``sum tau d / 2`` of what they do not explain; nats, per observed target.
-    """
-
-    converged: bool
-    reason: str
-    objective: float
-    log_prior: float
-    iterations: int
-    evaluations: int
-    rejected: int
-    gradient_norm: float
-    seconds: float
-    seed: int | None
-    jitter: float = 0.0
-    at_bounds: tuple[str, ...] = ()
-    objectives: tuple[float, ...] = ()
-    starts: dict[str, float] = field(default_factory=dict)
-    sites_converged: bool = True
-    site_steps: int = 0
-    site_residual: float = 0.0
-    zero_precisions: int = 0
-    unconverged: int = 0
-    evidence_bounds: tuple[float, float] | None = None
-    gap_per_target: float | None = None
-    inducing: int = 0
-    loss_per_target: float = 0.0
-
-    def inferred(self, solution: Inferred, problem: Problem) -> FitResult:
-        """With what is known of the posterior at the optimum."""
-        posterior, targets, bounds = solution.posterior, max(1, problem.data.targets), None
-        if problem.likelihood.conjugate:
-            bounds = float(posterior.log_density), float(posterior.log_density_limit)
-        bounds = None if bounds is None or math.isnan(bounds[1]) else bounds
-        return replace(
-            self,
-            evidence_bounds=bounds,
-            gap_per_target=None if bounds is None else (bounds[1] - bounds[0]) / targets,
-            inducing=posterior.inducing,
-            loss_per_target=float(posterior.unexplained) / targets,
-            jitter=solution.posterior.jitter,
-            sites_converged=solution.converged,
-            site_steps=solution.steps,
-            site_residual=solution.residual,
-            zero_precisions=solution.zero_precisions,
-        )
-
-    def __str__(self) -> str:
-        state = "converged" if self.converged else "NOT converged"
-        text = (
-            f"{state}: {self.reason}; objective {self.objective:.4f} nats after {self.iterations} iterations"
-            f" ({self.evaluations} evaluations, {self.seconds:.1f} s)"
-        )
-        if not self.sites_converged:
-            text += f"; the sites of the likelihood did NOT converge (residual {self.site_residual:.1e})"
-        if self.evidence_bounds is not None and self.evidence_bounds[1] - self.evidence_bounds[0] > GAP:
-            between = "; log evidence between {:.1f} and {:.1f}".format(*self.evidence_bounds)
-            text += f"{between}, {self.gap_per_target:.2g} per target"
-        if self.loss_per_target > LOSS:
-            text += f"; {self.inducing} inducing inputs lose {self.loss_per_target:.2g} nats per target"
-        if self.zero_precisions:
-            text += f"; {self.zero_precisions} site precision(s) cut at zero"
-        return text + (f"; at bounds: {', '.join(self.at_bounds)}" if self.at_bounds else "")
-
-
 class _Timeout(Exception):
     """The time is up."""
+
+
+class _Settled(Exception):
+    """The objective is the same at one point after the other."""
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """deadline: when a search ends; reach: how far its first step goes."""
+
+    deadline: float = math.inf
+    reach: float = 1.0
 
 
 @dataclass
@@ -136,9 +61,8 @@ class _Search:
     objective: Objective
     coordinates: Coordinates
     baseline: float
-    deadline: float
+    pace: _Pace = _Pace()
     trace: Trace | None = None
-    reach: float = 1.0  # how far a first step goes
     best: float = math.inf
     best_z: np.ndarray | None = None
     best_gradient: np.ndarray | None = None
@@ -165,6 +89,11 @@ class _Search:
                 return self._wall(z)
         self.record(loss, z, gradient, None if found is None else found.posterior.sites)
         return loss, gradient
+
+    @property
+    def deadline(self) -> float:
+        """When it ends."""
+        return self.pace.deadline
 
     def steepness(self, bounds: np.ndarray) -> float:
         """The largest entry of the projected gradient at the best point."""
@@ -271,8 +200,9 @@ def fit(
             whole = coordinates.with_tensors(here.engine.parameters(here.prior, here.plan), here.data.spread)
             limit = _share(deadline, len(rounds) - index)
             reach = min(1.0, REACH / math.sqrt(rounds[index - 1])) if index else 1.0
+            pace = _Pace(limit, reach)
             trace = None if keep is None else Trace(keep, here, whole, starts, len(rounds) - index)
-            runs = list(_round(here, objective, whole, starts, options, limit, reach, bar, trace))
+            runs = list(_round(here, objective, whole, starts, options, pace, bar, trace))
             searches += [search for search, _ in runs]
             search = _best(runs, problem)[0]
             best = search.best_z
@@ -324,8 +254,7 @@ def _round(
     coordinates: Coordinates,
     starts: list[np.ndarray],
     options: FitOptions,
-    deadline: float,
-    reach: float,
+    pace: _Pace,
     bar: Any,
     trace: Trace | None,
 ) -> Iterator[Run]:
@@ -334,12 +263,12 @@ def _round(
     baseline, bounds = _baseline(problem), coordinates.bounds()
     rest = coordinates.read()
     for start in starts:
-        search = _Search(problem, objective, coordinates, baseline, deadline, trace, reach)
+        search = _Search(problem, objective, coordinates, baseline, pace, trace)
         yield search, minimise(search, np.concatenate([start, rest[len(start) :]]), bounds, options, bar)
         bar.refresh()
         if trace is not None:
             trace.next()
-        if late(deadline, problem.data.team):
+        if late(pace.deadline, problem.data.team):
             return
 
 
@@ -368,12 +297,17 @@ def _minimise(
 def _lbfgs(
     search: _Search, step: Callable[[np.ndarray], Any], start: np.ndarray, bounds: np.ndarray, options: FitOptions, bar: Any
 ) -> tuple[bool, str, int]:  # fmt: skip
-    iterations = 0
+    iterations = still = 0
 
     def evaluate(w: np.ndarray) -> tuple[float, np.ndarray]:
-        found = step(unit * w)
+        nonlocal still
+        best, found = search.best, step(unit * w)
         if found is None:
             raise _Timeout
+        # Where gradients are rough a line search may look for a better point for long, and find none.
+        still = still + 1 if abs(found[0] - best) <= engine.precision * max(1.0, abs(found[0])) else 0
+        if still > PLATEAU:
+            raise _Settled
         return found[0], unit * found[1]
 
     def report(intermediate_result: Any) -> None:
@@ -385,7 +319,7 @@ def _lbfgs(
 
     engine, rows = search.problem.engine, search.problem.data.count
     root = math.sqrt(max(1, search.problem.data.targets))
-    unit = search.reach  # scipy's first step has the length 1, whatever the slope
+    unit = search.pace.reach  # scipy's first step has the length 1, whatever the slope
     try:
         for _ in range(1 + MAX_RENEWALS):
             limits = {
@@ -407,6 +341,8 @@ def _lbfgs(
             start = search.best_z
     except _Timeout:
         return False, "max_seconds is up", iterations
+    except _Settled:
+        return True, "objective no longer changes", iterations
     if outcome.status == 1:
         return False, f"max_iter={options.max_iter} reached", iterations
     if outcome.status == 0:
@@ -439,7 +375,7 @@ def _choose_start(
     scales = np.maximum(lengths, _free(coordinates, lambda module, name: name == "lengthscale"))
     engine, whole = problem.engine, getattr(objective, "needs_all_rows", False)
     small = problem if whole else _thinned(problem, engine.start_rows)
-    search = _Search(small, objective, coordinates, _baseline(small), math.inf)
+    search = _Search(small, objective, coordinates, _baseline(small))
     bounds = coordinates.bounds()
     fine = _finer(problem.data.count) if whole or engine.consecutive else []
     moves = [math.log(f) * lengths for f in fine] + [math.log(f) * scales for f in LENGTHSCALE_FACTORS]

@@ -29,6 +29,7 @@ SMALLEST_STEP = 1e-4
 ROUNDING = 0.06  # a merit may fall by this share of its size, in roots of the rounding error: 1e-9 in double precision
 START_VARIANCE = 1.0  # the rule's first marginals are no wider
 NEWTON_BELOW = 3.0  # residual below which Newton's method is tried
+NOISE = 0.01  # nats per target of a merit whose marginals are off by a standard deviation
 MEMORY = 4  # earlier steps that are mixed where there is no Newton's method
 
 
@@ -125,6 +126,7 @@ class _State:
     def no_worse_than(self, other: _State) -> bool:
         # Where precisions are cut, or marginals are no derivatives, the rule's fixed point is near the maximum, not at it.
         slack = other.residual if other.cut or not self.problem.engine.responsive else 0.0
+        slack += NOISE * self.looseness * self.problem.data.targets
         return self.merit >= other.merit - ROUNDING * self.root * abs(other.merit) - slack
 
     @property
@@ -135,7 +137,12 @@ class _State:
     @property
     def settled(self) -> bool:
         """Whether another step of the rule would change nothing."""
-        return self.residual <= TOLERANCE * self.root
+        return self.residual <= max(TOLERANCE * self.root, self.looseness)
+
+    @property
+    def looseness(self) -> float:
+        """Of the engine."""
+        return self.problem.engine.looseness(self.problem.data.count)
 
     @cached_property
     def cut(self) -> int:

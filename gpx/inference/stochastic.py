@@ -21,9 +21,9 @@ from gpx.engines.projections import Statistics
 from gpx.errors import NumericalError, StructureError
 from gpx.inference import fit as plain
 from gpx.inference.coordinates import Coordinates
-from gpx.inference.fit import FitOptions, FitResult
 from gpx.inference.objectives import ELBO, Evidence, Objective
 from gpx.inference.problem import Problem, Solved
+from gpx.inference.result import FitOptions, FitResult
 from gpx.inference.rules import Variational, natural_sites
 from gpx.inference.stage import Keep, Reached
 from gpx.inference.sweeps import Belief, added, expected_gradient, gathered, swept

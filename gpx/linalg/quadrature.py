@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NODES = 160
+NODES = 160  # at most
+COARSE, FINE = 0.12, 0.3  # largest steps: of t, and of f around the mean, in standard deviations
 REACH = 9.0  # standard deviations; the density beyond is below 1e-17 of its height
 ITERATIONS = 100
 FLOOR = 1e-10  # of the squared width: added to variances, so that a variance of zero has derivatives
@@ -34,7 +35,7 @@ def expectation(
     """``E function(f)``, ``f ~ N(mean, variance)``, for a function that bends near `centre` over a distance `width`.
 
     Arguments: function: nodes [..., K] -> values [..., K]; the others [...]. Differentiable in mean and variance to any order,
-    and in what the function depends on. Cost: NODES evaluations.
+    and in what the function depends on. Cost: 60 to 160 evaluations, by the widest Gaussian.
 
     >>> zero = torch.zeros(1, dtype=torch.float64)
     >>> print(f"{float(expectation(torch.square, zero, zero + 2.0, zero, zero + 1.0)):.6f}")
@@ -47,7 +48,7 @@ def expectation(
     sd = variance.sqrt().unsqueeze(-1)
     density = torch.exp(-0.5 * ((f - mean.unsqueeze(-1)) / sd).square()) * (weight / (math.sqrt(2 * math.pi) * sd))
     values = function(f)
-    level = values[..., NODES // 2].detach()
+    level = values[..., f.shape[-1] // 2].detach()
     return (density * (values - level.unsqueeze(-1))).sum(-1) + level
 
 
@@ -110,14 +111,17 @@ def _nodes(mean: Tensor, variance: Tensor, centre: Tensor, width: Tensor) -> tup
     inside = torch.minimum(torch.maximum(centre, mean - reach), mean + reach)
     width = torch.hypot(width, centre - inside)
     low, high = (torch.asinh((end - inside) / width) for end in (mean - reach, mean + reach))
-    return _spread(inside, width, low, high)
+    # What the widest integrand needs is finer than need be where the feature is about as wide as the Gaussian.
+    step = (FINE * variance.sqrt() / torch.hypot(width, mean - inside)).clamp_max(COARSE)
+    needed = float(((high - low) / step).max()) if mean.numel() else 0.0
+    return _spread(inside, width, low, high, min(NODES, 1 + math.ceil(needed)))
 
 
 @torch.no_grad()
-def _spread(centre: Tensor, width: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Nodes ``centre + width sinh(t)``, t from low to high, and their weights in the integral over f."""
-    step = (high - low) / (NODES - 1)
-    t = low.unsqueeze(-1) + step.unsqueeze(-1) * torch.arange(NODES, dtype=centre.dtype, device=centre.device)
+def _spread(centre: Tensor, width: Tensor, low: Tensor, high: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """So many nodes ``centre + width sinh(t)``, t from low to high, and their weights in the integral over f."""
+    step = (high - low) / (count - 1)
+    t = low.unsqueeze(-1) + step.unsqueeze(-1) * torch.arange(count, dtype=centre.dtype, device=centre.device)
     return centre.unsqueeze(-1) + width.unsqueeze(-1) * t.sinh(), (width * step).unsqueeze(-1) * t.cosh()
 
 

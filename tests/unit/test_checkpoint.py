@@ -123,7 +123,8 @@ def test_rounds_that_were_done_are_not_done_again(tmp_path, monkeypatch):
     second = Interrupt(monkeypatch, math.inf)
     resumed = fit(resume=path)
     assert {rows for _, rows in second.losses} == {9_000}
-    close(resumed.result_.objective, whole.result_.objective, "objective", rtol=1e-6)
+    # The last round chooses inducing inputs at the end of the one before, which the two reach on different ways.
+    close(resumed.result_.objective, whole.result_.objective, "objective", rtol=1e-4)
 
 
 def test_starts_that_were_not_begun_are_kept(tmp_path, monkeypatch):
