@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gpx.engines.inducing import Inducing, InducingPlan, InducingPosterior, Solution, check_select, exact_solution
+from gpx.engines.inducing import Inducing, InducingPlan, InducingPosterior, check_select
 from gpx.engines.projections import Frame, Statistics, root
+from gpx.engines.whitened import Solution, exact_solution
 from gpx.errors import InputError, NumericalError, StructureError
 from gpx.inputs import Data
 from gpx.posterior import Posterior, Shifted

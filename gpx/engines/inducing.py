@@ -19,7 +19,8 @@ from torch import Tensor
 
 from gpx.engines.base import Engine
 from gpx.engines.projections import Frame, Projection, Statistics, accumulate, blocks, root
-from gpx.errors import InputError, NumericalError
+from gpx.engines.whitened import Solution
+from gpx.errors import InputError
 from gpx.inputs import Data
 from gpx.kernels.dense import dense, diagonal
 from gpx.parallel import ALONE, Team
@@ -177,53 +178,6 @@ def check_select(engine: Any, size: Any, name: str) -> None:
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise InputError(f"{type(engine).__name__} needs {name}, a number of inputs >= 1, got {size!r}.")
     choose_selection(engine.select)
-
-
-@dataclass(frozen=True, eq=False)
-class Solution:
-    """q(u) of columns that share kernel and precisions, whitened: ``B = 1 + sum tau w w^T = R R^T``, ``c = R^-1 sum w nu``."""
-
-    lower: Tensor  # R [M, M]
-    c: Tensor  # [M, c]
-
-    @property
-    def spread(self) -> Tensor:
-        """The Cholesky factor [M, M] of the precision."""
-        return self.lower
-
-    @cached_property
-    def mean(self) -> Tensor:
-        """[M, c]."""
-        return torch.linalg.solve_triangular(self.lower.mT, self.c, upper=True)
-
-    def log_partition(self) -> Tensor:
-        """``E_q sum log t_n - KL(q || p)``, summed over columns; here, ``log int p(u) prod t_n(g_n) du``."""
-        return 0.5 * self.c.square().sum() - self.c.shape[1] * self.lower.diagonal().log().sum()
-
-    def explained(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Means [n, c] and variances [n] of g."""
-        half = torch.linalg.solve_triangular(self.spread, w, upper=False)
-        return w.mT @ self.mean, half.square().sum(0)
-
-    def in_mean(self, push: Tensor) -> Tensor:
-        """Changes [M, c] of the mean with those of ``sum w (nu - tau m)``."""
-        return torch.cholesky_solve(push, self.lower)
-
-    def in_covariance(self, gram: Tensor) -> Tensor:
-        """Changes [c, M, M] of the covariance with those [c, M, M] of B."""
-        covariance = torch.cholesky_inverse(self.lower)
-        return -covariance @ gram @ covariance
-
-
-def exact_solution(statistics: Statistics) -> Solution:
-    """The best q(u) of all, from the statistics for the precisions."""
-    gram, target, _ = statistics
-    lower, info = torch.linalg.cholesky_ex(gram[0] + torch.eye(len(target)).to(target))
-    if int(info):
-        raise NumericalError(
-            "The precision of the inducing values has no factor: a kernel value or site is not finite."
-        )
-    return Solution(lower, torch.linalg.solve_triangular(lower, target, upper=False))
 
 
 @dataclass(frozen=True, eq=False)

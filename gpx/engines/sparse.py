@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gpx.engines.inducing import Inducing, Solution, check_select, exact_solution
+from gpx.engines.inducing import Inducing, check_select
 from gpx.engines.projections import Frame, Statistics
+from gpx.engines.whitened import Solution, exact_solution
 from gpx.errors import InputError
 
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gpx.engines.inducing import InducingPosterior, Solution, exact_solution
+from gpx.engines.inducing import InducingPosterior
 from gpx.engines.projections import Frame, Statistics, blocks, root
+from gpx.engines.whitened import Solution, exact_solution
 from gpx.errors import StructureError
 from gpx.inference.infer import GROWTH, ROUNDING, SMALLEST_STEP, Inferred
 from gpx.inference.rules import Variational, expected_log_prob, natural_sites
