@@ -147,8 +147,8 @@ class SIC(Engine):
     Arguments: neighbours: how many, m; ordering: "maximin" (coarse to fine; random above five dimensions), "random" or
     "coordinate"; method: "sites" (a lower bound of the evidence of this prior, any likelihood), "dkl" (the largest
     such bound: the factor of the posterior is searched for, for comparison) or "response" (hyperparameters by
-    the Vecchia likelihood of noisy targets: faster; other likelihoods than the Gaussian: as "sites"); tolerance: share below which solves for
-    variances stop following entries (0: exact).
+    the Vecchia likelihood of noisy targets: faster; for other likelihoods than the Gaussian as "sites"); tolerance: share below
+    which solves for variances stop following entries (0: exact).
     Raises: InputError for another value. Cost: O(N m^3) time, O(N m^2) memory; nothing grows faster with N but ``N log N`` for
     neighbours. Source: Schaefer, Katzfuss & Owhadi (2021), "Sparse Cholesky factorization by Kullback-Leibler minimization",
     eq. 3; Cao et al. (2023), "Variational sparse inverse Cholesky approximation", section 3.
