@@ -43,9 +43,11 @@ def gpx_likelihood(name: str) -> Any:
     """As the data were made; everything about it is learned."""
     from gpx import likelihoods
 
-    return {"Gaussian": likelihoods.Gaussian, "StudentT": likelihoods.StudentT, "Bernoulli": likelihoods.Bernoulli}[
-        name
-    ]()
+    return {
+        "Gaussian": likelihoods.Gaussian,
+        "StudentT": likelihoods.StudentT,
+        "Bernoulli": lambda: likelihoods.Bernoulli("logit"),
+    }[name]()
 
 
 def run(engine: str, sizes: tuple[int, int], names: tuple[str, ...] = LIKELIHOODS) -> Any:

@@ -121,9 +121,7 @@ class Solution:
         result = -count * self.images[1]
         result[:, -1] += count / self.u[:, -1]
         for mean in self.mean.T.copy():
-            scores = sparse_factor.transposed_times(near, self.u, mean)
-            result[:, :-1] -= np.where(near >= 0, mean[near], 0.0) * scores[:, None]
-            result[:, -1] -= mean * scores
+            sparse_factor.add_outer(near, mean, -sparse_factor.transposed_times(near, self.u, mean), result)
         return result
 
 
@@ -141,6 +139,28 @@ class _LogPartition(torch.autograd.Function):
         in_u = torch.from_numpy(s.in_columns()).to(like) if ctx.needs_input_grad[1] else None
         in_tau = -0.5 * (s.variance[:, None] + s.mean**2)
         return None, None if in_u is None else grad * in_u, grad * _tensor(s.mean, like), grad * _tensor(in_tau, like)
+
+
+class _Scores(torch.autograd.Function):
+    """``U^T z`` [n, c] and the diagonal of U; nothing of the size of U is made but its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, near: np.ndarray, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.near = near
+        ctx.save_for_backward(u, z)
+        parts = [sparse_factor.transposed_times(near, _numbers(u), column) for column in _numbers(z.T)]
+        return _tensor(np.stack(parts, 1), z), u[:, -1].clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, in_diagonal: Tensor) -> Any:
+        u, z = ctx.saved_tensors
+        columns, pushes = _numbers(z.T), _numbers(grad.T)
+        in_u = np.zeros(u.shape)
+        in_u[:, -1] = _numbers(in_diagonal)
+        for column, push in zip(columns, pushes, strict=True):
+            sparse_factor.add_outer(ctx.near, column, push, in_u)
+        in_z = np.stack([sparse_factor.times(ctx.near, _numbers(u), push) for push in pushes], 1)
+        return None, _tensor(in_u, u), _tensor(in_z, z)
 
 
 def _tensor(values: np.ndarray, like: Tensor) -> Tensor:
@@ -250,16 +270,14 @@ class SICPosterior(Posterior):
         seen = tau[:, 0] > 0
         safe = torch.where(seen, tau[:, 0], 1.0)
         targets = torch.where(seen[:, None], nu / safe[:, None], 0.0)
-        near = torch.from_numpy(pattern.near.astype(np.int64)).to(nu.device)
         # A point without a target is one that was measured with infinite noise.
         noise = torch.where(seen, 1 / safe, BLIND * (1 / safe).max())
         try:
             u = columns(self.prior.kernels[latent], pattern.x, pattern.near, noise)
         except NotPositiveDefinite as error:
             raise explained(error, pattern.x, pattern.near) from error
-        within = torch.where((near >= 0)[..., None], targets[near.clamp_min(0)], 0.0)
-        scores = (u[:, :-1, None] * within).sum(1) + u[:, -1:] * targets
-        seen_logs = (u[:, -1].log() - 0.5 * math.log(2 * math.pi))[seen].sum()
+        scores, last = _Scores.apply(pattern.near, u, targets)
+        seen_logs = (last.log() - 0.5 * math.log(2 * math.pi))[seen].sum()
         density = len(members) * seen_logs - 0.5 * scores[seen].square().sum()
         heights = self.sites.columns(members).log_heights
         merged = Sites(nu, tau).log_heights

@@ -59,6 +59,17 @@ def transposed_times(near, u, x):
 
 
 @numba.njit(**COMPILATION)
+def add_outer(near, x, y, result):
+    """Add ``x y^T``, where U has entries, to result [n, m + 1]."""
+    n, m = near.shape
+    for i in range(n):
+        for r in range(m):
+            if near[i, r] >= 0:
+                result[i, r] += x[near[i, r]] * y[i]
+        result[i, m] += x[i] * y[i]
+
+
+@numba.njit(**COMPILATION)
 def solve(near, v, b):
     """``V^-1 b``."""
     n, m = near.shape

@@ -69,10 +69,22 @@ def columns_adjoint(
         return _columns_adjoint(x, near, *settings, u, grad, start, stop, at_diagonal)
 
     parts = in_runs(work, len(near), RUN)
-    seen = near >= 0
-    in_diagonal = at_diagonal[:, -1] + np.bincount(near[seen], at_diagonal[:, :-1][seen], len(x))
+    in_diagonal = _summed(near, at_diagonal, len(x))
     in_lengths = np.sum([lengths for _, lengths in parts], 0) if parts else np.zeros(x.shape[1])
     return float(sum(value for value, _ in parts)) / variance, in_lengths, in_diagonal
+
+
+@numba.njit(**EXACT)
+def _summed(near, values, size):
+    """By row of x, the sum of what is there at it: a boolean selection would copy everything twice."""
+    shift, m = size - len(near), near.shape[1]
+    result = np.zeros(size)
+    for i in range(len(near)):
+        result[shift + i] += values[i, m]
+        for r in range(m):
+            if near[i, r] >= 0:
+                result[near[i, r]] += values[i, r]
+    return result
 
 
 @numba.njit(**EXACT)
