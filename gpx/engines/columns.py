@@ -22,20 +22,21 @@ BLOCK = 1 << 22  # entries of the kernel blocks that are held at once: 32 MB
 
 
 def columns(
-    kernel: gpytorch.kernels.Kernel, x: Tensor, near: np.ndarray, diagonal: Tensor, *, floor: float = 0.0,
+    kernel: gpytorch.kernels.Kernel, x: Tensor, near: np.ndarray, diagonal: Tensor, phi: Tensor, *, floor: float = 0.0,
     known: np.ndarray | None = None,
 ) -> Tensor:  # fmt: skip
-    """``u = K^-1 e / sqrt(e^T K^-1 e)`` [k, m + 1] of the last k rows of x [n, D], K being the covariance of a row and its
-    neighbours; the row itself comes last.
+    """``u = K^-1 e / sqrt(e^T K^-1 e)`` [j, m + 1] of the last j rows of x [n, D], K being the covariance of a row and its
+    neighbours under ``k(x, x') - phi . phi'``; the row itself comes last.
 
-    Arguments: near [k, m]: earlier rows, -1 for none; diagonal [n]: added to the variances; floor: what the variance of a row
-    given its neighbours is raised to (0: it must be positive); known: the result, where only its gradient is wanted.
-    Result: differentiable in the kernel and the diagonal where floor is 0. Raises: NotPositiveDefinite.
-    Cost: O(k m^3), and with gradients twice that.
+    Arguments: near [j, m]: earlier rows, -1 for none; diagonal [n]: added to the variances; phi [n, k]: of every row, k may be 0;
+    floor: what the variance of a row given its neighbours is raised to (0: it must be positive); known: the result, where only
+    its gradient is wanted.
+    Result: differentiable in the kernel, the diagonal and phi where floor is 0. Raises: NotPositiveDefinite.
+    Cost: O(j m^3 + j m^2 k), and with gradients twice that.
     """
-    form = _compiled_form(kernel, x)
+    form = None if phi.shape[1] else _compiled_form(kernel, x)
     if form is None:
-        return _Blocks.apply(kernel, x, near, diagonal, floor, known, *trainable(kernel))
+        return _Blocks.apply(kernel, x, near, diagonal, phi, floor, known, *trainable(kernel))
     return _Compiled.apply(form.columns(x), near, form.profile, floor, known, form.lengthscale, form.variance, diagonal)
 
 
@@ -85,38 +86,41 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, kernel: gpytorch.kernels.Kernel, x: Tensor, near: np.ndarray, spare: Tensor, floor: float,
+        ctx: Any, kernel: gpytorch.kernels.Kernel, x: Tensor, near: np.ndarray, spare: Tensor, phi: Tensor, floor: float,
         known: np.ndarray | None, *params: Tensor,
     ) -> Tensor:  # fmt: skip
-        u = _by_blocks(kernel, x, near, spare, floor) if known is None else torch.from_numpy(known).to(x)
+        u = _by_blocks(kernel, x, near, spare, phi, floor) if known is None else torch.from_numpy(known).to(x)
         ctx.kernel, ctx.near = kernel, near
-        ctx.save_for_backward(x, spare, u, *params)
+        ctx.save_for_backward(x, spare, phi, u, *params)
         return u
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, spare, u, *params = ctx.saved_tensors
-        in_spare, totals = torch.zeros_like(spare), [torch.zeros_like(p) for p in params]
+        x, spare, phi, u, *params = ctx.saved_tensors
+        in_spare, in_phi, totals = torch.zeros_like(spare), torch.zeros_like(phi), [torch.zeros_like(p) for p in params]
         for start, rows, present in _blocks(x, ctx.near):
             own, of_u = grad[start : start + len(rows)] * present, u[start : start + len(rows)]
             with torch.enable_grad():
                 covariance = dense(ctx.kernel, x[rows], x[rows])
-            matrix = _matrix(covariance.detach(), spare[rows], present)
+            matrix = _matrix(covariance.detach(), spare[rows], phi[rows], present)
             lower = torch.linalg.cholesky(matrix)
             a = torch.cholesky_solve(own[..., None], lower)[..., 0]
             b = 0.5 * (own * of_u).sum(-1, keepdim=True) * of_u - a
             weights = 0.5 * (b[:, :, None] * of_u[:, None] + of_u[:, :, None] * b[:, None])
             in_spare.index_add_(0, rows.flatten(), (b * of_u).flatten())
+            in_phi.index_add_(0, rows.flatten(), (-2 * weights @ phi[rows]).flatten(0, 1))
             if covariance.requires_grad:
                 found = torch.autograd.grad(covariance, params, weights, allow_unused=True)
                 totals = [t if g is None else t + g for t, g in zip(totals, found, strict=True)]
-        return None, None, None, in_spare, None, None, *totals
+        return None, None, None, in_spare, in_phi, None, None, *totals
 
 
-def _by_blocks(kernel: gpytorch.kernels.Kernel, x: Tensor, near: np.ndarray, spare: Tensor, floor: float) -> Tensor:
+def _by_blocks(
+    kernel: gpytorch.kernels.Kernel, x: Tensor, near: np.ndarray, spare: Tensor, phi: Tensor, floor: float
+) -> Tensor:
     parts = []
     for start, rows, present in _blocks(x, near):
-        matrix = _matrix(dense(kernel, x[rows], x[rows]), spare[rows], present)
+        matrix = _matrix(dense(kernel, x[rows], x[rows]), spare[rows], phi[rows], present)
         lower, info = _with_floor(matrix, floor) if floor else torch.linalg.cholesky_ex(matrix)
         if bool(info.any()):
             raise vecchia.NotPositiveDefinite(start + int(info.nonzero()[0, 0]))
@@ -137,8 +141,9 @@ def _blocks(x: Tensor, near: np.ndarray) -> Iterator[tuple[int, Tensor, Tensor]]
         yield start, torch.cat([earlier.clamp_min(0), own], 1), present
 
 
-def _matrix(covariance: Tensor, spare: Tensor, present: Tensor) -> Tensor:
+def _matrix(covariance: Tensor, spare: Tensor, phi: Tensor, present: Tensor) -> Tensor:
     """The covariance of neighbours, with unit rows for those that are not there."""
+    covariance = torch.baddbmm(covariance, phi, phi.mT, alpha=-1)
     pairs = present[:, :, None] & present[:, None]
     identity = torch.eye(present.shape[1]).to(covariance)
     return torch.where(pairs, covariance, identity) + torch.diag_embed(torch.where(present, spare, 0.0))

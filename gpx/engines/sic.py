@@ -18,6 +18,7 @@ from gpx.inputs import Data
 from gpx.linalg.orderings import ORDERINGS, choose_ordering, earlier_neighbours, spatial
 from gpx.linalg.sparse_factor import places
 from gpx.prior import Prior
+from gpx.selection.greedy import greedy
 from gpx.sites import Sites
 from gpx.structure.metric import metric
 
@@ -25,19 +26,22 @@ METHODS = ("sites", "dkl", "response")
 FIRST_ROUND = 2_000  # rows
 LOOSE = 0.1  # of the tolerance: changes that count for nothing
 ROUGH = 2e-4  # nats per row and unit of a coordinate
+CANDIDATES = 10_000  # rows that inducing inputs are chosen from
 SMALL = 2_000  # points up to which variances are exact whatever the tolerance
 
 
 @dataclass(frozen=True, eq=False)
 class Pattern:
     """Which values depend on which: x [n, D], distinct inputs in order; slots [N]: where each row of the data is among them;
-    near [n, m]: the neighbours of each among those before it, -1 for none; weights [D]: of the columns, for distances.
+    near [n, m]: the neighbours of each among those before it, -1 for none; weights [D]: of the columns, for distances;
+    inducing [k, D]: inputs of the low-rank part.
     """
 
     x: Tensor
     slots: Tensor
     near: np.ndarray
     weights: Tensor
+    inducing: Tensor
 
     @cached_property
     def scaled(self) -> np.ndarray:
@@ -80,10 +84,10 @@ class Pattern:
         near = earlier_neighbours(_scaled(whole, self.weights), count, len(self.x), torch.get_num_threads())
         size = max(self.near.shape[1], near.shape[1])
         near = np.concatenate([_padded(self.near, size), _padded(near, size)])
-        return Pattern(whole, torch.cat([self.slots, slots[len(self.x) :]]), near, self.weights)
+        return Pattern(whole, torch.cat([self.slots, slots[len(self.x) :]]), near, self.weights, self.inducing)
 
 
-def pattern(kernel: Any, x: Tensor, count: int, ordering: str) -> Pattern:
+def pattern(kernel: Any, x: Tensor, count: int, ordering: str, inducing: int = 0) -> Pattern:
     """The pattern of a kernel for inputs x [N, D]: rows that it cannot tell apart are one point."""
     weights = metric(kernel, x)
     slots, first = _numbered(_groups(x, weights))
@@ -93,7 +97,9 @@ def pattern(kernel: Any, x: Tensor, count: int, ordering: str) -> Pattern:
     rank[order] = np.arange(len(order))
     near = earlier_neighbours(scaled[order], min(count, max(len(order) - 1, 0)), 0, torch.get_num_threads())
     order = torch.from_numpy(order)
-    return Pattern(x[first][order.to(x.device)], torch.from_numpy(rank).to(x.device)[slots], near, weights)
+    some = x[first[torch.linspace(0, len(first) - 1, min(CANDIDATES, len(first))).long()]]
+    z = some[greedy(kernel, some, inducing)[0]] if inducing and len(x) else some[:0]
+    return Pattern(x[first][order.to(x.device)], torch.from_numpy(rank).to(x.device)[slots], near, weights, z)
 
 
 def _scaled(x: Tensor, weights: Tensor) -> np.ndarray:
@@ -148,19 +154,23 @@ class SIC(Engine):
     "coordinate"; method: "sites" (a lower bound of the evidence of this prior, any likelihood), "dkl" (the largest
     such bound: the factor of the posterior is searched for, for comparison) or "response" (hyperparameters by
     the Vecchia likelihood of noisy targets: faster; for other likelihoods than the Gaussian as "sites"); tolerance: share below
-    which solves for variances stop following entries (0: exact).
+    which solves for variances stop following entries (0: exact); inducing: k inputs chosen greedily, whose values explain a part
+    of the kernel exactly, while neighbours are for the rest (for smooth kernels, and more than five dimensions).
     Raises: InputError for another value. Cost: O(N m^3) time, O(N m^2) memory; nothing grows faster with N but ``N log N`` for
-    neighbours. Source: Schaefer, Katzfuss & Owhadi (2021), "Sparse Cholesky factorization by Kullback-Leibler minimization",
-    eq. 3; Cao et al. (2023), "Variational sparse inverse Cholesky approximation", section 3.
+    neighbours. With inducing inputs, O(N m^2 k) more. Source: Schaefer, Katzfuss & Owhadi (2021), "Sparse Cholesky factorization
+    by Kullback-Leibler minimization", eq. 3; Cao et al. (2023), "Variational sparse inverse Cholesky approximation", section 3;
+    Gyger, Furrer & Sigrist (2025), "Vecchia-inducing-points full-scale approximations for Gaussian processes", for the low-rank
+    part.
 
     >>> SIC(neighbours=20)
-    SIC(neighbours=20, ordering='maximin', method='sites', tolerance=0.001)
+    SIC(neighbours=20, ordering='maximin', method='sites', tolerance=0.001, inducing=0)
     """
 
     neighbours: int = 30  # pyright: ignore[reportIncompatibleVariableOverride]
     ordering: str = "maximin"
     method: str = "sites"
     tolerance: float = 1e-3
+    inducing: int = 0
     exact: ClassVar[bool] = False
     responsive: ClassVar[bool] = False
     precision: ClassVar[float] = 1e-7
@@ -176,11 +186,13 @@ class SIC(Engine):
             raise InputError(f"SIC needs method to be one of {', '.join(map(repr, METHODS))}, got {self.method!r}.")
         if not isinstance(self.tolerance, (int, float)) or not 0 <= self.tolerance < 1:
             raise InputError(f"SIC needs a tolerance, 0 <= tolerance < 1, got {self.tolerance!r}.")
+        if isinstance(self.inducing, bool) or not isinstance(self.inducing, int) or self.inducing < 0:
+            raise InputError(f"SIC needs inducing, a number of inputs >= 0, got {self.inducing!r}.")
 
     def plan(self, prior: Prior, data: Data) -> SICPlan:
         """Order the inputs and find their neighbours, at the present lengthscales."""
-        found = tuple(pattern(kernel, data.x, self.neighbours, self.ordering) for kernel in prior.kernels)
-        return SICPlan(data.x, found)
+        settings = self.neighbours, self.ordering, self.inducing
+        return SICPlan(data.x, tuple(pattern(kernel, data.x, *settings) for kernel in prior.kernels))
 
     def rounds(self, rows: int) -> tuple[int, ...]:
         """2,000 rows, four times as many, ..., and all; neighbours are found anew for each."""

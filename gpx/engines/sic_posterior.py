@@ -1,8 +1,4 @@
-"""The posterior of `SIC`: prior precision ``U U^T``, sites, and the posterior precision ``V V^T``.
-
-V is the incomplete Cholesky factor of ``P = U U^T + diag(tau)`` on the pattern of U; means solve with P itself, by conjugate
-gradients. Theory: docs/theory/sic.md.
-"""
+"""The posterior of `SIC`, by the algebra of `sic_solution`. Theory: docs/theory/sic.md."""
 
 from __future__ import annotations
 
@@ -17,10 +13,11 @@ import torch
 from torch import Tensor
 
 from gpx.engines.columns import columns, explained
+from gpx.engines.low_rank import low_rank, root
+from gpx.engines.sic_solution import Factor, LogPartition, Solution, numbers, tensor
 from gpx.errors import StructureError
 from gpx.kernels.dense import diagonal
 from gpx.linalg import sparse_factor
-from gpx.linalg.closest_factor import closest_factor
 from gpx.linalg.vecchia import NotPositiveDefinite
 from gpx.posterior import Posterior
 from gpx.prior import Prior
@@ -28,117 +25,15 @@ from gpx.sites import SiteMarginals, Sites
 from gpx.structure.feature_map import feature_map
 
 if TYPE_CHECKING:
-    from gpx.engines.sic import SIC, Pattern, SICPlan
+    from gpx.engines.sic import SIC, SICPlan
 
 BLIND = 1e15  # noise of a point without a target, relative to the largest of others
-SOLVED = 1e-9  # residual of the means, relative, in the norm of the preconditioner
 STEP = 1e-4  # of differences along a direction of the sites, relative to posterior scales
 NUGGETS = (0.0, 1e-6, 1e-5, 1e-4)  # of the prior variance: smooth kernels with close points have no factor without
 FLOOR = 1e-14  # of the prior variance: below, the variance of a new value given its neighbours is rounding
 WIDER = 2  # new values have so many times the neighbours
 PATH_FEATURES = 2048
 CHUNK = 1 << 24  # entries
-
-
-@dataclass(frozen=True, eq=False)
-class Factor:
-    """Columns u [n, m + 1] of the prior's factor, and the share of the prior variance that is added to the diagonal."""
-
-    u: np.ndarray
-    nugget: float
-
-
-@dataclass(frozen=True, eq=False)
-class Solution:
-    """Columns that share kernel and precisions; numbers, computed on first use.
-
-    tau [n] and nu [n, c]: the sites of each point, those of equal inputs added up; tolerance: see `SIC`; closest: whether V is
-    the best factor on the pattern, not the incomplete one.
-    """
-
-    pattern: Pattern
-    prior: Factor
-    tau: np.ndarray
-    nu: np.ndarray
-    tolerance: float
-    closest: bool
-
-    @property
-    def u(self) -> np.ndarray:
-        """[n, m + 1]."""
-        return self.prior.u
-
-    @cached_property
-    def incomplete(self) -> sparse_factor.Incomplete:
-        """V, and the shift that it took."""
-        return sparse_factor.incomplete_factor(self.pattern.near, self.u, self.tau, self.pattern.places)
-
-    @cached_property
-    def v(self) -> np.ndarray:
-        """[n, m + 1]."""
-        if not self.closest:
-            return self.incomplete.v
-        return closest_factor(self.pattern.near, self.u, self.tau, self.incomplete.v)
-
-    def solve(self, b: np.ndarray) -> np.ndarray:
-        """``P^-1 b`` for b [n, c]."""
-        near = self.pattern.near
-        parts = [sparse_factor.conjugate_gradients(near, self.u, self.tau, self.v, c, SOLVED)[0] for c in b.T.copy()]
-        return np.stack(parts, 1)
-
-    @cached_property
-    def mean(self) -> np.ndarray:
-        """[n, c]."""
-        return self.solve(self.nu)
-
-    @cached_property
-    def variance(self) -> np.ndarray:
-        """[n]: ``|V^-1 e_i|^2``."""
-        curve = self.pattern.curve
-        result = np.empty(len(curve))
-        ones = np.ones((len(curve), 1))
-        result[curve] = sparse_factor.norms(
-            self.pattern.near, self.v, curve[:, None].astype(np.int32), ones, self.tolerance
-        )
-        return result
-
-    @cached_property
-    def images(self) -> tuple[np.ndarray, np.ndarray]:
-        """``|V^-1 u_i|^2`` [n] and ``(V V^T)^-1 u_i`` in its own rows [n, m + 1]."""
-        return sparse_factor.images(self.pattern.near, self.v, self.u, self.pattern.curve, self.tolerance)
-
-    def log_partition(self) -> float:
-        """``E_q sum log t_n - KL(q || p)``, summed over columns: with ``P m = nu``,
-        ``nu^T m / 2 - [tr(V^-1 P V^-T) - n] / 2 - sum log V_ii + sum log U_ii``.
-        """
-        trace = self.tau @ self.variance + self.images[0].sum() - len(self.tau)
-        logs = np.log(self.u[:, -1]).sum() - np.log(self.v[:, -1]).sum()
-        return float(0.5 * (self.nu * self.mean).sum() + self.nu.shape[1] * (logs - 0.5 * trace))
-
-    def in_columns(self) -> np.ndarray:
-        """The gradient [n, m + 1] of the log partition in U, V and the means being where it is largest, or nearly."""
-        near, count = self.pattern.near, self.nu.shape[1]
-        result = -count * self.images[1]
-        result[:, -1] += count / self.u[:, -1]
-        for mean in self.mean.T.copy():
-            sparse_factor.add_outer(near, mean, -sparse_factor.transposed_times(near, self.u, mean), result)
-        return result
-
-
-class _LogPartition(torch.autograd.Function):
-    """The log partition as a function of u, nu [n, c] and tau [n, c], whose columns are equal; by the envelope theorem."""
-
-    @staticmethod
-    def forward(ctx: Any, solution: Solution, u: Tensor, nu: Tensor, tau: Tensor) -> Tensor:
-        ctx.solution, ctx.like = solution, nu
-        return nu.new_tensor(solution.log_partition())
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        s, like = ctx.solution, ctx.like
-        in_u = torch.from_numpy(s.in_columns()).to(like) if ctx.needs_input_grad[1] else None
-        in_tau = -0.5 * (s.variance[:, None] + s.mean**2)
-        return None, None if in_u is None else grad * in_u, grad * _tensor(s.mean, like), grad * _tensor(in_tau, like)
 
 
 class _Scores(torch.autograd.Function):
@@ -148,27 +43,19 @@ class _Scores(torch.autograd.Function):
     def forward(ctx: Any, near: np.ndarray, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         ctx.near = near
         ctx.save_for_backward(u, z)
-        parts = [sparse_factor.transposed_times(near, _numbers(u), column) for column in _numbers(z.T)]
-        return _tensor(np.stack(parts, 1), z), u[:, -1].clone()
+        parts = [sparse_factor.transposed_times(near, numbers(u), column) for column in numbers(z.T)]
+        return tensor(np.stack(parts, 1), z), u[:, -1].clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, in_diagonal: Tensor) -> Any:
         u, z = ctx.saved_tensors
-        columns, pushes = _numbers(z.T), _numbers(grad.T)
+        columns, pushes = numbers(z.T), numbers(grad.T)
         in_u = np.zeros(u.shape)
-        in_u[:, -1] = _numbers(in_diagonal)
+        in_u[:, -1] = numbers(in_diagonal)
         for column, push in zip(columns, pushes, strict=True):
             sparse_factor.add_outer(ctx.near, column, push, in_u)
-        in_z = np.stack([sparse_factor.times(ctx.near, _numbers(u), push) for push in pushes], 1)
-        return None, _tensor(in_u, u), _tensor(in_z, z)
-
-
-def _tensor(values: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).to(like)
-
-
-def _numbers(values: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(values.detach().double().cpu().numpy())
+        in_z = np.stack([sparse_factor.times(ctx.near, numbers(u), push) for push in pushes], 1)
+        return None, tensor(in_u, u), tensor(in_z, z)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,10 +73,11 @@ class SICPosterior(Posterior):
         """Kernel and columns, of columns that share the kernel and precisions."""
         return self.sites.groups(len(self.prior.kernels))
 
-    def _columns(self, latent: int, nugget: float, known: np.ndarray | None = None) -> Tensor:
-        """Of the prior's factor [n, m + 1]; differentiable where gradients are enabled."""
+    def _prior(self, latent: int, nugget: float, known: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
+        """Columns [n, m + 1] of the factor of the rest, the low-rank part [n, k]; differentiable where gradients are enabled."""
         pattern, kernel = self.plan.patterns[latent], self.prior.kernels[latent]
-        return columns(kernel, pattern.x, pattern.near, _spare(kernel, pattern.x, nugget), known=known)
+        phi = low_rank(kernel, pattern.inducing, pattern.x)
+        return columns(kernel, pattern.x, pattern.near, _spare(kernel, pattern.x, nugget), phi, known=known), phi
 
     @cached_property
     def solved(self) -> list[Solution]:
@@ -204,7 +92,7 @@ class SICPosterior(Posterior):
         for nugget in NUGGETS if known is None else NUGGETS[NUGGETS.index(known.nugget) :]:
             try:
                 same = known is not None and known.nugget == nugget
-                prior = known if same else Factor(_numbers(self._columns(latent, nugget)), nugget)
+                prior = known if same else Factor(*map(numbers, self._prior(latent, nugget)), nugget)
             except NotPositiveDefinite as error:
                 failure = error
                 continue
@@ -227,7 +115,7 @@ class SICPosterior(Posterior):
 
     def _solution(self, latent: int, members: list[int], prior: Factor) -> Solution:
         pattern, (nu, tau) = self.plan.patterns[latent], self._sites(latent, members)
-        return Solution(pattern, prior, _numbers(tau[:, 0]), _numbers(nu), *self.engine.precisely(len(pattern.x)))
+        return Solution(pattern, prior, numbers(tau[:, 0]), numbers(nu), *self.engine.precisely(len(pattern.x)))
 
     @property
     def note(self) -> str:
@@ -244,8 +132,8 @@ class SICPosterior(Posterior):
         total = self.sites.nu.new_zeros(())
         for (latent, members), solution in zip(self.groups, self.solved, strict=True):
             if bool(self.sites.present[:, members].any()):
-                u = self._columns(latent, solution.prior.nugget, solution.u)
-                total = total + _LogPartition.apply(solution, u, *self._sites(latent, members))
+                prior = self._prior(latent, solution.prior.nugget, solution.u)
+                total = total + LogPartition.apply(solution, *prior, *self._sites(latent, members))
         return total
 
     @property
@@ -260,7 +148,7 @@ class SICPosterior(Posterior):
     @property
     def log_density_limit(self) -> Tensor:
         """Not known."""
-        return self.sites.nu.new_tensor(math.nan)
+        return self.sites.nu.newtensor(math.nan)
 
     def _response(self, latent: int, members: list[int]) -> Tensor:
         """``sum log N(z; 0, K + 1 / tau)`` of the pseudo-targets z of some columns, each point given its neighbours; the targets
@@ -272,13 +160,17 @@ class SICPosterior(Posterior):
         targets = torch.where(seen[:, None], nu / safe[:, None], 0.0)
         # A point without a target is one that was measured with infinite noise.
         noise = torch.where(seen, 1 / safe, BLIND * (1 / safe).max())
+        phi = low_rank(self.prior.kernels[latent], pattern.inducing, pattern.x)
         try:
-            u = columns(self.prior.kernels[latent], pattern.x, pattern.near, noise)
+            u = columns(self.prior.kernels[latent], pattern.x, pattern.near, noise, phi)
         except NotPositiveDefinite as error:
             raise explained(error, pattern.x, pattern.near) from error
-        scores, last = _Scores.apply(pattern.near, u, targets)
-        seen_logs = (last.log() - 0.5 * math.log(2 * math.pi))[seen].sum()
-        density = len(members) * seen_logs - 0.5 * scores[seen].square().sum()
+        scores, last = _Scores.apply(pattern.near, u, torch.cat([targets, phi], 1))
+        scores, images = scores[seen].split([len(members), phi.shape[1]], 1)
+        root = torch.linalg.cholesky(torch.eye(phi.shape[1]).to(phi) + images.mT @ images)
+        common = torch.linalg.solve_triangular(root, images.mT @ scores, upper=False)
+        logs = (last.log() - 0.5 * math.log(2 * math.pi))[seen].sum() - root.diagonal().log().sum()
+        density = len(members) * logs - 0.5 * (scores.square().sum() - common.square().sum())
         heights = self.sites.columns(members).log_heights
         merged = Sites(nu, tau).log_heights
         return density + heights - merged
@@ -287,13 +179,13 @@ class SICPosterior(Posterior):
     def site_marginals(self) -> SiteMarginals:
         mean = torch.zeros_like(self.sites.nu.detach())
         for (latent, members), solution in zip(self.groups, self.solved, strict=True):
-            mean[:, members] = _tensor(solution.mean, mean)[self.plan.patterns[latent].slots]
+            mean[:, members] = tensor(solution.mean, mean)[self.plan.patterns[latent].slots]
         return SiteMarginals(mean, self._variances)
 
     def _variances(self) -> Tensor:
         result = torch.zeros_like(self.sites.nu.detach())
         for (latent, members), solution in zip(self.groups, self.solved, strict=True):
-            result[:, members] = _tensor(solution.variance, result)[self.plan.patterns[latent].slots, None]
+            result[:, members] = tensor(solution.variance, result)[self.plan.patterns[latent].slots, None]
         return result
 
     def with_sites(self, sites: Sites) -> SICPosterior:
@@ -301,13 +193,13 @@ class SICPosterior(Posterior):
 
     @torch.no_grad()
     def response(self, direction: Sites) -> tuple[Tensor, Tensor]:
-        """The means move by ``P^-1 (dnu - m dtau)``; the variances by differences."""
+        """The means move by the covariance times ``dnu - m dtau``; the variances by differences."""
         dm, dv = torch.zeros_like(self.sites.nu), torch.zeros_like(self.sites.nu)
         for (latent, members), solution in zip(self.groups, self.solved, strict=True):
             slots, size = self.plan.patterns[latent].slots, len(solution.tau)
             push = direction.nu[:, members] - direction.tau[:, members] * self.site_marginals.mean[:, members]
             push = push.new_zeros(size, len(members)).index_add(0, slots, push)
-            dm[:, members] = _tensor(solution.solve(_numbers(push)), dm)[slots]
+            dm[:, members] = tensor(solution.times_covariance(numbers(push)), dm)[slots]
         if bool(direction.tau.any()):
             step = self._step(direction)
             up, down = (self._moved(direction, h).site_marginals.variance for h in (step, -step))
@@ -336,9 +228,10 @@ class SICPosterior(Posterior):
         for (latent, members), solution in zip(self.groups, self.solved, strict=True):
             order = solution.pattern.along(x)  # points that are near each other share their ancestors
             link = self._link(latent, x[order])
-            mean[order[:, None], members] = _tensor(link.mean(solution.mean), x)
+            level, common = link.phi @ solution.level, (link.phi - link.mean(solution.moved)) @ solution.root
+            mean[order[:, None], members] = tensor(link.mean(solution.rest) + level, x)
             mixed = sparse_factor.norms(solution.pattern.near, solution.v, link.near, link.weights, solution.tolerance)
-            variance[order[:, None], members] = _tensor(mixed + link.spread, x)[:, None]
+            variance[order[:, None], members] = tensor(mixed + link.spread + np.square(common).sum(1), x)[:, None]
         return mean, variance
 
     @torch.no_grad()
@@ -350,15 +243,17 @@ class SICPosterior(Posterior):
 
     def _linked(self, latent: int, x: Tensor, near: np.ndarray) -> _Link:
         """The last rows of x, as many as near has, given their neighbours."""
-        kernel, old = self.prior.kernels[latent], len(self.plan.patterns[latent].x)
-        spare = _spare(kernel, x, self.known[latent].nugget)
+        kernel, pattern, known = self.prior.kernels[latent], self.plan.patterns[latent], self.known[latent]
+        old = len(pattern.x)
+        spare = _spare(kernel, x, known.nugget)
         spare[old:] = 0.0
         floor = FLOOR * float(diagonal(kernel, x[:1]).mean()) if len(x) else FLOOR
+        phi = torch.cat([tensor(known.phi, x), low_rank(kernel, pattern.inducing, x[old:])])
         try:
-            u = _numbers(columns(kernel, x, near, spare, floor=floor))
+            u = numbers(columns(kernel, x, near, spare, phi, floor=floor))
         except NotPositiveDefinite as error:
             raise explained(error, x, near) from error
-        return _Link(near, -u[:, :-1] / u[:, -1:], 1 / u[:, -1] ** 2)
+        return _Link(near, -u[:, :-1] / u[:, -1:], 1 / u[:, -1] ** 2, numbers(phi[len(x) - len(near) :]))
 
     @torch.no_grad()
     def joint(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -368,11 +263,13 @@ class SICPosterior(Posterior):
         for (latent, members), solution in zip(self.groups, self.solved, strict=True):
             old, whole = len(solution.pattern.x), solution.pattern.extended(x, WIDER * self.engine.neighbours)
             link = self._linked(latent, whole.x, whole.near[old:])
-            shares, noise = link.shares(old, whole.slots[len(whole.slots) - len(x) :].cpu().numpy())
+            slots = whole.slots[len(whole.slots) - len(x) :].cpu().numpy()
+            shares, noise = link.shares(old, slots)
             halves = [sparse_factor.solve(solution.pattern.near, solution.v, row) for row in shares]
-            half = np.stack(halves) if halves else shares
-            mean[:, members] = _tensor(shares @ solution.mean, x)
-            covariance[members] = _tensor(half @ half.T + noise @ noise.T, x)
+            half, phi = np.stack(halves) if halves else shares, np.concatenate([solution.prior.phi, link.phi])[slots]
+            common = (phi - shares @ solution.moved) @ solution.root
+            mean[:, members] = tensor(shares @ solution.rest + phi @ solution.level, x)
+            covariance[members] = tensor(half @ half.T + noise @ noise.T + common @ common.T, x)
         return mean, covariance
 
     @torch.no_grad()
@@ -394,17 +291,29 @@ class SICPosterior(Posterior):
         options: Any = {"generator": generator, "dtype": pattern.x.dtype, "device": pattern.x.device}
         features = feature_map(kernel, PATH_FEATURES, pattern.x.shape[1], generator)
         weights, noise = torch.randn(features.size, n, **options), torch.randn(n, len(pattern.x), **options)
-        draws = [sparse_factor.transposed_solve(pattern.near, solution.v, z) for z in _numbers(noise)]
-        values = _tensor(np.array(draws).reshape(n, -1).T + solution.mean[:, [index]], pattern.x)
+        draws = [sparse_factor.transposed_solve(pattern.near, solution.v, z) for z in numbers(noise)]
+        push = solution.root @ numbers(torch.randn(len(solution.root), n, **options))
+        rest = np.array(draws).reshape(n, -1).T + solution.rest[:, [index]] - solution.moved @ push
+        # What the low-rank part of a prior path is, and what it is to be: the rest of the path is corrected near the data.
+        was = torch.linalg.solve_triangular(
+            root(kernel, pattern.inducing), features(pattern.inducing) @ weights, upper=False
+        )
+        shall = tensor(solution.level[:, [index]] + push, pattern.x)
         rows = max(1, CHUNK // features.size)
-        misfit = values - torch.cat([features(part) @ weights for part in pattern.x.split(rows)] or [values])
+
+        def prior(x: Tensor) -> Tensor:
+            return features(x) @ weights - low_rank(kernel, pattern.inducing, x) @ was
+
+        values = tensor(rest, pattern.x)
+        misfit = values - torch.cat([prior(part) for part in pattern.x.split(rows)] or [values])
 
         def path(x: Tensor) -> Tensor:
             if x.requires_grad:
                 raise StructureError(
                     "Paths of engines.SIC() have no derivatives: neighbours change from point to point."
                 )
-            parts = [features(part) @ weights + self._link(latent, part).mean(misfit) for part in x.split(rows)]
+            links = ((part, self._link(latent, part)) for part in x.split(rows))
+            parts = [prior(part) + tensor(link.phi, part) @ shall + link.mean(misfit) for part, link in links]
             return torch.cat([*parts, x.new_zeros(0, n)]).mT
 
         return path
@@ -443,16 +352,19 @@ class _Marginals(torch.autograd.Function):
 
 @dataclass(frozen=True, eq=False)
 class _Link:
-    """New values as ``weights . f(near) + N(0, spread)``: near [k, m], -1 for none, where the weight is 0; spread [k]."""
+    """New values as ``phi . w + weights . r(near) + N(0, spread)``: near [j, m], -1 for none, where the weight is 0; spread [j];
+    phi [j, k].
+    """
 
     near: np.ndarray
     weights: np.ndarray
     spread: np.ndarray
+    phi: np.ndarray
 
     def mean(self, values: Any) -> Any:
-        """``sum weights . values(near)`` [k, c] for values [n, c] of an array or a tensor."""
+        """``sum weights . values(near)`` [j, c] for values [n, c] of an array or a tensor."""
         if isinstance(values, Tensor):
-            return _tensor(self.mean(_numbers(values)), values)
+            return tensor(self.mean(numbers(values)), values)
         return (
             np.einsum("km,kmc->kc", self.weights, values[self.near])
             if len(values)

@@ -37,9 +37,9 @@ def test_with_all_neighbours_the_laws_of_engines_hold(kernel):
     check_engine(SIC(), kernels=[kernel], x=points(9, 2, 0), tolerance=1e-6)
 
 
-@pytest.mark.parametrize("ordering", ["random", "coordinate"])
-def test_the_laws_hold_for_any_ordering(ordering):
-    check_engine(SIC(ordering=ordering), kernels=[Matern(nu=1.5)], x=points(9, 1, 0), tolerance=1e-6)
+@pytest.mark.parametrize("choice", [{"ordering": "random"}, {"ordering": "coordinate"}, {"inducing": 4}], ids=str)
+def test_the_laws_hold_for_any_ordering_and_low_rank_part(choice):
+    check_engine(SIC(**choice), kernels=[Matern(nu=1.5)], x=points(9, 1, 0), tolerance=1e-6)
 
 
 def conditioned(engine, kernel, x, y, noise):
@@ -61,25 +61,25 @@ def field(n, seed, noise=0.01, d=2, lengthscale=0.25, nu=1.5):
     return x, root @ z[:, 0] + math.sqrt(noise) * z[:, 1], kernel
 
 
-def factor(kernel, x, neighbours):
-    """The ordered points, and U as a dense matrix."""
-    prior = Prior(gpytorch.means.ZeroMean(), (kernel,))
-    posterior = SIC(neighbours).condition(
-        prior, SIC(neighbours).plan(prior, as_data(x, torch.zeros(len(x)))), {}, Sites(*2 * [torch.zeros(len(x), 1)])
+def factor(kernel, x, neighbours, inducing=0):
+    """The ordered points, U as a dense matrix, and the low-rank part."""
+    prior, engine = Prior(gpytorch.means.ZeroMean(), (kernel,)), SIC(neighbours, inducing=inducing)
+    posterior = engine.condition(
+        prior, engine.plan(prior, as_data(x, torch.zeros(len(x)))), {}, Sites(*2 * [torch.zeros(len(x), 1)])
     )
     with torch.no_grad():
-        found, u = posterior.plan.patterns[0], posterior._columns(0, 0.0)
+        found, (u, phi) = posterior.plan.patterns[0], posterior._prior(0, 0.0)
     matrix = torch.zeros(len(x), len(x), dtype=torch.float64)
     for i, near in enumerate(found.near):
         seen = near >= 0
         matrix[near[seen], i] = u[i, :-1][torch.from_numpy(seen)]
         matrix[i, i] = u[i, -1]
-    return found.x, matrix
+    return found.x, matrix, phi
 
 
 def divergence(kernel, x, neighbours):
     """KL(exact || SIC) by its definition and by the closed form ``-sum log U_ii - log det K / 2``; theory/sic.md, section 1."""
-    ordered, U = factor(kernel, x, neighbours)
+    ordered, U, _ = factor(kernel, x, neighbours)
     with torch.no_grad():
         K = dense(kernel, ordered, ordered)
     logdet = torch.linalg.slogdet(K)[1]
@@ -100,11 +100,12 @@ def test_thirty_neighbours_lose_little_of_the_prior():
     assert np.mean(found) <= 1.9
 
 
-def test_all_neighbours_give_the_dense_evidence_gradients_and_predictions():
+@pytest.mark.parametrize("inducing", [0, 9])
+def test_all_neighbours_give_the_dense_evidence_gradients_and_predictions(inducing):
     x, y, kernel = field(60, 1)
     new = torch.rand(7, 2, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     results = []
-    for engine in (SIC(neighbours=59), Exact()):
+    for engine in (SIC(neighbours=59, inducing=inducing), Exact()):
         posterior = conditioned(engine, kernel, x, y, 0.01)
         gradients = torch.autograd.grad(posterior.log_density, list(kernel.parameters()))
         with torch.no_grad():
@@ -113,14 +114,14 @@ def test_all_neighbours_give_the_dense_evidence_gradients_and_predictions():
         assert torch.allclose(got, expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_bound_is_below_the_evidence_of_its_prior_and_close_to_both(seed):
+@pytest.mark.parametrize(("seed", "inducing"), [(0, 0), (1, 0), (2, 0), (0, 30)])
+def test_the_bound_is_below_the_evidence_of_its_prior_and_close_to_both(seed, inducing):
     x, y, kernel = field(800, seed)
-    posterior = conditioned(SIC(), kernel, x, y, 0.01)
-    _, U = factor(kernel, x, 30)
+    posterior = conditioned(SIC(inducing=inducing), kernel, x, y, 0.01)
+    _, U, phi = factor(kernel, x, 30, inducing)
     slots = posterior.plan.patterns[0].slots
     targets = torch.zeros(len(x), dtype=torch.float64).index_copy(0, slots, y)
-    covariance = torch.linalg.inv(U @ U.mT) + 0.01 * torch.eye(len(x), dtype=torch.float64)
+    covariance = torch.linalg.inv(U @ U.mT) + phi @ phi.mT + 0.01 * torch.eye(len(x), dtype=torch.float64)
     of_prior = torch.distributions.MultivariateNormal(torch.zeros_like(targets), covariance).log_prob(targets)
     with torch.no_grad():
         exact, bound = conditioned(Exact(), kernel, x, y, 0.01).log_density, float(posterior.log_density)
@@ -138,16 +139,50 @@ def test_marginal_variances_are_those_of_the_exact_posterior(tolerance):
     assert float(error.max()) <= 0.05
 
 
-def test_the_envelope_gradient_is_that_of_the_bound():
+def test_a_low_rank_part_has_the_posterior_of_its_prior():
+    """Means, variances and covariances at the data and elsewhere, against the dense algebra of ``phi phi^T + (U U^T)^-1``."""
+    x, y, kernel = field(60, 10, d=3, lengthscale=0.7)
+    new = torch.rand(5, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    posterior = conditioned(SIC(neighbours=6, inducing=8, method="dkl"), kernel, x, y, 0.01)
+    _, U, phi = factor(kernel, x, 6, 8)
+    slots = posterior.plan.patterns[0].slots
+    K = torch.linalg.inv(U @ U.mT) + phi @ phi.mT
+    gain = torch.linalg.solve(K + 0.01 * torch.eye(60, dtype=torch.float64), K).mT
+    mean = gain @ torch.zeros(60, dtype=torch.float64).index_copy(0, slots, y)
+    covariance = K - gain @ K
+    marginals = posterior.site_marginals
+    assert torch.allclose(marginals.mean[:, 0], mean[slots], atol=1e-7)
+    assert torch.allclose(marginals.variance[:, 0], covariance.diagonal()[slots], rtol=0.02)
+    joint_mean, joint = posterior.joint(torch.cat([x, new]))
+    assert torch.allclose(joint_mean[:60, 0], mean[slots], atol=1e-7)
+    error = joint[0, :60, :60] - covariance[slots][:, slots]
+    assert float(error.abs().max()) <= 0.04 * float(covariance.abs().max())
+    for row in new.split(1):
+        (at_new, variance), (joint_mean, joint) = posterior.marginals(row), posterior.joint(row)
+        assert torch.allclose(joint_mean, at_new, atol=1e-10)
+        assert torch.allclose(joint[0], variance, rtol=1e-8)
+
+
+def test_a_low_rank_part_helps_where_the_kernel_is_smooth():
+    x, y, kernel = field(500, 11, d=5, lengthscale=1.5, nu=2.5)
+    with torch.no_grad():
+        exact = float(conditioned(Exact(), kernel, x, y, 0.01).log_density)
+        loss = [exact - float(conditioned(SIC(15, inducing=k), kernel, x, y, 0.01).log_density) for k in (0, 30)]
+    assert abs(loss[1]) < 0.5 * abs(loss[0])
+
+
+@pytest.mark.parametrize("inducing", [0, 12])
+def test_the_envelope_gradient_is_that_of_the_bound(inducing):
     x, y, kernel = field(400, 4)
-    posterior = conditioned(SIC(), kernel, x, y, 0.01)
+    engine = SIC(inducing=inducing)
+    posterior = conditioned(engine, kernel, x, y, 0.01)
     found = torch.autograd.grad(posterior.log_density, [kernel.raw_lengthscale, kernel.raw_outputscale])
     for raw, gradient in zip((kernel.raw_lengthscale, kernel.raw_outputscale), found, strict=True):
         values = []
         for h in (1e-4, -1e-4):
             with torch.no_grad():
                 raw.add_(h)
-                values.append(float(SIC().condition(posterior.prior, posterior.plan, {}, posterior.sites).log_density))
+                values.append(float(engine.condition(posterior.prior, posterior.plan, {}, posterior.sites).log_density))
                 raw.sub_(h)
         assert float(gradient) == pytest.approx((values[0] - values[1]) / 2e-4, rel=2e-3, abs=2e-3)
 
@@ -176,6 +211,17 @@ def test_the_response_density_is_that_of_each_target_given_its_neighbours():
                 values.append(float(engine.condition(posterior.prior, posterior.plan, {}, posterior.sites).log_density))
                 raw.sub_(h)
         assert float(gradient) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5, abs=1e-5)
+
+
+def test_the_response_density_with_a_low_rank_part_is_that_of_its_dense_covariance():
+    x, y, kernel = field(60, 12)
+    got, expected = (
+        conditioned(e, kernel, x, y, 0.05).log_density for e in (SIC(59, method="response", inducing=7), Exact())
+    )
+    assert float(got.detach()) == pytest.approx(float(expected.detach()), rel=1e-7)
+    parameters = [kernel.raw_lengthscale, kernel.raw_outputscale]
+    for one, other in zip(*(torch.autograd.grad(v, parameters) for v in (got, expected)), strict=True):
+        assert float(one) == pytest.approx(float(other), rel=1e-6)
 
 
 def test_missing_targets_and_repeated_inputs_leave_the_response_density_of_the_others():
@@ -295,10 +341,11 @@ def test_a_save_and_an_update_keep_the_model(rows, tmp_path):
     assert float((more.predict(X).mean - torch.as_tensor(y)).square().mean()) < 0.02
 
 
-def test_draws_have_the_moments_of_the_posterior(rows):
+@pytest.mark.parametrize("inducing", [0, 10])
+def test_draws_have_the_moments_of_the_posterior(rows, inducing):
     """4,000 draws at 6 points: means within 5 standard errors (false alarm: 1e-5), variances within 15 % (paths: 2,048 features)."""
     X, y = rows
-    gp = GP(Matern(nu=2.5, lengthscale=0.4), likelihood=Gaussian(noise=0.05), engine=SIC()).condition(X, y)
+    gp = GP(Matern(nu=2.5, lengthscale=0.4), Gaussian(noise=0.05), engine=SIC(inducing=inducing)).condition(X, y)
     new = X[:6] + 0.03
     expected = gp.predict(new, of="f")
     for draws in (gp.sample(new, 4000), gp.paths(4000)(new)):
@@ -315,6 +362,7 @@ def test_draws_have_the_moments_of_the_posterior(rows):
         ({"ordering": "sorted"}, "'maximin', 'random', 'coordinate'"),
         ({"method": "vecchia"}, "'sites', 'dkl', 'response'"),
         ({"tolerance": 1.5}, "0 <= tolerance < 1"),
+        ({"inducing": -1}, "a number of inputs >= 0"),
     ],
 )
 def test_settings_that_are_none_are_refused(choices, advice):
