@@ -18,7 +18,7 @@ LEAST = 1e-3  # share of the variance that the ladder starts with
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Start:
     """Weights [Q], frequencies [Q, D] in cycles per input unit and lengthscales [Q, D] in input units."""
 
     weights: np.ndarray
@@ -45,8 +45,8 @@ def bearings(data: Data) -> Bearings:
     return Bearings(spans, np.array([1 / s if f is None else f for f, s in zip(found, spans, strict=True)]))
 
 
-def spectral_starts(owner: str, data: Data, count: int) -> Iterator[Mixture]:
-    """Mixtures that the data suggest, different ones, each with weights that sum to the variance of the data.
+def spectral_starts(owner: str, data: Data, count: int) -> Iterator[Start]:
+    """Starts that the data suggest, different ones, each with weights that sum to the variance of the data.
 
     The strongest tones of the targets along every column, without those that other terms of a sum have, are joined by mixtures
     at frequency zero for what does not repeat, whose lengthscales fall from the range of the inputs to their spacing, and the
@@ -65,7 +65,7 @@ def spectral_starts(owner: str, data: Data, count: int) -> Iterator[Mixture]:
             seen.add(len(tones))
             trend, rest = max(c.trend for c in columns), min(c.rest for c in columns)
             for drift in DRIFTS if tones else DRIFTS[:1]:
-                yield _mixture(data, ranges, count, tones, drift, trend, rest)
+                yield _start(data, ranges, count, tones, drift, trend, rest)
 
 
 def _seen(owner: str, data: Data, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -94,9 +94,9 @@ def _strongest(columns: list[Tones], data: Data, ranges: Bearings, limit: int) -
     return sorted(found, reverse=True)[:limit]
 
 
-def _mixture(
+def _start(
     data: Data, ranges: Bearings, count: int, tones: list[tuple[float, int, float]], drift: float, trend: float, rest: float
-) -> Mixture:  # fmt: skip
+) -> Start:  # fmt: skip
     rungs = count - len(tones)
     ladder = np.full(rungs, max(rest, LEAST * (trend + rest)) / max(rungs, 1))
     ladder[:1] += trend
@@ -109,4 +109,4 @@ def _mixture(
     factors = np.concatenate([steps, np.full(len(tones), drift)])
     total = weights.sum()
     weights = weights / total if total > 0 else np.full(count, 1 / count)
-    return Mixture(weights * data.variance, means, factors[:, None] * ranges.spans)
+    return Start(weights * data.variance, means, factors[:, None] * ranges.spans)

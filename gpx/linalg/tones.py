@@ -37,7 +37,7 @@ def highest_frequency(t: np.ndarray) -> float | None:
     """The frequency up to which stamps t [N] tell tones apart: Nyquist's, of all but the shortest gaps, and at most one cycle
     per stamp; None if all are equal.
 
-    >>> float(highest_frequency(np.array([0.0, 0.5, 1.0, 1.000001, 1.5])))
+    >>> round(highest_frequency(np.array([0.0, 0.5, 1.0, 1.000001, 1.5])), 3)
     1.0
     """
     stamps = np.unique(t)
@@ -82,7 +82,7 @@ def _closest(cycles: np.ndarray) -> float:
 
 
 def periodogram(unit: np.ndarray, values: np.ndarray, highest: float) -> tuple[np.ndarray, np.ndarray]:
-    """Frequencies from 1 to `highest` (at least 1), in cycles over the range, and the Lomb-Scargle power of values of mean zero at
+    """Frequencies from 1 to `highest` (at least 1), in cycles over the range, and the Lomb-Scargle power of centred values at
     stamps `unit` in [0, 1] (up to a shift): half the sum of squares that a tone explains.
     """
     cells = next_fast_len(int(np.ceil(CELLS * OVERSAMPLING * max(highest, 2.0))), real=True)

@@ -268,6 +268,14 @@ def test_starts(kind):
         assert float(other["mixture_weights"].sum()) == pytest.approx(np.var(3 * y), rel=1e-10)
 
 
+def test_starts_fill_batches():
+    t, y = tone(15.92, 0)
+    kernel = started(SpectralMixture(4, batch_shape=[2]), t, y)
+    one = started(SpectralMixture(4), t, y)
+    for name, value in summary(kernel).items():
+        close(value, np.stack(2 * [summary(one)[name]]), name, rtol=1e-15)
+
+
 def test_starts_do_not_depend_on_units():
     t, y = tone(15.92, 0)
     one, other = (
