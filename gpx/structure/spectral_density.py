@@ -16,7 +16,7 @@ from gpytorch import kernels as gpytorch_kernels
 from torch import Tensor
 
 from gpx.errors import StructureError
-from gpx.kernels import RBF, Constant, Cosine, HidaMatern, Matern
+from gpx.kernels import RBF, Constant, Cosine, GridSpectralMixtureProduct, HidaMatern, Matern
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,20 @@ def _(kernel: Any) -> SpectralDensity:
 def _(kernel: HidaMatern) -> SpectralDensity:
     base = _matern(kernel.order + 0.5, _one(kernel, "lengthscale"), _variance(kernel))
     return _shifted(base, 2 * math.pi * _one(kernel, "frequency"))
+
+
+@spectral_density.register
+def _(kernel: GridSpectralMixtureProduct) -> SpectralDensity:
+    scale, centres = 2 * math.pi * _one(kernel, "bandwidth"), 2 * math.pi * kernel.frequencies.reshape(-1)
+    if float(scale) == 0:
+        raise StructureError("Components of bandwidth 0 are lines, which have no density; give the kernel a bandwidth.")
+    heights = kernel.weights_in(1) * math.sqrt(0.5 * math.pi) / scale
+
+    def apply(omega: Tensor) -> Tensor:
+        sides = (omega[:, None] - centres, omega[:, None] + centres)
+        return sum((torch.exp(-0.5 * (side / scale).square()) for side in sides), torch.zeros(())) @ heights
+
+    return SpectralDensity(apply)
 
 
 @spectral_density.register

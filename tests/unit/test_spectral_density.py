@@ -11,7 +11,17 @@ import torch
 from scipy.integrate import quad
 
 from gpx.errors import StructureError
-from gpx.kernels import RBF, Constant, Cosine, HidaMatern, Linear, Matern, Periodic, QuasiPeriodic
+from gpx.kernels import (
+    RBF,
+    Constant,
+    Cosine,
+    GridSpectralMixtureProduct,
+    HidaMatern,
+    Linear,
+    Matern,
+    Periodic,
+    QuasiPeriodic,
+)
 from gpx.kernels.dense import dense
 from gpx.structure import spectral_density
 from gpx.testing.assertions import close
@@ -21,6 +31,7 @@ KERNELS = {
     **{f"Matern {p}": Matern(p + 0.5, lengthscale=0.9, outputscale=1.4) for p in range(5)},
     "HidaMatern": HidaMatern(1, lengthscale=0.8, frequency=0.6, outputscale=0.7),
     "zero frequency": HidaMatern(2, lengthscale=0.8, frequency=0.0),
+    "grid": GridSpectralMixtureProduct(5, [0.3, 0.0, 0.5, 0.2, 0.1], max_frequency=0.7, bandwidth=0.09),
     "sum": HidaMatern(0, 1.2, 0.3) + RBF(0.4) + Matern(1.5),
     "tones": Cosine(period=1.7, outputscale=1.2) * Matern(1.5, 0.9, 0.8) * Constant(0.5) * Cosine(period=0.6),
     "scaled": 2 * (RBF(0.5) + HidaMatern(1, 1.0, 0.5)),
@@ -74,3 +85,8 @@ def test_it_is_differentiable():
 def test_kernels_without_one(kernel, what):
     with pytest.raises(StructureError, match=f"{what}.*(debiased=True|active_dims)"):
         spectral_density(kernel)
+
+
+def test_lines_have_no_density():
+    with pytest.raises(StructureError, match="lines, which have no density; give the kernel a bandwidth"):
+        spectral_density(GridSpectralMixtureProduct(3, bandwidth=0.0))
