@@ -34,7 +34,8 @@ class GridSpectralMixtureProduct(Kernel):
     squared target units: one number for all, a list [Q], or a dict from the number of a component to its weight, all others zero.
     max_frequency: in cycles per input unit (a list: one per column); None: `fit` takes the Nyquist frequency of the data (0.5
     until then). bandwidth: standard deviation of every component's spectrum, in cycles per input unit (a list: one per column);
-    None: the spacing of the grid, ``max_frequency Q^(-1/P)``. Both stay as they are started, unless ``set(bandwidth=dict(fixed=
+    None: what the data resolve, one over the range of the column, or the spacing of the grid, ``max_frequency Q^(-1/P)``, if that
+    is wider; the published 0.001 at unit spacing is the second. Both stay as they are started, unless ``set(bandwidth=dict(fixed=
     False))`` frees them for a general search.
     The grid: evenly spaced from 0 to max_frequency in one column; in several a low-discrepancy sequence, which covers pairs of
     unequal frequencies (the published diagonal, all columns with the same index, does not).
@@ -128,8 +129,13 @@ class GridSpectralMixtureProduct(Kernel):
         learning = torch.is_grad_enabled() and weights.requires_grad
         if not learning and weights.dim() == 1 and bool((live := weights != 0).any()):
             weights, frequencies = weights[live], frequencies[live]
-        size = max(1, CHUNK // (max(x1.shape[-2], x2.shape[-2], 1) << columns))
-        yield from zip(weights.split(size, -1), frequencies.split(size, -2), strict=True)
+        numbers = torch.arange(weights.shape[-1], device=weights.device)
+        for part in self.portions(numbers, max(x1.shape[-2], x2.shape[-2]), columns):
+            yield weights[..., part], frequencies[..., part, :]
+
+    def portions(self, numbers: Tensor, rows: int, columns: int) -> tuple[Tensor, ...]:
+        """Numbers of components [C] in portions whose waves at so many rows fit into a block."""
+        return numbers.split(max(1, CHUNK // (max(rows, 1) << columns))) if len(numbers) else ()
 
     def assign(self, name: str, value: Any) -> None:
         if name == "weights" and isinstance(value, Mapping):
@@ -162,7 +168,9 @@ class GridSpectralMixtureProduct(Kernel):
         count, columns = self._count(len(highest)), len(highest)
         shape = (*self.batch_shape, 1, -1)
         self.start("max_frequency", torch.tensor(highest, dtype=torch.float64).expand(shape))
-        self.start("bandwidth", self.max_frequency.detach() * count ** (-1 / columns))
+        span = data.x.amax(0) - data.x.amin(0) if len(data.x) else torch.zeros(columns)
+        resolution = torch.where(span > 0, 1 / span, 0.0).to(self.max_frequency)
+        self.start("bandwidth", torch.maximum(self.max_frequency.detach() * count ** (-1 / columns), resolution))
         self.start("weights", data.variance / count, scale=data.variance / count)
 
     def _shown(self, name: str) -> str:

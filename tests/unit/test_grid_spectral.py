@@ -55,7 +55,8 @@ def test_the_grid_goes_up_to_the_nyquist_frequency():
     kernel = started(months, num_components=None)
     assert kernel.num_components == 500
     close(kernel.frequencies[:, 0], torch.linspace(0, 6, 500), "even steps from 0", 1e-7)
-    assert float(kernel.bandwidth) == pytest.approx(6 / 500)
+    assert float(kernel.bandwidth) == pytest.approx(12 / 119), "what the data resolve"
+    assert float(started(months, num_components=20).bandwidth) == pytest.approx(6 / 20), "the grid, where it is coarser"
     near = started(np.append(months, months[7] + 1e-9), num_components=4)
     assert float(near.max_frequency) == pytest.approx(6.0), "a near duplicate changes nothing"
 
