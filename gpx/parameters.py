@@ -145,7 +145,7 @@ class Parameterised:
         spec = type(self).values()[name]
         new = as_value(type(self).__name__, name, value).to(raw)
         check_value(type(self).__name__, name, new, spec)
-        new = new.detach().log() if spec.positive else new.detach()
+        new = new.detach().log() if spec.positive else new.detach().clone()  # it may be a view of the parameter
         if new.numel() == 1:
             new = new.reshape(()).expand(raw.shape)
         if new.shape == raw.shape:

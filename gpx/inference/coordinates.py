@@ -13,7 +13,7 @@ from gpytorch.constraints import Interval
 from gpytorch.priors import Prior
 from torch import Tensor, nn
 
-from gpx.parameters import LogInterval, Parameterised
+from gpx.parameters import Box, LogInterval, Parameterised
 
 
 @dataclass(frozen=True)
@@ -205,8 +205,21 @@ def _entries(path: str, module: nn.Module) -> Iterator[Coordinate]:
         inner = parent.replace("kernels.", "")
         full = ".".join(p for p in (path, inner, attribute.removeprefix("raw_")) if p)
         yield Coordinate(
-            full, owner, attribute, raw.detach().clone(), torch.as_tensor(scale, dtype=raw.dtype, device=raw.device)
+            full,
+            owner,
+            attribute,
+            _origin(owner, attribute),
+            torch.as_tensor(scale, dtype=raw.dtype, device=raw.device),
         )
+
+
+def _origin(owner: nn.Module, attribute: str) -> Tensor:
+    """Where coordinates count from: a bound from below, so that a value there is there exactly, or else the present value."""
+    raw, constraint = getattr(owner, attribute).detach(), getattr(owner, f"{attribute}_constraint", None)
+    if not isinstance(constraint, Box):
+        return raw.clone()
+    lower = torch.as_tensor(constraint.lower_bound).to(raw).expand(raw.shape)
+    return torch.where(lower.isfinite(), lower, raw)
 
 
 def _labels(entry: Coordinate) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from gpx.inference.adam import adam
 from gpx.inference.alternate import alternate
 from gpx.inference.coordinates import Coordinate, Coordinates
 from gpx.inference.infer import MAX_STEPS
+from gpx.inference.multiplicative import multiplicative, multiplies
 from gpx.inference.objectives import Objective, prepared
 from gpx.inference.problem import Problem
 from gpx.inference.result import FitOptions, FitResult
@@ -70,6 +71,7 @@ class _Search:
     evaluations: int = 0
     rejected: int = 0
     unconverged: int = 0
+    told: dict[str, Any] = field(default_factory=dict)  # fields of the `FitResult` that only the minimiser knows
 
     def __call__(self, z: np.ndarray) -> tuple[float, np.ndarray]:
         if self.best_z is not None and late(self.deadline, self.problem.data.team):
@@ -230,6 +232,7 @@ def fit(
         objectives=tuple(s.baseline - s.best for s in searches if s.best_z is not None),
         starts=dict(zip(labels, start_values, strict=True)),
         unconverged=sum(s.unconverged for s in searches),
+        **search.told,
     )
     return result, here.anew(search.best_sites)
 
@@ -259,7 +262,7 @@ def _round(
     trace: Trace | None,
 ) -> Iterator[Run]:
     """Optimise from every start, until the time is up."""
-    minimise = alternate if getattr(objective, "alternates", False) else MINIMISERS[problem.engine.minimiser]
+    minimise = _minimiser(problem, objective, coordinates)
     baseline, bounds = _baseline(problem), coordinates.bounds()
     rest = coordinates.read()
     for start in starts:
@@ -270,6 +273,15 @@ def _round(
             trace.next()
         if late(pace.deadline, problem.data.team):
             return
+
+
+def _minimiser(
+    problem: Problem, objective: Objective, coordinates: Coordinates
+) -> Callable[..., tuple[bool, str, int]]:
+    """That of the objective, or of what is learned, or of the engine."""
+    if getattr(objective, "alternates", False):
+        return alternate
+    return multiplicative if multiplies(problem, objective, coordinates) else MINIMISERS[problem.engine.minimiser]
 
 
 def _best(runs: list[Run], problem: Problem) -> Run:

@@ -9,6 +9,7 @@ from gpx.inference.infer import Inferred
 from gpx.inference.problem import Problem
 
 GAP = 0.1  # nats between the bounds of the evidence that are worth telling
+MOST_NAMES = 8  # of values at bounds that are told
 LOSS = 0.01  # nats per target by which inducing inputs lower the evidence that are
 
 
@@ -35,7 +36,9 @@ class FitResult:
     zero_precisions: observed targets whose precision was cut at zero there; unconverged: evaluations during the fit whose
     sites did not converge; evidence_bounds: of the log evidence at the optimum, nats, for a Gaussian likelihood: from below and
     above, equal where the engine is exact, None where one is not known; gap_per_target: between them; inducing: how many inducing
-    inputs there are; loss_per_target: the trace term ``sum tau d / 2`` of what they do not explain; nats, per observed target.
+    inputs there are; loss_per_target: the trace term ``sum tau d / 2`` of what they do not explain; nats, per observed target;
+    components, components_left: how many weights were learned by multiplicative updates, and how many of them are not zero;
+    largest_ratio: ``a^T K_q a / tr(C^-1 K_q)`` of those that are zero, at most 1 at an optimum.
     """
 
     converged: bool
@@ -61,6 +64,9 @@ class FitResult:
     gap_per_target: float | None = None
     inducing: int = 0
     loss_per_target: float = 0.0
+    components: int = 0
+    components_left: int = 0
+    largest_ratio: float = 0.0
 
     def inferred(self, solution: Inferred, problem: Problem) -> FitResult:
         """With what is known of the posterior at the optimum."""
@@ -94,6 +100,11 @@ class FitResult:
             text += f"{between}, {self.gap_per_target:.2g} per target"
         if self.loss_per_target > LOSS:
             text += f"; {self.inducing} inducing inputs lose {self.loss_per_target:.2g} nats per target"
+        if self.components:
+            text += f"; {self.components_left} of {self.components} weights are not zero, the others' largest ratio is"
+            text += f" {self.largest_ratio:.4f} (optimal up to 1)"
         if self.zero_precisions:
             text += f"; {self.zero_precisions} site precision(s) cut at zero"
-        return text + (f"; at bounds: {', '.join(self.at_bounds)}" if self.at_bounds else "")
+        shown = self.at_bounds[:MOST_NAMES]
+        more = f" and {len(self.at_bounds) - len(shown)} more" if len(shown) < len(self.at_bounds) else ""
+        return text + (f"; at bounds: {', '.join(shown)}{more}" if shown else "")

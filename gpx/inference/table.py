@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from gpx.inference.problem import Problem
 from gpx.parameters import Parameterised, prior_arguments
 
 STEP = 1e-3
+MANY, MOST = 24, 8  # a value of more numbers is shown by its largest ones
 FLAT = 1e-6  # of the unit diagonal: below the error of the differences
 
 
@@ -49,8 +51,15 @@ class ParameterTable(tuple[ParameterRow, ...]):
 
     def __str__(self) -> str:
         head = ("parameter", "value", "std. error", "start", "bounds", "prior", "")
-        body = [head, *(_cells(row) for row in self)]
-        widths = [max(len(line[i]) for line in body) for i in range(len(head))]
+        body = [head]
+        for name, group in itertools.groupby(self, lambda row: row.name.partition("[")[0]):
+            rows = list(group)
+            shown = rows if len(rows) <= MANY else sorted(rows, key=lambda row: -abs(row.value))[:MOST]
+            body += [_cells(row) for row in rows if row in shown]
+            if len(shown) < len(rows):
+                zeros = sum(row.value == 0 for row in rows)
+                body.append((f"{name}[...]", f"{len(rows) - len(shown)} smaller ones, {zeros} of them 0", *[""] * 5))
+        widths = [max(len(line[i]) for line in body if "[...]" not in line[0]) for i in range(len(head))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in body]
         return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 

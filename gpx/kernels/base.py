@@ -120,9 +120,13 @@ class Kernel(Parameterised, gpytorch.kernels.Kernel):
 
         return multiply(other, self)
 
+    def _shown(self, name: str) -> str:
+        """A value as it stands in the repr."""
+        return format_value(getattr(self, name))
+
     def __repr__(self) -> str:
         parts = [f"{name}={getattr(self, name)!r}" for name in self.structure if getattr(self, name) is not False]
-        parts += [f"{name}={format_value(getattr(self, name))}" for name in self.choices]
+        parts += [f"{name}={self._shown(name)}" for name in self.choices]
         if self.named_dims is not None:
             parts.append(f"active_dims={list(self.named_dims)}")
         elif self.active_dims is not None:

@@ -10,6 +10,7 @@ from gpx.errors import InputError
 from gpx.kernels.algebra import Product, Sum, add, multiply
 from gpx.kernels.base import Kernel
 from gpx.kernels.block import BlockQuasiPeriodic
+from gpx.kernels.grid_spectral import GridSpectralMixtureProduct
 from gpx.kernels.hida_matern import HidaMatern
 from gpx.kernels.periodic import Cosine, Periodic
 from gpx.kernels.quasi_periodic import QuasiPeriodic
@@ -22,7 +23,7 @@ KERNELS = {
     c.__name__: c
     for c in (
         RBF, Matern, RationalQuadratic, Periodic, Cosine, HidaMatern, QuasiPeriodic, Linear, Constant, BlockQuasiPeriodic,
-        SpectralMixture, SpectralMixtureProduct, StudentMixture, Sum, Product,
+        SpectralMixture, SpectralMixtureProduct, StudentMixture, GridSpectralMixtureProduct, Sum, Product,
     )
 }  # fmt: skip
 

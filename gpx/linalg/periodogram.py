@@ -24,6 +24,26 @@ def nyquist(t: Tensor) -> float | None:
     return 0.5 / float(gaps.median()) if len(gaps) else None
 
 
+def spacings(x: Tensor) -> list[float]:
+    """The distance between neighbouring values of every column of x [N, D]; 0 for a column that is constant.
+
+    One column: the median gap. Of several, the rows are N places in D dimensions: columns with few values are taken for axes of a
+    grid, and what is left of N is shared by the others, so that scattered rows have N^(1/D) places along each.
+
+    >>> spacings(torch.cartesian_prod(torch.arange(4.0), torch.arange(0.0, 5.0, 0.5)))
+    [1.0, 0.5]
+    """
+    gaps = [torch.diff(torch.unique(column.detach().double())) for column in x.T]
+    left, result = float(len(x)), [0.0] * len(gaps)
+    order = sorted((i for i, gap in enumerate(gaps) if len(gap)), key=lambda i: len(gaps[i]))
+    for position, i in enumerate(order):
+        values = len(gaps[i]) + 1
+        places = min(values, max(2.0, left ** (1 / (len(order) - position))))
+        result[i] = float(gaps[i].median()) * values / places
+        left /= places
+    return result
+
+
 def dominant_periods(
     t: Tensor, y: Tensor, *, limit: int = 3, false_alarm: float = 1e-3, besides: Sequence[float] = ()
 ) -> list[float]:

@@ -22,6 +22,7 @@ from gpx.kernels import (
     RBF,
     Constant,
     Cosine,
+    GridSpectralMixtureProduct,
     HidaMatern,
     Linear,
     Matern,
@@ -87,7 +88,7 @@ def _variance(kernel: Any) -> Tensor:
 
 
 for _kind in (RBF, Matern, RationalQuadratic, Periodic, Cosine, HidaMatern, QuasiPeriodic, Constant, SpectralMixture,
-              StudentMixture, gpytorch_kernels.RBFKernel, gpytorch_kernels.MaternKernel):  # fmt: skip
+              StudentMixture, GridSpectralMixtureProduct, gpytorch_kernels.RBFKernel, gpytorch_kernels.MaternKernel):  # fmt: skip
     feature_map.register(_kind, _stationary_features)
 
 
@@ -271,3 +272,16 @@ def _(kernel: gpytorch_kernels.ProductKernel, count: int, dims: int, generator: 
     if any(p is None for p in parts):
         return None
     return _embed(kernel, torch.stack([p for p in parts if p is not None]).sum(0), dims)
+
+
+@frequencies.register
+def _(kernel: GridSpectralMixtureProduct, count: int, dims: int, generator: torch.Generator) -> Tensor:
+    columns = _width(kernel, dims)
+    grid, weights, bandwidth = (
+        v.detach() for v in (kernel.frequencies_in(columns), kernel.weights_in(columns), kernel.bandwidth)
+    )
+    law = weights.cumsum(0) / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
+    chosen = torch.searchsorted(law, _uniform(generator, count)).clamp_max(len(law) - 1)
+    sign = 2.0 * (_uniform(generator, count, columns) < 0.5) - 1
+    normal = torch.randn(count, columns, generator=generator, dtype=torch.float64, device=generator.device)
+    return _embed(kernel, 2 * math.pi * (sign * grid[chosen] + bandwidth.reshape(1, -1) * normal), dims)

@@ -16,7 +16,16 @@ from gpytorch import kernels as gpytorch_kernels
 from torch import Tensor
 
 from gpx.errors import StructureError
-from gpx.kernels import RBF, Constant, Cosine, HidaMatern, Matern, SpectralMixture, StudentMixture
+from gpx.kernels import (
+    RBF,
+    Constant,
+    Cosine,
+    GridSpectralMixtureProduct,
+    HidaMatern,
+    Matern,
+    SpectralMixture,
+    StudentMixture,
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,20 @@ def _mixtures(kernel: SpectralMixture | StudentMixture) -> Iterator[tuple[Tensor
             f" {list(values[0].shape)}; choose one column with active_dims=[i]."
         )
     return zip(kernel.mixture_weights, *(value.squeeze(-1) for value in values), strict=True)
+
+
+@spectral_density.register
+def _(kernel: GridSpectralMixtureProduct) -> SpectralDensity:
+    scale, centres = 2 * math.pi * _one(kernel, "bandwidth"), 2 * math.pi * kernel.frequencies.reshape(-1)
+    if float(scale) == 0:
+        raise StructureError("Components of bandwidth 0 are lines, which have no density; give the kernel a bandwidth.")
+    heights = kernel.weights_in(1) * math.sqrt(0.5 * math.pi) / scale
+
+    def apply(omega: Tensor) -> Tensor:
+        sides = (omega[:, None] - centres, omega[:, None] + centres)
+        return sum((torch.exp(-0.5 * (side / scale).square()) for side in sides), torch.zeros(())) @ heights
+
+    return SpectralDensity(apply)
 
 
 @spectral_density.register

@@ -18,6 +18,7 @@ from gpx.kernels import (
     RBF,
     Constant,
     Cosine,
+    GridSpectralMixtureProduct,
     HidaMatern,
     Kernel,
     Linear,
@@ -58,6 +59,15 @@ OWN: dict[str, Callable[[], Kernel]] = {
         2, 3, [[0.7, 1.0, 0.3], [0.5, 0.2, 0.9]], [[0.0, 0.3, 0.1], [0.4, 0.6, 0.2]], [[0.1, 0.2, 0.3], [0.2, 0.1, 0.15]]
     ),
     "QuasiPeriodic-active": lambda: QuasiPeriodic(1.2, lengthscale=0.8, decay=2.1, order=2, outputscale=0.7, active_dims=[0]),
+    "GridSpectralMixtureProduct": lambda: GridSpectralMixtureProduct(
+        5, weights=[0.3, 0.0, 0.9, 0.2, 0.4], max_frequency=0.7, bandwidth=0.12
+    ),
+    "GridSpectralMixtureProduct-ard": lambda: GridSpectralMixtureProduct(
+        6, weights=0.2, max_frequency=[0.8, 0.5, 0.6], bandwidth=[0.1, 0.2, 0.05]
+    ),
+    "GridSpectralMixtureProduct-active": lambda: GridSpectralMixtureProduct(
+        7, weights={1: 0.7, 4: 0.4}, max_frequency=1.2, bandwidth=[0.2], active_dims=[1]
+    ),
     "Linear": lambda: Linear(outputscale=0.6, center=0.3),
     "Linear-ard": lambda: Linear(outputscale=[0.2, 0.5, 1.1], center=[0.1, -0.2, 0.3], ard=True),
     "Constant": lambda: Constant(outputscale=1.4),

@@ -15,6 +15,7 @@ from gpx.kernels import (
     RBF,
     Constant,
     Cosine,
+    GridSpectralMixtureProduct,
     HidaMatern,
     Linear,
     Matern,
@@ -34,6 +35,7 @@ KERNELS = {
     "zero frequency": HidaMatern(2, lengthscale=0.8, frequency=0.0),
     "SpectralMixture": SpectralMixture(2, [0.8, 0.5], [0.0, 0.7], [0.15, 0.1]),
     "StudentMixture": StudentMixture(2, 1.5, [0.8, 0.5], [0.0, 0.7], [0.9, 1.2]),
+    "grid": GridSpectralMixtureProduct(5, [0.3, 0.0, 0.5, 0.2, 0.1], max_frequency=0.7, bandwidth=0.09),
     "sum": HidaMatern(0, 1.2, 0.3) + RBF(0.4) + Matern(1.5),
     "tones": Cosine(period=1.7, outputscale=1.2) * Matern(1.5, 0.9, 0.8) * Constant(0.5) * Cosine(period=0.6),
     "scaled": 2 * (RBF(0.5) + HidaMatern(1, 1.0, 0.5)),
@@ -87,3 +89,8 @@ def test_it_is_differentiable():
 def test_kernels_without_one(kernel, what):
     with pytest.raises(StructureError, match=f"{what}.*(debiased=True|active_dims)"):
         spectral_density(kernel)
+
+
+def test_lines_have_no_density():
+    with pytest.raises(StructureError, match="lines, which have no density; give the kernel a bandwidth"):
+        spectral_density(GridSpectralMixtureProduct(3, bandwidth=0.0))
