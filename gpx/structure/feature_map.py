@@ -60,7 +60,7 @@ def _stationary_features(kernel: Any, size: int, dims: int, draws: Draws) -> Fea
 
     def apply(x: Tensor) -> Tensor:
         omega, weight = at()
-        return _waves(x, omega, _variance(kernel) * weight / count)
+        return _waves(x, omega, variance(kernel) * weight / count)
 
     return FeatureMap(2 * count, apply, exact)
 
@@ -71,10 +71,10 @@ def _waves(x: Tensor, omega: Tensor, power: Tensor) -> Tensor:
     return torch.cat([amplitude * phase.cos(), amplitude * phase.sin()], -1)
 
 
-def _variance(kernel: Any) -> Tensor:
+def variance(kernel: Any) -> Tensor:
     """k(0) of a stationary kernel."""
     if isinstance(kernel, gpytorch_kernels.ProductKernel):
-        return torch.stack([_variance(k).reshape(()) for k in kernel.kernels]).prod()
+        return torch.stack([variance(k).reshape(()) for k in kernel.kernels]).prod()
     scale = getattr(kernel, "outputscale", None)
     return torch.ones((), dtype=torch.float64) if scale is None else scale
 
