@@ -18,6 +18,7 @@ MODULES = {
     "sparse-large": "benchmarks.tasks.sparse_large",
     "sparse-serving": "benchmarks.tasks.sparse_serving",
     "coreset": "benchmarks.tasks.coreset",
+    "features": "benchmarks.tasks.features",
     "uci": "benchmarks.tasks.uci",
     "state-space": "benchmarks.tasks.state_space",
     "state-space-large": "benchmarks.tasks.state_space_large",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +12,9 @@ from gpx.engines.base import Engine
 from gpx.engines.block_circulant import BlockCirculant, covers
 from gpx.engines.coreset import Coreset
 from gpx.engines.exact import Exact
+from gpx.engines.features import Features
 from gpx.engines.inducing import Inducing
+from gpx.engines.memory import require_memory
 from gpx.engines.sic import SIC
 from gpx.engines.sparse import SparseVariational
 from gpx.engines.state_space import StateSpace
@@ -38,6 +39,7 @@ ENGINES = {
     "SparseVariational": SparseVariational,
     "Coreset": Coreset,
     "SIC": SIC,
+    "Features": Features,
     "BlockCirculant": BlockCirculant,
 }
 
@@ -156,12 +158,7 @@ def _checked(engine: Any) -> Engine:
 
 
 def _require_memory(data: Data) -> None:
-    """Two N x N arrays must fit: better an error now than a killed process in an hour."""
-    needed = 2 * len(data.x) ** 2 * data.x.element_size()
-    if data.x.device.type == "cpu" and hasattr(os, "sysconf"):
-        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if needed > installed:
-            raise InputError(
-                f"Exact inference on {len(data.x):,} points needs {needed / 2**30:.0f} GB of memory, this machine has"
-                f" {installed / 2**30:.0f} GB; use engines.SparseVariational()."
-            )
+    """Two N x N arrays must fit."""
+    if data.x.device.type == "cpu":
+        needed = 2 * len(data.x) ** 2 * data.x.element_size()
+        require_memory(needed, f"Exact inference on {len(data.x):,} points", "use engines.SparseVariational()")

@@ -92,6 +92,10 @@ class Engine(ABC):
         """Changes of marginals, in standard deviations, that are below their accuracy: sites that move no more are found."""
         return 0.0
 
+    def early(self, left: int) -> Engine:
+        """The engine for a round of `fit` when so many are left after it: a coarser one may do."""
+        return self
+
     def rounds(self, rows: int) -> tuple[int, ...]:
         """On how many rows `fit` optimises, one round after the other, the plan being made anew for each."""
         return (rows,)

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gpx.engines.inducing import Inducing, InducingPlan, InducingPosterior, check_select
-from gpx.engines.projections import Frame, Statistics, root
+from gpx.engines.inducing import Inducing, InducingPlan, check_select
+from gpx.engines.inducing_frame import InducingFrame, root
+from gpx.engines.projected import ProjectedPosterior
+from gpx.engines.projections import Frame, Statistics
 from gpx.engines.whitened import Solution, exact_solution
 from gpx.errors import InputError, NumericalError, StructureError
 from gpx.inputs import Data
@@ -97,9 +99,9 @@ class Coreset(Inducing):
             return plan
         targets, precisions = (state[name].to(data.x) for name in PSEUDO)
         unit = float(state["unit"])
-        return PseudoPlan(plan.x, plan.inducing, targets=targets, precisions=precisions, unit=unit)
+        return PseudoPlan(plan.x, plan.team, plan.inducing, targets=targets, precisions=precisions, unit=unit)
 
-    def revised(self, plan: InducingPlan, posterior: InducingPosterior, x: Tensor) -> InducingPlan:
+    def revised(self, plan: InducingPlan, posterior: ProjectedPosterior, x: Tensor) -> InducingPlan:
         """Raises: StructureError where pseudo-observations were searched for."""
         if isinstance(plan, PseudoPlan):
             raise StructureError(
@@ -116,15 +118,16 @@ class Coreset(Inducing):
         """As for other inducing inputs; one where pseudo-observations are searched for."""
         return super().rounds(rows) if self.method == "optimum" else (rows,)
 
-    def _frames(self, prior: Prior, plan: InducingPlan) -> list[Frame]:
-        frames = super()._frames(prior, plan)
+    def frames(self, prior: Prior, plan: InducingPlan) -> list[Frame]:
+        frames = super().frames(prior, plan)
         if not isinstance(plan, PseudoPlan):
             return frames
-        return [PseudoFrame(f.kernel, f.z, plan) for f in frames]
+        return [PseudoFrame(kernel, z, plan) for kernel, z in zip(prior.kernels, plan.inducing, strict=True)]
 
     def solve(self, statistics: Statistics, frame: Frame) -> Solution:
         """The best q(u) of the family, or that of given pseudo-observations; differentiable where gradients are enabled."""
         best = exact_solution(statistics)
+        assert isinstance(frame, InducingFrame)
         factor = root(frame.kernel, frame.z) if torch.is_grad_enabled() else frame.root
         inverse = torch.linalg.solve_triangular(factor, torch.eye(len(factor)).to(factor), upper=False)
         added = inverse.mT @ statistics.gram[0] @ inverse
@@ -134,7 +137,7 @@ class Coreset(Inducing):
             return GivenSolution(*parts, pseudo_targets=frame.targets, given=frame.precisions)
         return best if self.max_gap is not None and float(found.gap.detach()) > self.max_gap else found
 
-    def note(self, posterior: InducingPosterior) -> str:
+    def note(self, posterior: ProjectedPosterior) -> str:
         """That much is lost by a diagonal precision, where it is."""
         gaps = [float(s.gap) for s in posterior.solved if isinstance(s, DiagonalSolution)]
         lost = max(gaps, default=0.0) / max(1, posterior.rows)
@@ -169,7 +172,7 @@ class PseudoPlan(InducingPlan):
 
 
 @dataclass(frozen=True, eq=False)
-class PseudoFrame(Frame):
+class PseudoFrame(InducingFrame):
     """With pseudo-observations at the inducing inputs, read when they are asked for: gradients follow those that move."""
 
     plan: PseudoPlan
@@ -196,7 +199,7 @@ def _searched(plan: InducingPlan, prior: Prior, data: Data) -> PseudoPlan:
     nearest = torch.cdist(z / data.spread, x).argmin(1) if len(x) else torch.zeros(0, dtype=torch.long)
     weight = math.log(len(x) / max(1, len(z)) / START_NOISE) if len(x) else 0.0
     targets, precisions = map(torch.nn.Parameter, (y[nearest] / unit, torch.full_like(z[:, 0], weight)))
-    return PseudoPlan(plan.x, plan.inducing, targets=targets, precisions=precisions, unit=unit)
+    return PseudoPlan(plan.x, plan.team, plan.inducing, targets=targets, precisions=precisions, unit=unit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -364,7 +367,7 @@ def _free_step(matrix: Tensor, residual: Tensor, free: Tensor) -> Tensor:
 def pseudo_data(posterior: Posterior) -> list[PseudoData]:
     """The pseudo-observations behind a posterior of `Coreset`, one set per column. Raises: StructureError for another."""
     centred = posterior.centred if isinstance(posterior, Shifted) else posterior
-    if not isinstance(centred, InducingPosterior) or not isinstance(centred.engine, Coreset):
+    if not isinstance(centred, ProjectedPosterior) or not isinstance(centred.engine, Coreset):
         raise StructureError("There are pseudo-observations only with engine=engines.Coreset(size).")
     found: dict[int, PseudoData] = {}
     for (projection, columns), solution in zip(centred.groups, centred.solved, strict=True):
@@ -373,6 +376,7 @@ def pseudo_data(posterior: Posterior) -> list[PseudoData]:
                 f"The gap is above max_gap={centred.engine.max_gap:g} nats, and a full covariance was used: there are no"
                 " pseudo-observations; use max_gap=None or a larger size."
             )
+        assert isinstance(projection.frame, InducingFrame)
         points = projection.frame.z.detach()
         for i, column in enumerate(columns):
             targets = solution.targets()[:, i]

@@ -25,6 +25,7 @@ from gpx.linalg.cholesky import Cholesky, factorise
 from gpx.posterior import Posterior
 from gpx.prior import Prior
 from gpx.sites import SiteMarginals, Sites
+from gpx.structure.draws import Draws
 from gpx.structure.feature_map import feature_map
 
 CHUNK = 1 << 23  # entries of a prediction block: 64 MB of float64
@@ -354,7 +355,7 @@ class ExactPosterior(Posterior):
         """
         draws = {}
         for s in self.solutions:
-            features = feature_map(s.kernel, PATH_FEATURES, self.x.shape[1], generator)
+            features = feature_map(s.kernel, PATH_FEATURES, self.x.shape[1], Draws(generator))
             for i, column in enumerate(s.columns):
                 draws[column] = _path(s, i, features, n, generator)
         return lambda x: torch.stack([draws[c](x) for c in range(len(draws))], -1)

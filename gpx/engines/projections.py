@@ -1,72 +1,112 @@
-"""Data seen through inducing inputs: ``w_n = L^-1 k(Z, x_n)``, ``K_ZZ = L L^T``, and the statistics that inference needs of them.
+"""Data seen through M standard normal variables, and the statistics that inference needs of them.
 
 Statistics add over the data and are accumulated in blocks of rows, so that nothing of size N x M is held. In whitened coordinates
-all of them are sums of squares. Theory: docs/theory/sparse.md.
+all of them are sums of squares. Theory: docs/theory/sparse.md, docs/theory/features.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
-import gpytorch
 import torch
 from torch import Tensor
 
-from gpx.errors import NumericalError
-from gpx.kernels.dense import dense, diagonal
 from gpx.parallel import ALONE, Team
 
 BLOCK = 1 << 18  # entries of a block: 2 MB, which processors hold near, and memory that is used again
+TALL = 16  # a block has so many times fewer rows than M at least: the M x M sums that it is added to are read each time
 KEPT = 1 << 24  # entries of all blocks together up to which they are held: 128 MB
-# Of the mean prior variance: as if u were f(Z) with so much noise. The first that does is taken.
-JITTER = {torch.float64: (1e-12, 1e-10, 1e-8, 1e-6), torch.float32: (1e-6, 1e-5, 1e-4)}
-
-
-def root(kernel: gpytorch.kernels.Kernel, z: Tensor) -> Tensor:
-    """L [M, M], differentiable. Raises: NumericalError if the kernel matrix has no factor."""
-    matrix, identity = dense(kernel, z, z), torch.eye(len(z)).to(z)
-    scale = matrix.detach().diagonal().mean()
-    for jitter in JITTER[z.dtype]:
-        lower, info = torch.linalg.cholesky_ex(matrix + jitter * scale * identity)
-        if not int(info) and bool(torch.isfinite(lower.detach().diagonal()).all()):
-            return lower
-    raise NumericalError(
-        "The kernel matrix of the inducing inputs is not positive definite; use fewer of them, or lower the outputscale."
-    )
 
 
 def blocks(rows: int, size: int) -> Iterator[slice]:
     """Slices of rows with about `BLOCK` entries each; at least one, if of no rows."""
-    step = max(16, BLOCK // max(size, 1))
+    step = max(16, size // TALL, BLOCK // max(size, 1))
     return (slice(start, min(start + step, rows)) for start in range(0, max(rows, 1), step))
 
 
-@dataclass(frozen=True, eq=False)
-class Frame:
-    """A kernel and inducing inputs z [M, D]; numbers, computed on first use."""
+class Gaussian(Protocol):
+    """q(v): mean [M, c] of the columns, and the Cholesky factor [M, M] of their precision."""
 
-    kernel: gpytorch.kernels.Kernel
-    z: Tensor
+    @property
+    def mean(self) -> Tensor: ...
 
-    @cached_property
-    def root(self) -> Tensor:
-        """L [M, M]."""
-        with torch.no_grad():
-            return root(self.kernel, self.z)
+    @property
+    def spread(self) -> Tensor: ...
 
-    @cached_property
-    def inverse(self) -> Tensor:
-        """L^-1 [M, M]: a product with it is faster than a solve, and as accurate."""
-        identity = torch.eye(len(self.z)).to(self.z)
-        return torch.linalg.solve_triangular(self.root, identity, upper=False)
+
+class Frame(ABC):
+    """What data are seen through: ``f(x) = w(x) . v + r(x)``, v [M] ~ N(0, 1), ``w = L^-1 c(x)``, and independent rests r of
+    variance ``d = k(x, x) - |w|^2``.
+
+    complete: whether nothing is left, d = 0. A frame holds a kernel at its present hyperparameters.
+    """
+
+    complete: ClassVar[bool]
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """M."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> list[Tensor]:
+        """What c and k are differentiated in."""
+
+    @abstractmethod
+    def factor(self) -> Tensor | None:
+        """L [M, M], differentiable; None: the identity."""
+
+    @abstractmethod
+    def cross(self, x: Tensor) -> Tensor:
+        """c [M, n] at x [n, D], differentiable."""
+
+    @abstractmethod
+    def prior(self, x: Tensor) -> Tensor:
+        """``k(x, x)`` [n], differentiable."""
+
+    @abstractmethod
+    def covariance(self, x: Tensor) -> Tensor:
+        """The prior covariance [n, n] of f."""
+
+    def whitened(self, m: Tensor) -> Tensor:
+        """``L^-1 m``, as numbers."""
+        return m
+
+    def back(self, m: Tensor) -> Tensor:
+        """``L^-T m``, as numbers."""
+        return m
 
     def at(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """w [M, N*] and the variance d [N*] of f that u does not explain, at any inputs."""
-        w = self.inverse @ dense(self.kernel, self.z, x)
-        return w, (diagonal(self.kernel, x) - w.square().sum(0)).clamp_min(0)
+        """w [M, n] and d [n], at any inputs."""
+        w = self.whitened(self.cross(x))
+        return w, self.left(x, w)
+
+    def traced(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, differentiable."""
+        factor, w = self.factor(), self.cross(x)
+        w = w if factor is None else torch.linalg.solve_triangular(factor, w, upper=False)
+        return w, self.left(x, w)
+
+    def left(self, x: Tensor, w: Tensor) -> Tensor:
+        """d [n], from w; below the rounding error of the subtraction it is zero."""
+        return w.new_zeros(w.shape[1]) if self.complete else (self.prior(x) - w.square().sum(0)).clamp_min(0)
+
+    @abstractmethod
+    def predictor(self, q: Gaussian) -> tuple[Tensor, Tensor]:
+        """What `predict` wants to know of q(v)."""
+
+    @abstractmethod
+    def predict(self, x: Tensor, weights: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+        """Means [n, c] and variances [n] of f at x [n, D]."""
+
+    @abstractmethod
+    def path(self, v: Tensor, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        """Functions x [n, D] -> [n, s] that go through the draws v [M, s]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +120,7 @@ class Projection:
     @property
     def size(self) -> int:
         """M."""
-        return len(self.frame.z)
+        return self.frame.size
 
     def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Rows, and w and d there."""
@@ -113,16 +153,15 @@ class Statistics(NamedTuple):
 
 
 def accumulate(projection: Projection, weights: Tensor, nu: Tensor) -> Statistics:
-    """The statistics for weights [N, k] and nu [N, c], over the rows of all processes, differentiable in these, the inducing
-    inputs and the kernel.
+    """The statistics for weights [N, k] and nu [N, c], over the rows of all processes, differentiable in these and in what
+    the frame holds.
 
     Cost: O(N M^2 k); with gradients three times that. Several processes: a message of M^2 k numbers, with gradients two.
     """
     if not torch.is_grad_enabled():
         return Statistics(*projection.team.sums(_accumulate(projection, weights, nu)))
-    params = [p for p in projection.frame.kernel.parameters() if p.requires_grad]
-    lower = root(projection.frame.kernel, projection.frame.z)
-    found = _Accumulate.apply(projection, lower, projection.frame.z, weights, nu, *params)
+    frame = projection.frame
+    found = _Accumulate.apply(projection, frame.factor(), weights, nu, *frame.tensors)
     return Statistics(*projection.team.sums(found))
 
 
@@ -139,45 +178,51 @@ def _accumulate(projection: Projection, weights: Tensor, nu: Tensor) -> Statisti
 
 
 class _Accumulate(torch.autograd.Function):
-    """The backward pass hands ``sum_nm W_mn dk(z_m, x_n)`` to the kernel, block by block, and the gradient in L in one piece."""
+    """The backward pass hands the gradient in c and k to the frame, block by block, and the gradient in L in one piece."""
 
     @staticmethod
     def forward(
-        ctx: Any, projection: Projection, lower: Tensor, z: Tensor, weights: Tensor, nu: Tensor, *params: Tensor
+        ctx: Any, projection: Projection, factor: Tensor | None, weights: Tensor, nu: Tensor, *tensors: Tensor
     ) -> Any:
         statistics = _accumulate(projection, weights, nu)
-        ctx.projection = projection
-        ctx.save_for_backward(z, weights, nu, *statistics[:2], *params)
+        ctx.projection, ctx.factored = projection, factor is not None
+        ctx.save_for_backward(weights, nu, *statistics[:2], *tensors)
         return tuple(statistics)
 
     @staticmethod
     def backward(ctx: Any, grad_gram: Tensor, grad_target: Tensor, grad_spare: Tensor) -> Any:
-        z, weights, nu, gram, target, *params = ctx.saved_tensors
-        projection, kernel, inverse = ctx.projection, ctx.projection.frame.kernel, ctx.projection.frame.inverse
-        inner = 0.5 * (grad_gram + grad_gram.mT) - grad_spare[:, None, None] * torch.eye(len(z)).to(z)
-        onto, push = 2 * inverse.mT @ inner, inverse.mT @ grad_target
-        both = 2 * (inner @ gram).sum(0) + grad_target @ target.mT
-        grad_root = -(inverse.mT @ both).tril()
-        leaf = z.detach().requires_grad_(ctx.needs_input_grad[2])
-        inputs = [v for v in (leaf, *params) if v.requires_grad]
+        weights, nu, gram, target, *tensors = ctx.saved_tensors
+        projection, frame = ctx.projection, ctx.projection.frame
+        inner = 0.5 * (grad_gram + grad_gram.mT)
+        if not frame.complete:
+            inner.diagonal(dim1=1, dim2=2).sub_(grad_spare[:, None])
+        onto, push = frame.back(inner.mul_(2)), frame.back(grad_target)
+        grad_factor = None
+        if ctx.factored:
+            grad_factor = -frame.back((inner @ gram).sum(0) + grad_target @ target.mT).tril()
+        inputs = [v for v in tensors if v.requires_grad]
         totals: list[Any] = [None] * len(inputs)
         grad_weights, grad_nu = torch.zeros_like(weights), torch.zeros_like(nu)
         for rows, w, _ in projection.blocks():
+            x, outputs, grads = projection.x[rows], [], []
             with torch.enable_grad():
-                cross = dense(kernel, leaf, projection.x[rows])
-                prior = diagonal(kernel, projection.x[rows])
+                cross = frame.cross(x)
+                prior = None if frame.complete else frame.prior(x)
             half = onto @ w  # [k, M, rows]
+            if ctx.needs_input_grad[2]:
+                grad_weights[rows] = 0.5 * (half * cross.detach()).sum(1).mT
+                if prior is not None:
+                    grad_weights[rows] += prior.detach()[:, None] * grad_spare
             if ctx.needs_input_grad[3]:
-                grad_weights[rows] = 0.5 * (half * cross.detach()).sum(1).mT + prior.detach()[:, None] * grad_spare
-            if ctx.needs_input_grad[4]:
                 grad_nu[rows] = w.mT @ grad_target
-            outputs = [(v, g) for v, g in ((cross, None), (prior, weights[rows] @ grad_spare)) if v.requires_grad]
-            if not inputs or not outputs:
-                continue
-            in_cross = torch.addmm((half * weights[rows].mT[:, None]).sum(0), push, nu[rows].mT)
-            found = torch.autograd.grad(
-                [v for v, _ in outputs], inputs, [in_cross if v is cross else g for v, g in outputs], allow_unused=True
-            )
-            totals = [t if g is None else g if t is None else t + g for t, g in zip(totals, found, strict=True)]
-        grad_z = totals.pop(0) if leaf.requires_grad else None
-        return None, grad_root, grad_z, grad_weights, grad_nu, *totals
+            if inputs and cross.requires_grad:
+                outputs.append(cross)
+                grads.append(torch.addmm((half * weights[rows].mT[:, None]).sum(0), push, nu[rows].mT))
+            if inputs and prior is not None and prior.requires_grad:
+                outputs.append(prior)
+                grads.append(weights[rows] @ grad_spare)
+            if outputs:
+                found = torch.autograd.grad(outputs, inputs, grads, allow_unused=True)
+                totals = [t if g is None else g if t is None else t + g for t, g in zip(totals, found, strict=True)]
+        ordered = iter(totals)
+        return None, grad_factor, grad_weights, grad_nu, *(next(ordered) if v.requires_grad else None for v in tensors)

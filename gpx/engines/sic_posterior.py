@@ -22,6 +22,7 @@ from gpx.linalg.vecchia import NotPositiveDefinite
 from gpx.posterior import Posterior
 from gpx.prior import Prior
 from gpx.sites import SiteMarginals, Sites
+from gpx.structure.draws import Draws
 from gpx.structure.feature_map import feature_map
 
 if TYPE_CHECKING:
@@ -289,7 +290,7 @@ class SICPosterior(Posterior):
     ) -> Callable[[Tensor], Tensor]:  # fmt: skip
         pattern, kernel = solution.pattern, self.prior.kernels[latent]
         options: Any = {"generator": generator, "dtype": pattern.x.dtype, "device": pattern.x.device}
-        features = feature_map(kernel, PATH_FEATURES, pattern.x.shape[1], generator)
+        features = feature_map(kernel, PATH_FEATURES, pattern.x.shape[1], Draws(generator))
         weights, noise = torch.randn(features.size, n, **options), torch.randn(n, len(pattern.x), **options)
         draws = [sparse_factor.transposed_solve(pattern.near, solution.v, z) for z in numbers(noise)]
         push = solution.root @ numbers(torch.randn(len(solution.root), n, **options))

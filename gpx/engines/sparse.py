@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpx.engines.inducing import Inducing, check_select
-from gpx.engines.projections import Frame, Statistics
-from gpx.engines.whitened import Solution, exact_solution
 from gpx.errors import InputError
 
 
@@ -53,7 +51,3 @@ class SparseVariational(Inducing):
     @property
     def largest(self) -> int:
         return max(self.inducing, self.most or 0)
-
-    def solve(self, statistics: Statistics, frame: Frame) -> Solution:
-        """The best q(u)."""
-        return exact_solution(statistics)

@@ -24,6 +24,7 @@ from gpx.linalg.scan import Scan
 from gpx.posterior import Posterior
 from gpx.prior import Prior
 from gpx.sites import SiteMarginals, Sites
+from gpx.structure.draws import Draws
 from gpx.structure.feature_map import feature_map
 from gpx.structure.state_space import Clock, read, state_space, time_column
 from gpx.structure.state_space import StateSpace as Form
@@ -244,7 +245,7 @@ class StateSpacePosterior(Posterior):
 
     def _column_paths(self, column: int, n: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
         options: Any = {"generator": generator, "dtype": self.sites.nu.dtype, "device": self.sites.nu.device}
-        features = feature_map(self.latent_kernel(column), PATH_FEATURES, self.plan.x.shape[1], generator)
+        features = feature_map(self.latent_kernel(column), PATH_FEATURES, self.plan.x.shape[1], Draws(generator))
         weights, noise = torch.randn(features.size, n, **options), torch.randn(len(self.plan.x), n, **options)
         line, tau = self._line(column), self.sites.tau[:, [column]]
         with torch.no_grad():

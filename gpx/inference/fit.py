@@ -182,7 +182,8 @@ def fit(
         return FitResult(True, "nothing to learn", value, 0.0, 0, 1, 0, 0.0, seconds, options.seed), problem.anew()
     first = np.clip(first if start is None else start.points[0], bounds[:, 0], bounds[:, 1])
     if start is None:
-        first = _choose_start(problem, objective, coordinates, first, deadline)
+        coarse = replace(problem, engine=problem.engine.early(len(_rounds(problem, objective)) - 1))
+        first = _choose_start(coarse, objective, coordinates, first, deadline)
     coordinates.assign(first)
     start_values = coordinates.values()
     team = problem.data.team
@@ -198,7 +199,8 @@ def fit(
     verbose = options.verbose if team.rank == 0 else False
     with progress_bar(options.max_iter * (len(starts) + len(rounds) - 1), "fit", verbose) as bar:
         for index, rows in enumerate(rounds):
-            here = _thinned(problem, rows, here.plan if index else before, precision)
+            early = replace(problem, engine=problem.engine.early(len(rounds) - 1 - index))
+            here = _thinned(early, rows, here.plan if index else before, precision)
             whole = coordinates.with_tensors(here.engine.parameters(here.prior, here.plan), here.data.spread)
             limit = _share(deadline, len(rounds) - index)
             reach = min(1.0, REACH / math.sqrt(rounds[index - 1])) if index else 1.0

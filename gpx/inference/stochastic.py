@@ -226,7 +226,8 @@ def _first_rows(
     problem: Problem, objective: Objective, coordinates: Coordinates, options: FitOptions, start: Reached | None
 ) -> tuple[FitResult, Problem]:
     """A fit to some rows, in a third of the time; inducing inputs stay among the data: the batches move them."""
-    engine: Any = replace(problem.engine, batch_size=None, refine=False)  # pyright: ignore
+    engine: Any = problem.engine
+    engine = engine.unbatched
     data = problem.data.rows(engine.few(problem.data, problem.plan, min(FIRST_ROWS, len(problem.data.x) // 2)))
     few = replace(problem.anew(), data=data, engine=engine, plan=engine.plan(problem.prior, data))
     limit = None if options.max_seconds is None else options.max_seconds / 3

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gpx.engines.inducing import InducingPosterior
-from gpx.engines.projections import Frame, Statistics, blocks, root
+from gpx.engines.projected import ProjectedPosterior
+from gpx.engines.projections import Frame, Statistics, blocks
 from gpx.engines.whitened import Solution, exact_solution
 from gpx.errors import StructureError
 from gpx.inference.infer import GROWTH, ROUNDING, SMALLEST_STEP, Inferred
 from gpx.inference.rules import Variational, expected_log_prob, natural_sites
 from gpx.inputs import Data
-from gpx.kernels.dense import dense, diagonal
 from gpx.posterior import Shifted
 from gpx.sites import SiteMarginals, Sites
 
@@ -34,14 +33,15 @@ MAX_PASSES = 50
 
 @dataclass(frozen=True, eq=False)
 class Belief:
-    """q(u) of every column, at the present hyperparameters: ``q(v) ~ N(v; 0, 1) exp(h . v - v . G v / 2)``, ``u = L v``.
+    """q(v) of every column, at the present hyperparameters: ``q(v) ~ N(v; 0, 1) exp(h . v - v . G v / 2)``; with inducing inputs
+    ``u = L v``.
 
-    lowers: of every latent function the factor L [M, M] of the kernel matrix of its inducing inputs; statistics: of every column
-    G and h. Differentiable in the hyperparameters where gradients were enabled.
+    lowers: of every latent function the factor L [M, M] of its frame; statistics: of every column G and h. Differentiable in the
+    hyperparameters where gradients were enabled.
     """
 
     problem: Problem
-    lowers: tuple[Tensor, ...]
+    lowers: tuple[Tensor | None, ...]
     statistics: tuple[Statistics, ...]
 
     @cached_property
@@ -50,9 +50,14 @@ class Belief:
         return [exact_solution(s) for s in self.statistics]
 
     @cached_property
-    def inverses(self) -> list[Tensor]:
+    def frames(self) -> list[Frame]:
+        """Of every latent function."""
+        return frames_of(self.problem)
+
+    @cached_property
+    def inverses(self) -> list[Tensor | None]:
         """L^-1 [M, M] of every latent function, as numbers."""
-        return [inverted(lower.detach()) for lower in self.lowers]
+        return [None if lower is None else inverted(lower.detach()) for lower in self.lowers]
 
     @cached_property
     def halves(self) -> list[Tensor]:
@@ -60,51 +65,56 @@ class Belief:
         return [inverted(solution.lower.detach()) for solution in self.solutions]
 
     def seen(self, x: Tensor) -> tuple[SiteMarginals, list[Tensor]]:
-        """The marginals of f at x [n, D], the prior mean included, and what they were made of: ``w = L^-1 k(Z, x)`` [M, n] of
-        every latent function; numbers.
+        """The marginals of f at x [n, D], the prior mean included, and what they were made of: ``w = L^-1 c(x)`` [M, n] of every
+        latent function; numbers.
         """
         means = [solution.mean for solution in self.solutions]  # first: they are kept, with their graph
         with torch.no_grad():
             return self._seen(x, means)
 
     def _seen(self, x: Tensor, means: list[Tensor]) -> tuple[SiteMarginals, list[Tensor]]:
-        prior, plan, columns = self.problem.prior, self.problem.plan, []
-        crosses = [dense(kernel, z, x) for kernel, z in zip(prior.kernels, plan.inducing, strict=True)]
-        ws = [inverse @ cross for inverse, cross in zip(self.inverses, crosses, strict=True)]
-        # Below the rounding error of the subtraction a variance is zero.
-        extras = [(diagonal(k, x) - w.square().sum(0)).clamp_min(0) for k, w in zip(prior.kernels, ws, strict=True)]
+        ws, columns = [], []
+        for frame, inverse in zip(self.frames, self.inverses, strict=True):
+            cross = frame.cross(x)
+            ws.append(cross if inverse is None else inverse @ cross)
+        extras = [frame.left(x, w) for frame, w in zip(self.frames, ws, strict=True)]
         for column, (mean, half) in enumerate(zip(means, self.halves, strict=True)):
             w, extra = ws[column % len(ws)], extras[column % len(ws)]
             columns.append(((w.mT @ mean)[:, 0], (half @ w).square().sum(0), extra))
         mean, variance, extra = (torch.stack(part, 1) for part in zip(*columns, strict=True))
-        return SiteMarginals(mean + prior.mean_at(x, len(columns)), variance, extra), ws
+        return SiteMarginals(mean + self.problem.prior.mean_at(x, len(columns)), variance, extra), ws
 
     def push(self, x: Tensor, ws: Sequence[Tensor], slope: Tensor, curvature: Tensor) -> Tensor:
         """A function of the hyperparameters that has the gradient of ``sum slope m + curvature v`` in them, for the means m and
         variances v of f at x [n, D] and constant weights [n, C]: linear in what it is differentiated in.
 
-        With ``v = k(x, x) - w . H w``, ``H = 1 - (1 + G)^-1`` and ``dw = L^-1 (dk - dL w)``. ws: as `seen` found them.
+        With ``v = k(x, x) - w . H w``, ``H = 1 - (1 + G)^-1`` and ``dw = L^-1 (dc - dL w)``; in a complete frame ``k = |w|^2``
+        and ``H = -(1 + G)^-1``. ws: as `seen` found them.
         """
-        prior, plan = self.problem.prior, self.problem.plan
-        total = (slope * prior.mean_at(x, slope.shape[1])).sum()
+        total = (slope * self.problem.prior.mean_at(x, slope.shape[1])).sum()
         kept = list(zip(self.solutions, slope.mT, curvature.mT, strict=True))
-        for latent, (kernel, w) in enumerate(zip(prior.kernels, ws, strict=True)):
+        for latent, (frame, w) in enumerate(zip(self.frames, ws, strict=True)):
             weights = torch.zeros_like(w)
             for solution, s, c in kept[latent :: len(ws)]:
-                spread = torch.eye(len(w)).to(w) - torch.cholesky_inverse(solution.lower)
+                spread = -torch.cholesky_inverse(solution.lower)
+                if not frame.complete:
+                    spread = spread + torch.eye(len(w)).to(w)
                 mean = solution.mean[:, 0]
                 with torch.no_grad():
                     weights += torch.outer(mean, s) - 2 * c * (spread @ w)
                 total = total + mean @ (w @ s) - (spread * ((w * c) @ w.mT)).sum()
-            onto = self.inverses[latent].mT @ weights
-            cross, along = dense(kernel, plan.inducing[latent], x), curvature[:, latent :: len(ws)].sum(1)
-            total = total + (onto * cross).sum() + (along * diagonal(kernel, x)).sum()
-            total = total - (self.lowers[latent] * (onto @ w.mT)).sum()
+            lower, inverse = self.lowers[latent], self.inverses[latent]
+            onto = weights if inverse is None else inverse.mT @ weights
+            total = total + (onto * frame.cross(x)).sum()
+            if not frame.complete:
+                total = total + (curvature[:, latent :: len(ws)].sum(1) * frame.prior(x)).sum()
+            if lower is not None:
+                total = total - (lower * (onto @ w.mT)).sum()
         return total
 
     def divergence(self) -> Tensor:
         """``KL(q || p)``, summed over columns."""
-        total = self.lowers[0].new_zeros(())
+        total = self.statistics[0].target.new_zeros(())
         for s in self.solutions:
             inverse = inverted(s.lower)
             trace = inverse.square().sum() - len(inverse) + s.mean.square().sum()
@@ -118,18 +128,22 @@ class Belief:
         """
         lowers = lowers_of(self.problem)
         turns = [
-            torch.linalg.solve_triangular(old, new, upper=False) for old, new in zip(self.lowers, lowers, strict=True)
+            None if old is None or new is None else torch.linalg.solve_triangular(old, new, upper=False)
+            for old, new in zip(self.lowers, lowers, strict=True)
         ]
         parts = []
-        for column, (gram, target, spare) in enumerate(self.statistics):
+        for column, statistics in enumerate(self.statistics):
+            gram, target, spare = statistics
             turn = turns[column % len(turns)]
-            parts.append(Statistics(turn.mT @ gram @ turn, turn.mT @ target, spare))
+            turned = statistics if turn is None else Statistics(turn.mT @ gram @ turn, turn.mT @ target, spare)
+            parts.append(turned)
         return Belief(self.problem, lowers, tuple(parts))
 
     def numbers(self) -> Belief:
         """Without a graph."""
         parts = tuple(Statistics(*(part.detach() for part in s)) for s in self.statistics)
-        return Belief(self.problem, tuple(lower.detach() for lower in self.lowers), parts)
+        lowers = tuple(None if lower is None else lower.detach() for lower in self.lowers)
+        return Belief(self.problem, lowers, parts)
 
     def towards(self, other: Sequence[Statistics], step: float) -> Belief:
         """With the statistics a share `step` of the way to others."""
@@ -143,23 +157,26 @@ def inverted(lower: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(lower, torch.eye(len(lower)).to(lower), upper=False)
 
 
-def lowers_of(problem: Problem) -> tuple[Tensor, ...]:
-    """The factors [M, M] of the kernel matrices of the inducing inputs, differentiable in the hyperparameters."""
-    pairs = zip(problem.prior.kernels, problem.plan.inducing, strict=True)
-    if torch.is_grad_enabled():
-        return tuple(root(kernel, z) for kernel, z in pairs)
-    return tuple(Frame(kernel, z).root for kernel, z in pairs)
+def frames_of(problem: Problem) -> list[Frame]:
+    """The frames of an engine that has some, at the present hyperparameters."""
+    engine: Any = problem.engine
+    return engine.frames(problem.prior, problem.plan)
+
+
+def lowers_of(problem: Problem) -> tuple[Tensor | None, ...]:
+    """The factors L [M, M] of the frames, differentiable in the hyperparameters."""
+    return tuple(frame.factor() for frame in frames_of(problem))
 
 
 @torch.no_grad()
 def unseen(problem: Problem) -> Belief:
     """The prior."""
-    lowers, latents = lowers_of(problem), len(problem.prior.kernels)
+    frames, x = frames_of(problem), problem.data.x
     parts = []
     for column in range(problem.columns):
-        like = lowers[column % latents]
-        parts.append(Statistics(like.new_zeros(1, *like.shape), like.new_zeros(len(like), 1), like.new_zeros(1)))
-    return Belief(problem, lowers, tuple(parts))
+        size = frames[column % len(frames)].size
+        parts.append(Statistics(x.new_zeros(1, size, size), x.new_zeros(size, 1), x.new_zeros(1)))
+    return Belief(problem, tuple(frame.factor() for frame in frames), tuple(parts))
 
 
 def added(ws: Sequence[Tensor], sites: Sites, extra: Tensor) -> tuple[Statistics, ...]:
@@ -176,7 +193,7 @@ def gathered(problem: Problem, sites: Sites) -> Belief:
     """The belief that all sites together make."""
     nothing = unseen(problem)
     total = nothing.statistics
-    for rows in blocks(len(problem.data.x), len(nothing.lowers[0])):
+    for rows in blocks(len(problem.data.x), nothing.frames[0].size):
         x = problem.data.x[rows]
         marginals, ws = nothing.seen(x)
         part = Sites(sites.nu[rows], sites.tau[rows]).centred(problem.prior.mean_at(x, problem.columns))
@@ -200,7 +217,7 @@ def once(belief: Belief, sites: Sites | None = None) -> Pass:
     """A pass over all rows; sites: those of the belief, where they are known."""
     problem, total = belief.problem, unseen(belief.problem).statistics
     value, residual, parts = -float(belief.divergence()), 0.0, []
-    for rows in blocks(len(problem.data.x), len(belief.lowers[0])):
+    for rows in blocks(len(problem.data.x), belief.frames[0].size):
         data = problem.data.rows(rows)
         marginals, ws = belief.seen(data.x)
         expected, slope, curvature = expected_gradient(problem, data, marginals)
@@ -283,7 +300,7 @@ def _posterior(problem: Problem, belief: Belief, sites: Sites) -> Shifted:
     """Conditioned on the sites, with the statistics that are at hand."""
     posterior = problem.condition(sites)
     centred: Any = posterior.centred
-    assert isinstance(centred, InducingPosterior)
+    assert isinstance(centred, ProjectedPosterior)
     for _, columns in centred.groups:
         parts = [belief.statistics[c] for c in columns]
         target = torch.cat([p.target for p in parts], 1)

@@ -15,6 +15,7 @@ from gpx.kernels.auto import MAX_PERIODS, MIN_CYCLES, RULES
 from gpx.kernels.dense import dense
 from gpx.kernels.expressions import parse
 from gpx.structure.block_form import BlockForm, block_form
+from gpx.structure.draws import Draws
 from gpx.structure.feature_map import feature_map
 from gpx.structure.isotropic import isotropic
 from gpx.structure.spectral_density import spectral_density
@@ -61,6 +62,7 @@ def explain(kernel: Any) -> Explanation:
       engine Exact              yes  uses the dense matrix
       engine SparseVariational  yes  uses the dense matrix
       engine Coreset            yes  uses the dense matrix
+      engine Features           yes  uses the feature map, without chance
       engine SIC                yes  uses the dense matrix of neighbours
       engine StateSpace         yes  linear time
       engine BlockCirculant     no   needs a block form
@@ -92,13 +94,14 @@ def _findings(kernel: gpytorch.kernels.Kernel) -> tuple[Finding, ...]:
     )
     engine = Finding("engine Exact", matrix.supported, "uses the dense matrix" if matrix.supported else matrix.note)
     sparse, coreset = (replace(engine, name=f"engine {name}") for name in ("SparseVariational", "Coreset"))
+    weights = Finding("engine Features", features.supported, _describe_weights(features))
     sic = Finding("engine SIC", engine.supported, _describe_neighbours(kernel) if engine.supported else engine.note)
     asked = "linear time" + (", only if asked for" if "approximate" in states.note else "")
     sequential = Finding("engine StateSpace", states.supported, asked if states.supported else states.note)
     blocks = _probe("block form", lambda: block_form(kernel), _describe_blocks)
     note = "one series without gaps, Gaussian noise" if blocks.supported else "needs a block form"
     circulant = Finding("engine BlockCirculant", blocks.supported, note)
-    return matrix, features, states, density, blocks, engine, sparse, coreset, sic, sequential, circulant
+    return matrix, features, states, density, blocks, engine, sparse, coreset, weights, sic, sequential, circulant
 
 
 def _points(kernel: gpytorch.kernels.Kernel) -> torch.Tensor:
@@ -114,12 +117,18 @@ def _dims(kernel: gpytorch.kernels.Kernel) -> int:
 
 
 def _features(kernel: gpytorch.kernels.Kernel) -> Any:
-    return feature_map(kernel, 16, _dims(kernel), torch.Generator().manual_seed(0))
+    return feature_map(kernel, 256, _dims(kernel), Draws(torch.Generator().manual_seed(0)))
 
 
 def _describe_features(features: Any) -> str:
     kind = "exact" if features.exact else "random Fourier features"
     return f"{kind}: functions can be drawn (gp.paths)"
+
+
+def _describe_weights(features: Finding) -> str:
+    if not features.supported:
+        return "needs a feature map"
+    return "uses the feature map" + (", without chance" if features.note.startswith("exact") else "")
 
 
 def _states(kernel: gpytorch.kernels.Kernel) -> tuple[int, StateSpace]:

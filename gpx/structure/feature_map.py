@@ -1,7 +1,7 @@
-"""Finite feature maps: ``k(x, x') ~ phi(x)^T phi(x')``, unbiased, for path samples.
+"""Finite feature maps: ``k(x, x') ~ phi(x)^T phi(x')``, unbiased, for path samples and `engines.Features`.
 
 Stationary kernels get random Fourier features (Rahimi & Recht 2007); a frequency of a product of stationary kernels is the
-sum of frequencies of its factors. Kernels of finite dimension are exact.
+sum of frequencies of its factors. Kernels of finite dimension are exact. Theory: docs/theory/features.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from gpytorch import kernels as gpytorch_kernels
-from scipy.special import gammaincinv, ive
 from torch import Tensor
 
 from gpx.errors import StructureError
@@ -33,13 +32,17 @@ from gpx.kernels import (
     StudentMixture,
 )
 from gpx.kernels.dense import select
+from gpx.structure.draws import Draws
+from gpx.structure.frequencies import frequencies, harmonic_weights, is_stationary, width
 
-HARMONICS = 4096
+TRUNCATED = 1e-12  # of the variance of a series, below which it counts as whole
 
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """``phi: [N, D] -> [N, size]``; exact: whether ``phi phi^T`` is the kernel itself."""
+    """``phi: [N, D] -> [N, size]`` at the present hyperparameters of its kernel, differentiable in these and in x; exact:
+    whether ``phi phi^T`` is the kernel itself.
+    """
 
     size: int
     apply: Callable[[Tensor], Tensor]
@@ -50,86 +53,106 @@ class FeatureMap:
 
 
 @singledispatch
-def feature_map(kernel: Any, size: int, dims: int, generator: torch.Generator) -> FeatureMap:
-    """Features of a kernel on `dims` input columns, about `size` of them where they are random.
+def feature_map(kernel: Any, size: int, dims: int, draws: Draws) -> FeatureMap:
+    """Features of a kernel on `dims` input columns, about `size` of them (of every term of a sum) where they are random.
 
     Raises: StructureError for a kernel that has none registered.
     """
     raise StructureError(
-        f"{type(kernel).__name__} has no feature map, so no function can be drawn from it; draw values at given points with"
-        " GP.sample(X, n), or register a rule with gpx.structure.feature_map.register."
+        f"{type(kernel).__name__} has no feature map, so no function can be drawn from it, and engines.Features cannot use it;"
+        " stationary kernels such as kernels.RBF and kernels.Matern, Linear, Constant, and their sums and products have one."
+        " Draw values at given points with GP.sample(X, n), or register a rule with gpx.structure.feature_map.register."
     )
 
 
-@singledispatch
-def frequencies(kernel: Any, count: int, dims: int, generator: torch.Generator) -> Tensor | None:
-    """Random angular frequencies [count, dims] whose law is the normalised spectral density; None if not stationary."""
-    return None
-
-
-def _stationary_features(kernel: Any, size: int, dims: int, generator: torch.Generator) -> FeatureMap:
+def _stationary_features(kernel: Any, size: int, dims: int, draws: Draws) -> FeatureMap:
     exact = isinstance(kernel, (Cosine, Constant))  # all frequencies are equal up to their sign: one is enough
-    omega = frequencies(kernel, 1 if exact else size // 2, dims, generator)
-    assert omega is not None
-    amplitude = (_variance(kernel) / len(omega)).sqrt()
+    count = 1 if exact else size // 2
+    at = frequencies(kernel, count, dims, draws)
+    assert at is not None
 
     def apply(x: Tensor) -> Tensor:
-        phase = x @ omega.mT.to(x)
-        return amplitude.to(x) * torch.cat([phase.cos(), phase.sin()], -1)
+        omega, weight = at()
+        return _waves(x, omega, variance(kernel) * weight / count)
 
-    return FeatureMap(2 * len(omega), apply, exact)
+    return FeatureMap(2 * count, apply, exact)
 
 
-def _variance(kernel: Any) -> Tensor:
+def _waves(x: Tensor, omega: Tensor, power: Tensor) -> Tensor:
+    """Cosines and sines [N, 2 m] at frequencies [m, D] with powers [m]."""
+    phase, amplitude = x @ omega.mT.to(x), power.clamp_min(torch.finfo(power.dtype).tiny).sqrt().to(x)
+    return torch.cat([amplitude * phase.cos(), amplitude * phase.sin()], -1)
+
+
+def variance(kernel: Any) -> Tensor:
     """k(0) of a stationary kernel."""
     if isinstance(kernel, gpytorch_kernels.ProductKernel):
-        return torch.stack([_variance(k) for k in kernel.kernels]).prod()
-    return getattr(kernel, "outputscale", torch.ones(())).detach().double()
+        return torch.stack([variance(k).reshape(()) for k in kernel.kernels]).prod()
+    scale = getattr(kernel, "outputscale", None)
+    return torch.ones((), dtype=torch.float64) if scale is None else scale
 
 
-for _kind in (RBF, Matern, RationalQuadratic, Periodic, Cosine, HidaMatern, QuasiPeriodic, Constant, SpectralMixture,
-              StudentMixture, GridSpectralMixtureProduct, gpytorch_kernels.RBFKernel, gpytorch_kernels.MaternKernel):  # fmt: skip
+for _kind in (RBF, Matern, RationalQuadratic, Cosine, HidaMatern, QuasiPeriodic, Constant, SpectralMixture, StudentMixture,
+              GridSpectralMixtureProduct, gpytorch_kernels.RBFKernel, gpytorch_kernels.MaternKernel):  # fmt: skip
     feature_map.register(_kind, _stationary_features)
 
 
 @feature_map.register
-def _(kernel: Linear, size: int, dims: int, generator: torch.Generator) -> FeatureMap:
-    slope, center = kernel.outputscale.detach().sqrt(), kernel.center.detach()
+def _(kernel: Periodic, size: int, dims: int, draws: Draws) -> FeatureMap:
+    """Of one column: its first harmonics, without chance."""
+    if width(kernel, dims) > 1:
+        return _stationary_features(kernel, size, dims, draws)
+    harmonic = torch.arange(size // 2, dtype=torch.float64)[:, None]
+
+    def apply(x: Tensor) -> Tensor:
+        omega = 2 * math.pi * harmonic.to(x) / kernel.period.reshape(()).to(x)
+        return _waves(
+            select(kernel, x), omega, kernel.outputscale * harmonic_weights(kernel.lengthscale, len(harmonic))
+        )
+
+    missing = 1 - float(harmonic_weights(kernel.lengthscale.detach().double(), len(harmonic)).sum())
+    return FeatureMap(2 * len(harmonic), apply, missing < TRUNCATED)
+
+
+@feature_map.register
+def _(kernel: Linear, size: int, dims: int, draws: Draws) -> FeatureMap:
+    def apply(x: Tensor) -> Tensor:
+        return (select(kernel, x) - kernel.center.to(x)) * kernel.outputscale.sqrt().to(x)
+
+    return FeatureMap(width(kernel, dims), apply, exact=True)
+
+
+@feature_map.register
+def _(kernel: gpytorch_kernels.ScaleKernel, size: int, dims: int, draws: Draws) -> FeatureMap:
+    selects = kernel.base_kernel.active_dims is None  # else the base does: see `kernels.dense`
+    base = feature_map(kernel.base_kernel, size, width(kernel, dims) if selects else dims, draws)
+
+    def apply(x: Tensor) -> Tensor:
+        return kernel.outputscale.sqrt().to(x) * base(select(kernel, x) if selects else x)
+
+    return FeatureMap(base.size, apply, base.exact)
+
+
+@feature_map.register
+def _(kernel: gpytorch_kernels.AdditiveKernel, size: int, dims: int, draws: Draws) -> FeatureMap:
+    parts = [feature_map(k, size, width(kernel, dims), draws) for k in kernel.kernels]
 
     def apply(x: Tensor) -> Tensor:
         x = select(kernel, x)
-        return (x - center.to(x)) * slope.to(x)
+        return torch.cat([p(x) for p in parts], -1)
 
-    return FeatureMap(_width(kernel, dims), apply, exact=True)
-
-
-@feature_map.register
-def _(kernel: gpytorch_kernels.ScaleKernel, size: int, dims: int, generator: torch.Generator) -> FeatureMap:
-    selects = kernel.base_kernel.active_dims is None  # else the base does: see `kernels.dense`
-    base = feature_map(kernel.base_kernel, size, _width(kernel, dims) if selects else dims, generator)
-    scale = kernel.outputscale.detach().sqrt()
-    return FeatureMap(base.size, lambda x: scale.to(x) * base(select(kernel, x) if selects else x), base.exact)
+    return FeatureMap(sum(p.size for p in parts), apply, all(p.exact for p in parts))
 
 
 @feature_map.register
-def _(kernel: gpytorch_kernels.AdditiveKernel, size: int, dims: int, generator: torch.Generator) -> FeatureMap:
-    parts = [feature_map(k, size, _width(kernel, dims), generator) for k in kernel.kernels]
-    return FeatureMap(
-        sum(p.size for p in parts),
-        lambda x: torch.cat([p(select(kernel, x)) for p in parts], -1),
-        all(p.exact for p in parts),
-    )
-
-
-@feature_map.register
-def _(kernel: gpytorch_kernels.ProductKernel, size: int, dims: int, generator: torch.Generator) -> FeatureMap:
-    if frequencies(kernel, 1, dims, generator) is not None:
-        return _stationary_features(kernel, size, dims, generator)
-    width = _width(kernel, dims)
-    stationary = [k for k in kernel.kernels if frequencies(k, 1, width, generator) is not None]
-    others = [k for k in kernel.kernels if frequencies(k, 1, width, generator) is None]
-    joined = [gpytorch_kernels.ProductKernel(*stationary)] if stationary else []
-    parts = [feature_map(k, size, width, generator) for k in [*joined, *others]]
+def _(kernel: gpytorch_kernels.ProductKernel, size: int, dims: int, draws: Draws) -> FeatureMap:
+    if is_stationary(kernel, dims):
+        return _stationary_features(kernel, size, dims, draws)
+    columns = width(kernel, dims)
+    stationary = [k for k in kernel.kernels if is_stationary(k, columns)]
+    others = [k for k in kernel.kernels if not is_stationary(k, columns)]
+    joined = stationary if len(stationary) < 2 else [gpytorch_kernels.ProductKernel(*stationary)]
+    parts = [feature_map(k, size, columns, draws) for k in [*joined, *others]]
     total = math.prod(p.size for p in parts)
     if total > 64 * size:
         raise StructureError(f"The product {kernel} has {total} features, too many for paths; use GP.sample(X, n).")
@@ -137,151 +160,8 @@ def _(kernel: gpytorch_kernels.ProductKernel, size: int, dims: int, generator: t
     def apply(x: Tensor) -> Tensor:
         x = select(kernel, x)
         result = parts[0](x)
-        for part in parts[1:]:
+        for part in parts[1:]:  # products of every two features
             result = (result.unsqueeze(-1) * part(x).unsqueeze(-2)).flatten(-2)
         return result
 
     return FeatureMap(total, apply, all(p.exact for p in parts))
-
-
-def _width(kernel: gpytorch_kernels.Kernel, dims: int) -> int:
-    return dims if kernel.active_dims is None else len(kernel.active_dims)
-
-
-def _embed(kernel: gpytorch_kernels.Kernel, omega: Tensor, dims: int) -> Tensor:
-    """Frequencies of the selected columns as frequencies of all of them."""
-    if kernel.active_dims is None:
-        return omega
-    full = omega.new_zeros(len(omega), dims)
-    full[:, kernel.active_dims] = omega
-    return full
-
-
-def _gaussian(lengthscale: Tensor, count: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Standard normal frequencies [count, columns] over lengthscales [1 or count, 1 or columns]."""
-    normal = torch.randn(count, columns, generator=generator, dtype=torch.float64, device=generator.device)
-    return normal / lengthscale.detach().reshape(-1, lengthscale.shape[-1])
-
-
-def _student(lengthscale: Tensor, freedom: int, count: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Frequencies [count, columns] of a Matern kernel: a multivariate Student t, freedom = 2 nu (an odd integer)."""
-    square = torch.randn(count, freedom, generator=generator, dtype=torch.float64, device=generator.device).square()
-    return _gaussian(lengthscale, count, columns, generator) / square.mean(1, keepdim=True).sqrt()
-
-
-def _cosine(frequency: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Angular frequencies [count, D] of tones of frequencies [1 or count, D]: either sign is as likely."""
-    sign = 2.0 * (_uniform(generator, count, 1) < 0.5) - 1
-    return 2 * math.pi * frequency.detach().reshape(-1, frequency.shape[-1]) * sign
-
-
-def _drawn(
-    kernel: SpectralMixture | StudentMixture, count: int, columns: int, generator: torch.Generator
-) -> tuple[Tensor, ...]:
-    """Frequencies and widths [count, columns] of mixtures that are drawn by their weights."""
-    weights = kernel.mixture_weights.detach().double()
-    chosen = torch.multinomial(weights, count, replacement=True, generator=generator)
-    values = (getattr(kernel, name).detach().double() for name in kernel.per_dimension)
-    return tuple(value.expand(-1, columns)[chosen] for value in values)
-
-
-def _harmonics(kernel: Periodic | QuasiPeriodic, count: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Angular frequencies [count, columns] of a periodic correlation.
-
-    exp(-(1 - cos a) / l^2) is a cosine series with weights exp(-1/l^2) I_j(1/l^2), j = 0, +-1, +-2, ...
-    """
-    weights = ive(range(HARMONICS), 1 / float(kernel.lengthscale.detach()) ** 2)
-    weights[1:] *= 2
-    law = torch.from_numpy(weights).to(generator.device).cumsum(0)
-    harmonic = torch.searchsorted(law / law[-1], _uniform(generator, count, columns))
-    sign = 2.0 * (_uniform(generator, *harmonic.shape) < 0.5) - 1
-    return 2 * math.pi * harmonic.double() * sign / kernel.period.detach().reshape(())
-
-
-def _uniform(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.rand(*shape, generator=generator, dtype=torch.float64, device=generator.device)
-
-
-@frequencies.register(RBF)
-@frequencies.register(gpytorch_kernels.RBFKernel)
-def _(kernel: Any, count: int, dims: int, generator: torch.Generator) -> Tensor:
-    return _embed(kernel, _gaussian(kernel.lengthscale, count, _width(kernel, dims), generator), dims)
-
-
-@frequencies.register(Matern)
-@frequencies.register(gpytorch_kernels.MaternKernel)
-def _(kernel: Any, count: int, dims: int, generator: torch.Generator) -> Tensor:
-    omega = _student(kernel.lengthscale, round(2 * kernel.nu), count, _width(kernel, dims), generator)
-    return _embed(kernel, omega, dims)
-
-
-@frequencies.register
-def _(kernel: RationalQuadratic, count: int, dims: int, generator: torch.Generator) -> Tensor:
-    # A mixture of RBF kernels over precisions s ~ Gamma(alpha, rate alpha).
-    alpha = float(kernel.alpha.detach())
-    precision = gammaincinv(alpha, _uniform(generator, count, 1).cpu().numpy()) / alpha
-    root = torch.from_numpy(precision).to(generator.device).sqrt()
-    return _embed(kernel, _gaussian(kernel.lengthscale, count, _width(kernel, dims), generator) * root, dims)
-
-
-@frequencies.register
-def _(kernel: Periodic, count: int, dims: int, generator: torch.Generator) -> Tensor:
-    return _embed(kernel, _harmonics(kernel, count, _width(kernel, dims), generator), dims)
-
-
-@frequencies.register
-def _(kernel: Cosine, count: int, dims: int, generator: torch.Generator) -> Tensor:
-    return _embed(kernel, _cosine(1 / kernel.period.reshape(1, 1), count, generator), dims)
-
-
-@frequencies.register
-def _(kernel: HidaMatern, count: int, dims: int, generator: torch.Generator) -> Tensor:
-    omega = _student(kernel.lengthscale, 2 * kernel.order + 1, count, 1, generator)
-    return _embed(kernel, omega + _cosine(kernel.frequency.reshape(1, 1), count, generator), dims)
-
-
-@frequencies.register
-def _(kernel: SpectralMixture, count: int, dims: int, generator: torch.Generator) -> Tensor:
-    means, scales = _drawn(kernel, count, width := _width(kernel, dims), generator)
-    omega = _gaussian(1 / (2 * math.pi * scales), count, width, generator)
-    return _embed(kernel, omega + _cosine(means, count, generator), dims)
-
-
-@frequencies.register
-def _(kernel: StudentMixture, count: int, dims: int, generator: torch.Generator) -> Tensor:
-    means, lengthscales = _drawn(kernel, count, width := _width(kernel, dims), generator)
-    omega = _student(lengthscales, round(2 * kernel.nu), count, width, generator)
-    return _embed(kernel, omega + _cosine(means, count, generator), dims)
-
-
-@frequencies.register
-def _(kernel: QuasiPeriodic, count: int, dims: int, generator: torch.Generator) -> Tensor:
-    omega = _student(kernel.decay, 2 * kernel.order + 1, count, 1, generator)
-    return _embed(kernel, omega + _harmonics(kernel, count, 1, generator), dims)
-
-
-@frequencies.register
-def _(kernel: Constant, count: int, dims: int, generator: torch.Generator) -> Tensor:
-    return torch.zeros(count, dims, dtype=torch.float64, device=generator.device)
-
-
-@frequencies.register
-def _(kernel: gpytorch_kernels.ProductKernel, count: int, dims: int, generator: torch.Generator) -> Tensor | None:
-    width = _width(kernel, dims)
-    parts = [frequencies(k, count, width, generator) for k in kernel.kernels]
-    if any(p is None for p in parts):
-        return None
-    return _embed(kernel, torch.stack([p for p in parts if p is not None]).sum(0), dims)
-
-
-@frequencies.register
-def _(kernel: GridSpectralMixtureProduct, count: int, dims: int, generator: torch.Generator) -> Tensor:
-    columns = _width(kernel, dims)
-    grid, weights, bandwidth = (
-        v.detach() for v in (kernel.frequencies_in(columns), kernel.weights_in(columns), kernel.bandwidth)
-    )
-    law = weights.cumsum(0) / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
-    chosen = torch.searchsorted(law, _uniform(generator, count)).clamp_max(len(law) - 1)
-    sign = 2.0 * (_uniform(generator, count, columns) < 0.5) - 1
-    normal = torch.randn(count, columns, generator=generator, dtype=torch.float64, device=generator.device)
-    return _embed(kernel, 2 * math.pi * (sign * grid[chosen] + bandwidth.reshape(1, -1) * normal), dims)

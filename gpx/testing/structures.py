@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Callable
 
 import gpytorch
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from gpx.errors import StructureError
 from gpx.kernels.dense import dense
 from gpx.linalg.layout import noise_terms, transition_terms
-from gpx.structure import feature_map
+from gpx.structure import Draws, FeatureMap, feature_map
 from gpx.structure.state_space import Block, read, state_space, time_column
 from gpx.testing.assertions import close, mean_is
 from gpx.testing.cases import points
@@ -26,6 +27,7 @@ def check_structure(
     x: Tensor | None = None,
     *,
     size: int = 256,
+    kind: str = "iid",
     false_alarm: float = 1e-6,
     seed: int = 0,
 ) -> None:
@@ -33,8 +35,9 @@ def check_structure(
 
     State space: see `check_state_space`; left out where the kernel has no such form on x. Feature map: an exact one gives
     ``phi phi^T = K`` to 1e-10; a random one gives it on average, by Student's t over 64 independent maps, for every entry. A
-    true law fails with probability at most `false_alarm`. Either is a fixed function once drawn, and `size` is the number of
-    its features.
+    true law fails with probability at most `false_alarm`. Either is a fixed function once drawn, the same for the same draws,
+    with the gradients of its differences in the hyperparameters; `size` is the number of its features. kind: how random
+    directions are coupled.
 
     Raises: AssertionError that names the law; StructureError for a kernel without a feature map.
 
@@ -47,14 +50,47 @@ def check_structure(
     with contextlib.suppress(StructureError):
         check_state_space(kernel, x)
     generator = torch.Generator().manual_seed(seed)
-    maps = [feature_map(kernel, size, x.shape[1], generator) for _ in range(DRAWS)]
+    draws = [Draws(generator, kind) for _ in range(DRAWS)]
+    maps = [feature_map(kernel, size, x.shape[1], d) for d in draws]
     phi = maps[0](x)
     assert phi.shape == (len(x), maps[0].size), f"feature map: shape {list(phi.shape)}, its size says {maps[0].size}."
     close(maps[0](x[:2]), phi[:2], "a feature map is a fixed function", rtol=1e-12)
+    again = feature_map(kernel, size, x.shape[1], Draws(torch.Generator(), kept=draws[0].kept))
+    close(again(x), phi, "the same draws give the same feature map", rtol=0.0)
+    _check_gradients(kernel, maps[0], x, generator)
     if all(m.exact for m in maps):
         close(phi @ phi.mT, K, "exact feature map", rtol=1e-10)
     else:
         mean_is(torch.stack([m(x) @ m(x).mT for m in maps]).detach(), K, "unbiased feature map", false_alarm)
+
+
+def _check_gradients(
+    kernel: gpytorch.kernels.Kernel, features: FeatureMap, x: Tensor, generator: torch.Generator
+) -> None:  # fmt: skip
+    raws = [p for p in kernel.parameters() if p.requires_grad]
+    phi = features(x)
+    weights = torch.randn(phi.shape, generator=generator, dtype=phi.dtype)
+    value = (weights * phi).sum()
+    grads = torch.autograd.grad(value, raws, allow_unused=True) if value.requires_grad and raws else [None] * len(raws)
+    for raw, grad in zip(raws, grads, strict=True):
+        got = torch.zeros_like(raw) if grad is None else grad
+        expected = differences(raw, lambda: (weights * features(x)).sum())
+        scale = max(float(weights.norm()), float(expected.abs().max()))
+        close(got.reshape(-1), expected, "gradient of a feature map", atol=1e-6 * scale)
+
+
+@torch.no_grad()
+def differences(raw: Tensor, value: Callable[[], Tensor], step: float = 1e-6) -> Tensor:
+    """The gradient of a value in a parameter, which is moved and put back, by differences of five points."""
+    result, flat = [], raw.view(-1)
+    for i, start in enumerate(flat.tolist()):
+        sides = []
+        for side in (1, -1, 2, -2):
+            flat[i] = start + side * step
+            sides.append(float(value()))
+        flat[i] = start
+        result.append((8 * (sides[0] - sides[1]) - (sides[2] - sides[3])) / (12 * step))
+    return torch.tensor(result, dtype=torch.float64)
 
 
 def check_state_space(kernel: gpytorch.kernels.Kernel, x: Tensor) -> None:

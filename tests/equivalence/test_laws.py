@@ -47,6 +47,12 @@ def test_structure(name):
     check_structure(KERNELS[name]())
 
 
+@pytest.mark.parametrize("kind", ["orthogonal", "simplex", "simplex+"])
+@pytest.mark.parametrize("name", ["RBF-ard", "Matern12", "RationalQuadratic", "active_dims", "product"])
+def test_structure_of_coupled_directions(name, kind):
+    check_structure(KERNELS[name](), kind=kind)
+
+
 @pytest.mark.parametrize("name", NO_FEATURES)
 def test_no_feature_map(name):
     with pytest.raises(StructureError, match=f"{NO_FEATURES[name]} has no feature map.*GP.sample"):

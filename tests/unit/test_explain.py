@@ -8,8 +8,8 @@ import torch
 
 import gpx
 from gpx import StructureError
-from gpx.structure import feature_map
-from gpx.structure.explain import explain
+from gpx.structure import Draws, feature_map
+from gpx.structure.explain import _dims, explain
 from gpx.testing.cases import KERNELS
 
 
@@ -20,7 +20,7 @@ def test_explain_agrees_with_what_happens(name):
     explanation = explain(kernel)
     found = {f.name: f for f in explanation.findings}
     try:
-        features = feature_map(kernel, 16, 3, torch.Generator())
+        features = feature_map(kernel, 256, _dims(kernel), Draws(torch.Generator()))
     except StructureError as error:
         assert not found["feature map"].supported and found["feature map"].note == str(error)
     else:
@@ -64,7 +64,7 @@ def test_a_kernel_without_a_matrix():
             raise StructureError("Broken has no matrix.")
 
     explanation = gpx.explain(Broken())
-    assert [f.supported for f in explanation.findings] == [False] * 11
+    assert [f.supported for f in explanation.findings] == [False] * 12
     assert "Broken has no matrix." in str(explanation)
 
 
@@ -75,7 +75,7 @@ def test_registered_structures_show():
 
     assert not gpx.explain(Sign()).findings[1].supported
     feature_map.register(
-        Sign, lambda kernel, size, dims, generator: gpx.structure.FeatureMap(1, lambda x: x[:, :1].sign(), True)
+        Sign, lambda kernel, size, dims, draws: gpx.structure.FeatureMap(1, lambda x: x[:, :1].sign(), True)
     )
     assert gpx.explain(Sign()).findings[1].note.startswith("exact")
 

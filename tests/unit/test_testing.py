@@ -139,14 +139,14 @@ def test_biased_features_are_found():
     class Inexact(Linear):
         pass
 
-    def shrunk(kernel, size, dims, generator):
-        true = feature_map(RBF(0.5), size, dims, generator)
+    def shrunk(kernel, size, dims, draws):
+        true = feature_map(RBF(0.5), size, dims, draws)
         return FeatureMap(true.size, lambda x: 0.98 * true(x), False)
 
     feature_map.register(Biased, shrunk)
     with pytest.raises(AssertionError, match="unbiased feature map.*standard errors"):
         check_structure(Biased(0.5))
-    feature_map.register(Inexact, lambda k, size, dims, g: FeatureMap(3, lambda x: x * (1 + 1e-6), True))
+    feature_map.register(Inexact, lambda k, size, dims, draws: FeatureMap(3, lambda x: x * (1 + 1e-6), True))
     with pytest.raises(AssertionError, match="exact feature map"):
         check_structure(Inexact())
 
@@ -156,7 +156,10 @@ def test_features_that_change_are_found():
         pass
 
     feature_map.register(
-        Restless, lambda k, size, dims, g: FeatureMap(2, lambda x: torch.randn(len(x), 2, generator=g).double(), False)
+        Restless,
+        lambda k, size, dims, draws: FeatureMap(
+            2, lambda x: torch.randn(len(x), 2, generator=draws.generator).double(), False
+        ),
     )
     with pytest.raises(AssertionError, match="fixed function"):
         check_structure(Restless())
