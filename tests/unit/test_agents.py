@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -187,3 +188,24 @@ def test_what_the_quantised_scheme_cannot_learn():
         other_consensus()
     with pytest.raises(gpx.InputError, match="needs positive settings"):
         engines.QuantisedADMM(quantum=0.0)
+
+
+def held_out(engine):
+    """Squared errors of an agent's predictions at every eighth of its stamps, which it has not seen."""
+    t, y = series()
+    part = join().rows(ROWS)
+    t, y, seen = t[part], y[part], torch.arange(ROWS)[part] % 8 != 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", gpx.FitWarning)  # residuals of a quantised scheme need not become small
+        gp = model(engine).fit(t[seen], y[seen])
+    return float((gp.predict(t[~seen]).mean - y[~seen]).square().sum()), gp.result_
+
+
+@pytest.mark.slow
+def test_quantised_consensus_predicts_no_worse_than_sums():
+    engine = engines.Agents(engines.QuantisedADMM(1e-5, rounds=60))
+    sums, rounded = in_processes(4, held_out, engines.Agents()), in_processes(4, held_out, engine)
+    square = [sum(error for error, _ in found) for found in (sums, rounded)]
+    assert square[1] < 1.05 * square[0]
+    result = rounded[0][1]
+    assert result.bits_sent > 0 and f"{result.bits_sent:,} bits sent" in str(result)
