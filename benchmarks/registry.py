@@ -25,6 +25,7 @@ MODULES = {
     "time-series": "benchmarks.tasks.time_series",
     "trajectories": "benchmarks.tasks.trajectories",
     "spectral": "benchmarks.tasks.spectral",
+    "gsmp": "benchmarks.tasks.gsmp",
     "whittle": "benchmarks.tasks.whittle",
     "block": "benchmarks.tasks.block",
     "sic": "benchmarks.tasks.sic",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import gpytorch
 import torch
 
-from gpx.engines.auto import ENGINES, choose_engine
+from gpx.engines.auto import ENGINES, choose_engine, named_engine
 from gpx.engines.base import Engine
 from gpx.errors import InputError, StructureError
 from gpx.inference.auto import choose_objective, choose_rule
@@ -55,7 +55,17 @@ def assemble(gp: GP, data: Data) -> tuple[Problem, Objective, str]:
         raise InputError("X has no rows.")
     likelihood = _likelihood(gp.likelihood)
     data.team.together(lambda: likelihood.check(data))
-    kernels = _kernels(gp.kernel, likelihood.latent_data(_view(data)))
+    asked = named_engine(gp.engine)
+    private = getattr(asked, "private", False)
+    if (
+        private
+        and data.team.size > 1
+        and "auto" in (gp.kernel if isinstance(gp.kernel, (list, tuple)) else [gp.kernel])
+    ):
+        raise InputError(
+            "kernel='auto' looks at the rows of all processes, which engines.Agents keeps apart: name a kernel."
+        )
+    kernels = _kernels(gp.kernel, likelihood.latent_data(_view(data, private)))
     mean = copy.deepcopy(as_mean(gp.mean))
     for kernel in kernels:
         bind(kernel, data.columns)
@@ -64,7 +74,7 @@ def assemble(gp: GP, data: Data) -> tuple[Problem, Objective, str]:
     for module in (mean, likelihood, *kernels):
         module.to(dtype=data.x.dtype, device=data.x.device)
     prior = Prior(mean, tuple(kernels))
-    engine, reason = choose_engine(gp.engine, prior, data, likelihood.exact_sites(data))
+    engine, reason = choose_engine(asked, prior, data, likelihood.exact_sites(data))
     rule = choose_rule(gp.rule, likelihood)
     objective = choose_objective(gp.objective, likelihood, rule, engine)
     _check_team(data, engine, objective)
@@ -76,7 +86,7 @@ def assemble(gp: GP, data: Data) -> tuple[Problem, Objective, str]:
 
 def start_from_data(problem: Problem, priors: str | None) -> None:
     """Start what the user left open from the data, as each latent function sees them."""
-    prior, likelihood, data = problem.prior, problem.likelihood, _view(problem.data)
+    prior, likelihood, data = problem.prior, problem.likelihood, _view(problem.data, problem.engine.private)
     latents = likelihood.latent_data(data)
     stacked = torch.stack([part.y for part in latents], -1).flatten(1)
     variances = data.y.new_tensor([part.variance for part in latents]).repeat(data.y.shape[1])
@@ -86,11 +96,15 @@ def start_from_data(problem: Problem, priors: str | None) -> None:
         for part in module.modules():
             if priors is None and isinstance(part, Parameterised):
                 part.drop_weak_priors()
+        if problem.engine.private:  # every process has seen other rows
+            module.load_state_dict(problem.data.team.share(module.state_dict))
 
 
-def _view(data: Data) -> Data:
-    """All rows, where one process has them; else as many of all processes as starts need, the same in every one."""
-    if data.team.size == 1:
+def _view(data: Data, private: bool) -> Data:
+    """All rows, where one process has them; else as many of all processes as starts need, the same in every one, or the own
+    ones where these are private.
+    """
+    if data.team.size == 1 or private:
         return data
     return (data if data.count <= VIEWED else data.rows(data.draw(VIEWED))).gathered()
 

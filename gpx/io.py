@@ -83,7 +83,8 @@ def _register_own() -> None:
 def save(gp: GP, path: str | os.PathLike[str]) -> None:
     """Write a fitted model to `path`: to a temporary file first, then renamed, so that no partial file is ever left.
 
-    Of a model of several processes, all of which call it, process 0 writes the rows of all.
+    Of a model of several processes, all of which call it, process 0 writes the rows of all; with `engines.Agents` every process
+    writes its own, to a path of its own.
     Raises: InputError if the model has seen no data or the file cannot be written; StructureError for an object of a class
     that is not registered.
     """
@@ -91,7 +92,8 @@ def save(gp: GP, path: str | os.PathLike[str]) -> None:
     team, rows = problem.data.team, {"data.x": problem.data.x, "data.y": problem.data.y}
     if not problem.likelihood.conjugate:
         rows |= {"sites.nu": gp.posterior_.sites.nu, "sites.tau": gp.posterior_.sites.tau}
-    tensors = {name: torch.cat(team.gather(part)) for name, part in rows.items()}
+    private = problem.engine.private
+    tensors = {name: part if private else torch.cat(team.gather(part)) for name, part in rows.items()}
     tensors |= {f"plan.{name}": value for name, value in problem.engine.state(problem.plan).items()}
     modules = _modules(problem.prior.mean, problem.prior.kernels, problem.likelihood)
     header = {
@@ -111,7 +113,7 @@ def save(gp: GP, path: str | os.PathLike[str]) -> None:
         "engine_reason": gp.engine_reason_,
         "result": None if gp.result_ is None else dataclasses.asdict(gp.result_),
     }
-    team.share(lambda: write(target, header, tensors))
+    (team.together if private else team.share)(lambda: write(target, header, tensors))
 
 
 def load(path: str | os.PathLike[str]) -> GP:

@@ -1,5 +1,6 @@
 """Engines: how the Gaussian algebra is done."""
 
+from gpx.engines.agents import Agents, QuantisedADMM
 from gpx.engines.auto import choose_engine
 from gpx.engines.base import Engine
 from gpx.engines.block_circulant import BlockCirculant
@@ -11,13 +12,6 @@ from gpx.engines.sparse import SparseVariational
 from gpx.engines.state_space import StateSpace
 
 __all__ = [
-    "SIC",
-    "BlockCirculant",
-    "Coreset",
-    "Engine",
-    "Exact",
-    "Features",
-    "SparseVariational",
-    "StateSpace",
-    "choose_engine",
-]
+    "SIC", "Agents", "BlockCirculant", "Coreset", "Engine", "Exact", "Features", "QuantisedADMM", "SparseVariational",
+    "StateSpace", "choose_engine",
+]  # fmt: skip

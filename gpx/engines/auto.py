@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gpx.engines.agents import Agents, QuantisedADMM
 from gpx.engines.base import Engine
 from gpx.engines.block_circulant import BlockCirculant, covers
 from gpx.engines.coreset import Coreset
@@ -41,6 +42,8 @@ ENGINES = {
     "SIC": SIC,
     "Features": Features,
     "BlockCirculant": BlockCirculant,
+    "Agents": Agents,
+    "QuantisedADMM": QuantisedADMM,
 }
 
 
@@ -105,14 +108,18 @@ RULES = (
 )
 
 
+def named_engine(engine: Any) -> Any:
+    """The engine of a text such as "SIC(neighbours=20)"; anything else, "auto" included, stays."""
+    return parse_call(engine, ENGINES, "engine") if isinstance(engine, str) and engine != "auto" else engine
+
+
 def choose_engine(engine: Any, prior: Prior, data: Data, sites: Sites | None = None) -> tuple[Engine, str]:
     """The engine to use and why.
 
     Arguments: engine: "auto", the name of an engine, or an engine; sites: the exact ones of the likelihood, if any.
     Raises: InputError for an unknown name, or if the chosen engine's arrays would not fit into memory.
     """
-    if isinstance(engine, str) and engine != "auto":
-        engine = parse_call(engine, ENGINES, "engine")
+    engine = named_engine(engine)
     if engine != "auto":
         chosen, reason = _checked(engine), "chosen by the user"
     else:
@@ -122,6 +129,8 @@ def choose_engine(engine: Any, prior: Prior, data: Data, sites: Sites | None = N
             chosen = replace(chosen, most=_affordable(data.count))
     if isinstance(chosen, Inducing) and chosen.size > data.count:
         reason += f"; its {chosen.size} inducing inputs are reduced to {data.count}, one per row"
+    if isinstance(chosen, Agents) and sites is None:
+        raise StructureError("engines.Agents needs a Gaussian likelihood; use engines.SparseVariational() for others.")
     if isinstance(chosen, Exact):
         _require_memory(data)
     return chosen, reason

@@ -25,7 +25,8 @@ class Engine(ABC):
     """How the Gaussian algebra is done. Engines are zero-mean: the sites they receive act on f minus its prior mean.
 
     exact: whether its posterior is that of the prior and the sites, or an approximation; additive: whether all that it wants of
-    the data are sums over the rows, so that several processes can share these; start_rows: on how many rows `fit` judges its
+    the data are sums over the rows, so that several processes can share these; private: whether rows never leave their process,
+    not even for starts or a model file; start_rows: on how many rows `fit` judges its
     starts; consecutive: whether these are neighbours of each other; responsive: whether marginals are the derivatives of the log
     partition, and `Posterior.response` costs so little that sites are sought by Newton's method; precision: change of an
     objective, relative to its gain over white noise, that is not worth another step; batch_size: how many rows a step of `fit`
@@ -34,6 +35,7 @@ class Engine(ABC):
 
     exact: ClassVar[bool] = True
     additive: ClassVar[bool] = False
+    private: ClassVar[bool] = False
     start_rows: ClassVar[int] = 500
     consecutive: ClassVar[bool] = False
     responsive: ClassVar[bool] = True

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from gpx.errors import NumericalError
+from gpx.errors import NumericalError, StructureError
 from gpx.inference.adam import adam
+from gpx.inference.admm import admm
 from gpx.inference.alternate import alternate
 from gpx.inference.coordinates import Coordinate, Coordinates
 from gpx.inference.infer import MAX_STEPS
@@ -283,7 +284,15 @@ def _minimiser(
     """That of the objective, or of what is learned, or of the engine."""
     if getattr(objective, "alternates", False):
         return alternate
-    return multiplicative if multiplies(problem, objective, coordinates) else MINIMISERS[problem.engine.minimiser]
+    quantised = getattr(problem.engine, "consensus", None) is not None
+    if multiplies(problem, objective, coordinates):
+        return admm if quantised else multiplicative
+    if quantised:
+        raise StructureError(
+            "QuantisedADMM learns weights of fixed components, with Gaussian noise, and nothing else: use engines.Agents() for"
+            " other kernels, whose gradients are added up."
+        )
+    return MINIMISERS[problem.engine.minimiser]
 
 
 def _best(runs: list[Run], problem: Problem) -> Run:

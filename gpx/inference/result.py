@@ -38,7 +38,8 @@ class FitResult:
     above, equal where the engine is exact, None where one is not known; gap_per_target: between them; inducing: how many inducing
     inputs there are; loss_per_target: the trace term ``sum tau d / 2`` of what they do not explain; nats, per observed target;
     components, components_left: how many weights were learned by multiplicative updates, and how many of them are not zero;
-    largest_ratio: ``a^T K_q a / tr(C^-1 K_q)`` of those that are zero, at most 1 at an optimum.
+    largest_ratio: ``a^T K_q a / tr(C^-1 K_q)`` of those that are zero, at most 1 at an optimum;
+    bits_sent: by all agents of a quantised consensus, for the weights.
     """
 
     converged: bool
@@ -67,6 +68,7 @@ class FitResult:
     components: int = 0
     components_left: int = 0
     largest_ratio: float = 0.0
+    bits_sent: int = 0
 
     def inferred(self, solution: Inferred, problem: Problem) -> FitResult:
         """With what is known of the posterior at the optimum."""
@@ -103,6 +105,8 @@ class FitResult:
         if self.components:
             text += f"; {self.components_left} of {self.components} weights are not zero, the others' largest ratio is"
             text += f" {self.largest_ratio:.4f} (optimal up to 1)"
+        if self.bits_sent:
+            text += f"; {self.bits_sent:,} bits sent"
         if self.zero_precisions:
             text += f"; {self.zero_precisions} site precision(s) cut at zero"
         shown = self.at_bounds[:MOST_NAMES]

@@ -226,6 +226,36 @@ def test_a_constant_column_has_no_slope():
     assert gp.result_.converged and abs(float(gp.mean_.slope[1, 0].detach())) < 1e-9 * float(y.abs().max())
 
 
+# ------------------------------------------------------------------------------------------------ (kernels-agents)
+
+
+def test_blocks_are_a_block_diagonal_covariance():
+    """(kernels-agents): sums over blocks are the evidence and the statistics of the covariance without what is between them."""
+    x, y = data(6)
+    problem, _, found, point = mixture(x, y)
+    (whole,) = found.blocks
+    halves = [
+        replace(whole, rows=whole.rows[p], targets=whole.targets[p], design=whole.design[p])
+        for p in (slice(12), slice(12, None))
+    ]
+    both = replace(found, blocks=tuple(halves))
+    at = both.at(point.weights, point.noise)
+    inside = torch.block_diag(torch.ones(12, 12), torch.ones(18, 18)).double()
+    dense = replace(
+        found,
+        parts=replace(
+            found.parts,
+            matrix=lambda w: found.parts.matrix(w) * inside,
+            inner=lambda M, c: found.parts.inner(M * inside, c),
+        ),
+    )
+    expected = dense.at(point.weights, point.noise)
+    close([at.value, *at.mean], [expected.value, *expected.mean], "value and mean", 1e-9)
+    ours, theirs = both.statistics(at, torch.arange(12)), dense.statistics(expected, torch.arange(12))
+    close(ours.numerators, theirs.numerators, "numerators", 1e-9)
+    close(ours.denominators, theirs.denominators, "denominators", 1e-9)
+
+
 # ------------------------------------------------------------------------------------------------ fits
 
 
