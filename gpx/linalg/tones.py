@@ -27,11 +27,6 @@ class Tones:
     trend: float
     rest: float
 
-    @staticmethod
-    def none(y: np.ndarray) -> Tones:
-        """No tones, and no trend."""
-        return Tones(np.zeros(0), np.zeros(0), 0.0, float(np.var(y)) if len(y) else 0.0)
-
 
 def highest_frequency(t: np.ndarray) -> float | None:
     """The frequency up to which stamps t [N] tell tones apart: Nyquist's, of all but the shortest gaps, and at most one cycle
