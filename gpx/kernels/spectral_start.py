@@ -57,7 +57,7 @@ def spectral_starts(owner: str, data: Data, count: int) -> Iterator[Start]:
     """
     x, y = _seen(owner, data, count)
     ranges = bearings(data)
-    columns = [find_tones(c, y, count) if len(y) > 2 else Tones.none(y) for c in x.T]
+    columns = [find_tones(c, y, count) for c in x.T]
     seen: set[int] = set()
     for rungs in RUNGS:
         tones = _strongest(columns, data, ranges, max(count - rungs, 0))

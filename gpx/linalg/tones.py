@@ -27,11 +27,6 @@ class Tones:
     trend: float
     rest: float
 
-    @staticmethod
-    def none(y: np.ndarray) -> Tones:
-        """No tones, and no trend."""
-        return Tones(np.zeros(0), np.zeros(0), 0.0, float(np.var(y)) if len(y) else 0.0)
-
 
 def highest_frequency(t: np.ndarray) -> float | None:
     """The frequency up to which stamps t [N] tell tones apart: Nyquist's, of all but the shortest gaps, and at most one cycle
@@ -64,6 +59,8 @@ def find_tones(t: np.ndarray, y: np.ndarray, count: int) -> Tones:
     rest, cycles, weights = y - fitted, np.zeros(0), np.zeros((0, 2))
     while highest is not None and highest * span >= 1 and len(cycles) < count and 2 * len(cycles) + 4 < len(t):
         grid, power = periodogram(unit, rest, highest * span)
+        # Less than a cycle from a tone is its drift, which must not end the search.
+        power[np.abs(grid[:, None] - cycles).min(1, initial=np.inf) < 1] = 0
         best = int(np.argmax(power))
         if not power[best] > np.log(len(grid) / FALSE_ALARM) * np.mean(rest**2):
             break

@@ -130,12 +130,22 @@ def _(kernel: gpytorch_kernels.ScaleKernel, order: int) -> Jet:
 
 @derivatives.register
 def _(kernel: gpytorch_kernels.AdditiveKernel, order: int) -> Jet:
-    return _sum([derivatives(part, order) for part in kernel.kernels])
+    return _sum(_parts(kernel, order))
 
 
 @derivatives.register
 def _(kernel: gpytorch_kernels.ProductKernel, order: int) -> Jet:
-    return _product([derivatives(part, order) for part in kernel.kernels])
+    return _product(_parts(kernel, order))
+
+
+def _parts(kernel: Any, order: int) -> list[Jet]:
+    chosen = {tuple(part.active_dims.tolist()) for part in kernel.kernels if part.active_dims is not None}
+    if len(chosen) > 1 or any(len(dims) > 1 for dims in chosen):
+        raise StructureError(
+            f"Derivatives in the lag are those of one input, but the parts of this {type(kernel).__name__} act on different"
+            f" columns {sorted(chosen)}: ask each part."
+        )
+    return [derivatives(part, order) for part in kernel.kernels]
 
 
 def _gaussian(lengthscale: Tensor, order: int) -> Jet:

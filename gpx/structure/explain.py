@@ -15,11 +15,14 @@ from gpx.kernels.auto import MAX_PERIODS, MIN_CYCLES, RULES
 from gpx.kernels.dense import dense
 from gpx.kernels.expressions import parse
 from gpx.structure.block_form import BlockForm, block_form
+from gpx.structure.derivatives import derivatives
 from gpx.structure.draws import Draws
 from gpx.structure.feature_map import feature_map
 from gpx.structure.isotropic import isotropic
 from gpx.structure.spectral_density import spectral_density
 from gpx.structure.state_space import StateSpace, state_space, time_column
+
+HIGHEST = 4  # derivative that is asked about
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ def explain(kernel: Any) -> Explanation:
       feature map               yes  exact: functions can be drawn (gp.paths)
       state space               yes  1 state(s), exact
       spectral density          no   Linear has no spectral density that is a function of frequency, or none is ...
+      derivatives               no   Linear has no derivatives as functions of a lag, or none are registered: use ...
       block form                no   Linear has no block-circulant form: use kernels.BlockQuasiPeriodic, or ...
       engine Exact              yes  uses the dense matrix
       engine SparseVariational  yes  uses the dense matrix
@@ -98,10 +102,27 @@ def _findings(kernel: gpytorch.kernels.Kernel) -> tuple[Finding, ...]:
     sic = Finding("engine SIC", engine.supported, _describe_neighbours(kernel) if engine.supported else engine.note)
     asked = "linear time" + (", only if asked for" if "approximate" in states.note else "")
     sequential = Finding("engine StateSpace", states.supported, asked if states.supported else states.note)
+    slopes = _probe(
+        "derivatives", lambda: derivatives(kernel, HIGHEST), lambda _: f"in the lag, to order {HIGHEST} at least"
+    )
     blocks = _probe("block form", lambda: block_form(kernel), _describe_blocks)
     note = "one series without gaps, Gaussian noise" if blocks.supported else "needs a block form"
     circulant = Finding("engine BlockCirculant", blocks.supported, note)
-    return matrix, features, states, density, blocks, engine, sparse, coreset, weights, sic, sequential, circulant
+    return (
+        matrix,
+        features,
+        states,
+        density,
+        slopes,
+        blocks,
+        engine,
+        sparse,
+        coreset,
+        weights,
+        sic,
+        sequential,
+        circulant,
+    )
 
 
 def _points(kernel: gpytorch.kernels.Kernel) -> torch.Tensor:

@@ -8,6 +8,14 @@ from gpx.testing.engines import check_engine
 from gpx.testing.kernels import check_kernel
 from gpx.testing.likelihoods import check_likelihood
 from gpx.testing.reference import DenseGP
-from gpx.testing.structures import check_state_space, check_structure
+from gpx.testing.structures import check_derivatives, check_state_space, check_structure
 
-__all__ = ["DenseGP", "check_engine", "check_kernel", "check_likelihood", "check_state_space", "check_structure"]
+__all__ = [
+    "DenseGP",
+    "check_derivatives",
+    "check_engine",
+    "check_kernel",
+    "check_likelihood",
+    "check_state_space",
+    "check_structure",
+]

@@ -14,7 +14,7 @@ from torch import Tensor
 from gpx.errors import StructureError
 from gpx.kernels.dense import dense
 from gpx.linalg.layout import noise_terms, transition_terms
-from gpx.structure import Draws, FeatureMap, feature_map
+from gpx.structure import Draws, FeatureMap, derivatives, feature_map
 from gpx.structure.state_space import Block, read, state_space, time_column
 from gpx.testing.assertions import close, mean_is
 from gpx.testing.cases import points
@@ -33,11 +33,11 @@ def check_structure(
 ) -> None:
     """Check that every structure of the kernel reproduces its dense matrix.
 
-    State space: see `check_state_space`; left out where the kernel has no such form on x. Feature map: an exact one gives
-    ``phi phi^T = K`` to 1e-10; a random one gives it on average, by Student's t over 64 independent maps, for every entry. A
-    true law fails with probability at most `false_alarm`. Either is a fixed function once drawn, the same for the same draws,
-    with the gradients of its differences in the hyperparameters; `size` is the number of its features. kind: how random
-    directions are coupled.
+    State space and derivatives: see `check_state_space` and `check_derivatives`; left out where the kernel has none on x. Feature
+    map: an exact one gives ``phi phi^T = K`` to 1e-10; a random one gives it on average, by Student's t over 64 independent maps,
+    for every entry. A true law fails with probability at most `false_alarm`. Either is a fixed function once drawn, the same for
+    the same draws, with the gradients of its differences in the hyperparameters; `size` is the number of its features. kind: how
+    random directions are coupled.
 
     Raises: AssertionError that names the law; StructureError for a kernel without a feature map.
 
@@ -49,6 +49,9 @@ def check_structure(
     K = dense(kernel, x, x).detach()
     with contextlib.suppress(StructureError):
         check_state_space(kernel, x)
+    for order in (2, 4):
+        with contextlib.suppress(StructureError):
+            check_derivatives(kernel, x, order)
     generator = torch.Generator().manual_seed(seed)
     draws = [Draws(generator, kind) for _ in range(DRAWS)]
     maps = [feature_map(kernel, size, x.shape[1], d) for d in draws]
@@ -115,6 +118,29 @@ def check_state_space(kernel: gpytorch.kernels.Kernel, x: Tensor) -> None:
     assert bool((read(form.clock, times.sort().values).diff() >= 0).all()), "state-space form: the clock runs backwards"
     for block in form.blocks:
         _check_row(block)
+
+
+def check_derivatives(kernel: gpytorch.kernels.Kernel, x: Tensor, order: int) -> None:
+    """Check the derivatives of a kernel in the lag at inputs x [N, D].
+
+    Order 0 is the kernel to 1e-12 of its variance; every order is even or odd in the lag, and the slope of the order before, by
+    central differences, to 1e-4 of its largest value, at zero too.
+
+    Raises: AssertionError that names the law; StructureError for a kernel that has not so many.
+
+    >>> from gpx.kernels import Matern
+    >>> check_derivatives(Matern(nu=2.5), points(5, 1), 4)
+    """
+    x, kernel = x.detach().double(), copy.deepcopy(kernel).double()
+    times = x[:, time_column(kernel, x.shape[1])]
+    lag, step, function = times[:, None] - times, 1e-5, derivatives(kernel, order)
+    K, found = dense(kernel, x, x).detach(), function(lag).detach()
+    close(found[..., 0], K, "derivative of order 0", atol=1e-12 * float(K.diagonal().max()))
+    signs = (-1.0) ** torch.arange(order + 1).double()
+    close(function(-lag).detach(), signs * found, "derivatives are even or odd", rtol=1e-12)
+    slopes = (function(lag + step) - function(lag - step)).detach() / (2 * step)
+    for n in range(order):
+        close(found[..., n + 1], slopes[..., n], f"derivative of order {n + 1}", rtol=1e-4)
 
 
 def _check_row(block: Block) -> None:

@@ -10,7 +10,18 @@ import gpx
 from gpx.engines import Exact, StateSpace
 from gpx.errors import StructureError
 from gpx.inputs import as_data
-from gpx.kernels import RBF, BlockQuasiPeriodic, Constant, Cosine, HidaMatern, Linear, Matern, Periodic, QuasiPeriodic
+from gpx.kernels import (
+    RBF,
+    BlockQuasiPeriodic,
+    Constant,
+    Cosine,
+    HidaMatern,
+    Linear,
+    Matern,
+    Periodic,
+    QuasiPeriodic,
+    StudentMixture,
+)
 from gpx.likelihoods import Gaussian
 from gpx.prior import Prior
 from gpx.sites import Sites
@@ -71,6 +82,7 @@ TEMPORAL = {
     "periodic": lambda: [Periodic(period=1.7), Cosine(period=2.1) * Matern(nu=0.5)],
     "orders": lambda: [Matern(nu=6.5), Matern(nu=4.5) + Matern(nu=0.5, lengthscale=0.3)],
     "hida-matern": lambda: [HidaMatern(2, 0.9, 0.7, 1.3), HidaMatern(0, frequency=0.0) + HidaMatern(1, 0.8, 0.4)],
+    "student-mixture": lambda: [StudentMixture(2, 1.5, [0.8, 0.5], [0.0, 0.7], [0.9, 1.4])],
     "quasi-periodic": lambda: [QuasiPeriodic(period=1.7, lengthscale=1.2, decay=2.0)],
     "gpytorch": lambda: [_scaled_matern()],
 }

@@ -51,6 +51,19 @@ def test_state_space(kernel, note):
     assert ("only if asked for" in found["engine StateSpace"].note) == ("approximate" in note)
 
 
+@pytest.mark.parametrize(("kernel", "structures"), [
+    ("SpectralMixture(3)", {"feature map", "spectral density", "derivatives"}),
+    ("StudentMixture(3)", {"feature map", "spectral density", "derivatives", "state space"}),
+    ("StudentMixture(3, nu=1.5)", {"feature map", "spectral density", "state space"}),
+    ("SpectralMixtureProduct(3)", {"feature map"}),
+    (gpx.kernels.StudentMixture(1, mixture_means=[[0.1, 0.2]]), {"feature map"}),
+])  # fmt: skip
+def test_mixtures(kernel, structures):
+    found = {f.name: f.supported for f in gpx.explain(kernel).findings}
+    asked = ("feature map", "spectral density", "derivatives", "state space")
+    assert {name for name in asked if found[name]} == structures
+
+
 def test_text_and_columns():
     assert "Matern(nu=1.5" in str(gpx.explain("Matern(nu=1.5) + Linear"))
     assert gpx.explain("RBF(lengthscale=[0.1, 0.2, 0.3])").findings[0].supported

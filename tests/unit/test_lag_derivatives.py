@@ -139,6 +139,7 @@ def test_gpytorch_kernels():
     [
         (Matern(1.5), 4, r"nu = 1.5 has 2 derivative\(s\) at zero, asked for 4: use nu >= 2.5"),
         (HidaMatern(0), 1, r"0 derivative\(s\).*use nu >= 1.5"),
+        (RBF(active_dims=[0]) * RBF(active_dims=[1]), 2, "act on different columns.*ask each part"),
         (Linear(), 2, "Linear has no derivatives.*register"),
         (RBF([1.0, 2.0], ard=True), 2, r"lengthscale of shape \[1, 2\].*active_dims"),
         (SpectralMixture(1, mixture_means=[[1.0, 2.0]]), 2, r"mixture_means of shape \[1, 2\].*active_dims"),

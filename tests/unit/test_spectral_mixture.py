@@ -267,6 +267,12 @@ def test_starts(kind):
         assert float(other["mixture_weights"].sum()) == pytest.approx(np.var(3 * y), rel=1e-10)
 
 
+@pytest.mark.parametrize("y", [[1.0], [1.0, 2.0], [3.0, 3.0, 3.0]])
+def test_starts_of_few_points(y):
+    kernel = started(SpectralMixture(1), torch.arange(len(y)).double(), y)
+    assert float(kernel.outputscale.detach()) == pytest.approx(as_data(list(range(len(y))), y).variance)
+
+
 def test_starts_fill_batches():
     t, y = tone(15.92, 0)
     kernel = started(SpectralMixture(4, batch_shape=[2]), t, y)
