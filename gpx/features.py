@@ -41,20 +41,21 @@ def directions(count: int, dims: int, kind: str = "orthogonal", seed: int = 0) -
 
 
 def fourier(x: Tensor, omega: Tensor) -> Tensor:
-    """Features [N, 2 m] of ``exp(-|x - y|^2 / 2)``, ``m^-1/2 (cos omega_k . x, sin omega_k . x)``, from directions [m, D].
+    """Features [..., N, 2 m] of ``exp(-|x - y|^2 / 2)``, ``m^-1/2 (cos omega_k . x, sin omega_k . x)``.
 
-    Unbiased for every coupling. Source: Rahimi & Recht (2007), "Random features for large-scale kernel machines".
+    Unbiased for every coupling of the directions omega [..., m, D].
+    Source: Rahimi & Recht (2007), "Random features for large-scale kernel machines".
 
     >>> phi = fourier(torch.zeros(1, 3).double(), directions(4, 3))
     >>> float((phi @ phi.mT).squeeze())
     1.0
     """
     phase = x @ omega.mT.to(x)
-    return torch.cat([phase.cos(), phase.sin()], -1) / len(omega) ** 0.5
+    return torch.cat([phase.cos(), phase.sin()], -1) / omega.shape[-2] ** 0.5
 
 
 def positive(x: Tensor, omega: Tensor, kernel: str = "gaussian") -> Tensor:
-    """Positive features [N, m] of ``exp(-|x - y|^2 / 2)``, or, with kernel="softmax", of ``exp(x . y)``, from directions [m, D].
+    """Positive features [..., N, m] of ``exp(-|x - y|^2 / 2)``, or, with kernel="softmax", of ``exp(x . y)``; omega: [..., m, D].
 
     ``m^-1/2 exp(omega_k . x - |x|^2)``, or ``- |x|^2 / 2``: unbiased. Errors grow fast with |x|: centre and scale the inputs.
     Raises: InputError for another kernel. Source: Choromanski et al. (2021), "Rethinking attention with performers", lemma 1.
@@ -65,7 +66,7 @@ def positive(x: Tensor, omega: Tensor, kernel: str = "gaussian") -> Tensor:
     if kernel not in ("gaussian", "softmax"):
         raise InputError(f"positive needs kernel='gaussian' or kernel='softmax', got {kernel!r}.")
     half = x.square().sum(-1, keepdim=True) * (1.0 if kernel == "gaussian" else 0.5)
-    return (x @ omega.mT.to(x) - half).exp() / len(omega) ** 0.5
+    return (x @ omega.mT.to(x) - half).exp() / omega.shape[-2] ** 0.5
 
 
 @dataclass(frozen=True, eq=False)

@@ -131,7 +131,7 @@ class Coreset(Inducing):
         factor = root(frame.kernel, frame.z) if torch.is_grad_enabled() else frame.root
         inverse = torch.linalg.solve_triangular(factor, torch.eye(len(factor)).to(factor), upper=False)
         added = inverse.mT @ statistics.gram[0] @ inverse
-        found = DiagonalSolution(best.lower, best.c, factor, statistics.gram[0], added)
+        found = DiagonalSolution(best.lower, best.c, best.value, factor, statistics.gram[0], added)
         if isinstance(frame, PseudoFrame):
             parts = (getattr(found, field.name) for field in fields(found))
             return GivenSolution(*parts, pseudo_targets=frame.targets, given=frame.precisions)

@@ -23,7 +23,6 @@ from gpx.prior import Prior
 from gpx.selection import choose_selection
 from gpx.selection.greedy import pivots
 
-FIRST_ROUND = 3_000  # rows
 LITTLE = 0.01  # nats per target that too few inducing inputs may lose
 SHARE = 0.2  # of what may be lost that is left when some are added: with more of them the noise falls, and that counts for more
 FAR = 2.0  # times as much as the data lose: new data that do are far from the inducing inputs
@@ -118,7 +117,7 @@ class Inducing(Projecting):
         """3,000 rows, thrice as many, ..., and all of them: twice if inducing inputs are chosen anew for the final kernel, or may
         become more and could not before.
         """
-        fewer = [FIRST_ROUND * 3**k for k in range(20) if FIRST_ROUND * 3**k <= rows / 2]
+        fewer = self.parts(rows)
         once = self.refine and (bool(fewer) or self.largest == self.size)
         return (*fewer, rows) if once else (*fewer, rows, rows)
 

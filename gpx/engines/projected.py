@@ -24,6 +24,7 @@ from gpx.posterior import Posterior
 from gpx.prior import Prior
 from gpx.sites import SiteMarginals, Sites
 
+FIRST_ROUND = 3_000  # rows
 E = TypeVar("E", bound="Projecting")
 
 
@@ -52,6 +53,10 @@ class Projecting(Engine):
     def unbatched(self: E) -> E:
         """The same, for all rows at a time."""
         return replace(self, batch_size=None)  # pyright: ignore
+
+    def parts(self, rows: int) -> tuple[int, ...]:
+        """On how many of the rows `fit` optimises before it sees all: 3,000, thrice as many, ..."""
+        return tuple(FIRST_ROUND * 3**k for k in range(20) if FIRST_ROUND * 3**k <= rows / 2)
 
     def solve(self, statistics: Statistics, frame: Frame) -> Solution:
         """q(v) from the statistics of the sites: the best."""

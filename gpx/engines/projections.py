@@ -19,6 +19,7 @@ from gpx.parallel import ALONE, Team
 
 BLOCK = 1 << 18  # entries of a block: 2 MB, which processors hold near, and memory that is used again
 TALL = 16  # a block has so many times fewer rows than M at least: the M x M sums that it is added to are read each time
+PANEL = 512  # columns of symmetric sums that are added at a time, from the diagonal down
 KEPT = 1 << 24  # entries of all blocks together up to which they are held: 128 MB
 
 
@@ -125,9 +126,21 @@ class Projection:
     def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Rows, and w and d there."""
         slices = blocks(len(self.x), self.size)
-        if len(self.x) * self.size <= KEPT:
+        if self.keeps:
             return ((rows, w, d) for rows, (w, d) in zip(slices, self._kept, strict=True))
         return ((rows, *self._block(rows)) for rows in slices)
+
+    def crossed(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Rows, w, and c there, differentiable."""
+        for place, rows in enumerate(blocks(len(self.x), self.size)):
+            with torch.enable_grad():
+                cross = self.frame.cross(self.x[rows])
+            yield rows, self._kept[place][0] if self.keeps else self.frame.whitened(cross.detach()), cross
+
+    @property
+    def keeps(self) -> bool:
+        """Whether all blocks are held."""
+        return len(self.x) * self.size <= KEPT
 
     @cached_property
     def _kept(self) -> list[tuple[Tensor, Tensor]]:
@@ -171,10 +184,12 @@ def _accumulate(projection: Projection, weights: Tensor, nu: Tensor) -> Statisti
     spare = nu.new_zeros(k)
     for rows, w, d in projection.blocks():
         for total, t in zip(gram, weights[rows].T, strict=True):
-            total.addmm_(w * t, w.mT)
+            scaled = w * t
+            for left in range(0, size, PANEL):
+                total[left:, left : left + PANEL].addmm_(scaled[left:], w[left : left + PANEL].mT)
         target.addmm_(w, nu[rows])
         spare.add_(d @ weights[rows])
-    return Statistics(gram, target, spare)
+    return Statistics(gram.tril() + gram.tril(-1).mT, target, spare)
 
 
 class _Accumulate(torch.autograd.Function):
@@ -203,11 +218,10 @@ class _Accumulate(torch.autograd.Function):
         inputs = [v for v in tensors if v.requires_grad]
         totals: list[Any] = [None] * len(inputs)
         grad_weights, grad_nu = torch.zeros_like(weights), torch.zeros_like(nu)
-        for rows, w, _ in projection.blocks():
-            x, outputs, grads = projection.x[rows], [], []
+        for rows, w, cross in projection.crossed():
+            outputs, grads = [], []
             with torch.enable_grad():
-                cross = frame.cross(x)
-                prior = None if frame.complete else frame.prior(x)
+                prior = None if frame.complete else frame.prior(projection.x[rows])
             half = onto @ w  # [k, M, rows]
             if ctx.needs_input_grad[2]:
                 grad_weights[rows] = 0.5 * (half * cross.detach()).sum(1).mT

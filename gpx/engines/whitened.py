@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ class Solution:
 
     lower: Tensor  # R [M, M]
     c: Tensor  # [M, c]
+    value: Tensor  # its log partition
 
     @property
     def spread(self) -> Tensor:
@@ -31,7 +33,7 @@ class Solution:
 
     def log_partition(self) -> Tensor:
         """``E_q sum log t_n - KL(q || p)``, summed over columns; here, ``log int p(u) prod t_n(g_n) du``."""
-        return 0.5 * self.c.square().sum() - self.c.shape[1] * self.lower.diagonal().log().sum()
+        return self.value
 
     def explained(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """Means [n, c] and variances [n] of g."""
@@ -48,6 +50,22 @@ class Solution:
         return -covariance @ gram @ covariance
 
 
+class _LogPartition(torch.autograd.Function):
+    """``|c|^2 / 2 - log |R|``: its gradients, ``-(B^-1 + m m^T) / 2`` and m, cost a third of those through the factor."""
+
+    @staticmethod
+    def forward(ctx: Any, gram: Tensor, target: Tensor, lower: Tensor, c: Tensor) -> Tensor:
+        ctx.save_for_backward(lower, c)
+        return 0.5 * c.square().sum() - c.shape[1] * lower.diagonal().log().sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # pyright: ignore
+        lower, c = ctx.saved_tensors
+        mean = torch.linalg.solve_triangular(lower.mT, c, upper=True)
+        inverse = torch.cholesky_inverse(lower).mul_(-0.5 * c.shape[1] * grad)
+        return inverse.addmm_(mean, mean.mT, alpha=-0.5 * float(grad)), grad * mean, None, None
+
+
 def exact_solution(statistics: Statistics) -> Solution:
     """The best q(u) of all, from the statistics for the precisions."""
     gram, target, _ = statistics
@@ -56,4 +74,5 @@ def exact_solution(statistics: Statistics) -> Solution:
         raise NumericalError(
             "The precision of the inducing values has no factor: a kernel value or site is not finite."
         )
-    return Solution(lower, torch.linalg.solve_triangular(lower, target, upper=False))
+    c = torch.linalg.solve_triangular(lower, target, upper=False)
+    return Solution(lower, c, _LogPartition.apply(gram[0], target, lower.detach(), c.detach()))

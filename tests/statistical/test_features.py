@@ -40,7 +40,7 @@ def estimates(kind, of):
     """Kernel estimates and true values, one pair and one block of directions for each repeat."""
     xy, omega = pairs(), blocks_of(kind)
     truth = (-0.5 * (xy[:, 0] - xy[:, 1]).square().sum(-1)).exp()
-    phi = torch.stack([of(x, w) for x, w in zip(xy, omega, strict=True)])
+    phi = of(xy, omega)
     return (phi[:, 0] * phi[:, 1]).sum(-1), truth
 
 
@@ -99,7 +99,7 @@ def test_features_are_unbiased(name, kind):
 
 def test_softmax_features_are_unbiased():
     xy, omega = pairs(), blocks_of("simplex")
-    phi = torch.stack([features.positive(x, w, kernel="softmax") for x, w in zip(xy, omega, strict=True)])
+    phi = features.positive(xy, omega, kernel="softmax")
     truth = (xy[:, 0] * xy[:, 1]).sum(-1).exp()
     mean_is(((phi[:, 0] * phi[:, 1]).sum(-1) - truth)[:, None], torch.zeros(1, dtype=torch.float64), "softmax")
     assert bool((phi > 0).all())

@@ -60,6 +60,7 @@ CASES = {
 ENGINES = {
     "sparse": engines.SparseVariational(7),
     "coreset": engines.Coreset(7),
+    "features": engines.Features(14),
     "chosen": engines.SparseVariational(7, select="kmeans", refine=False),
 }
 
@@ -94,6 +95,7 @@ def value_and_gradient(case, engine, outputs):
 @pytest.mark.parametrize(
     ("case", "engine", "outputs", "count"),
     [
+        ("Gaussian", "features", 2, 2), ("Bernoulli-ep", "features", 1, 2), ("Heteroscedastic", "features", 1, 2),
         ("Gaussian", "sparse", 2, 2), ("Gaussian", "coreset", 1, 4), ("Gaussian-loo", "sparse", 1, 2),
         ("Gaussian-loo", "coreset", 2, 2), ("Bernoulli", "sparse", 1, 4), ("Bernoulli", "coreset", 1, 2),
         ("Bernoulli-ep", "sparse", 1, 2), ("Bernoulli-power", "sparse", 1, 2), ("Bernoulli-laplace", "sparse", 1, 2),
