@@ -348,9 +348,9 @@ class Paths:
     shape: Callable[[Tensor], Tensor]
 
     def __call__(self, X: Any) -> Tensor:
-        x = self.coerce(X).x
-        with torch.set_grad_enabled(x.requires_grad):
-            return self.shape(self.draw(x))
+        points = self.coerce(X)
+        with torch.set_grad_enabled(points.x.requires_grad):
+            return self.shape(points.arranged(self.draw(points.x), 1))
 
 
 def draw_count(n: Any) -> int:
