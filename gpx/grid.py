@@ -88,7 +88,7 @@ class Grid:
 
         Raises: InputError for axes of several columns; ImportError without xarray.
         """
-        import xarray
+        import xarray  # pyright: ignore[reportMissingImports]
 
         if any(axis.shape[1] > 1 for axis in self.axes):
             raise InputError(

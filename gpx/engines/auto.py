@@ -14,6 +14,7 @@ from gpx.engines.block_circulant import BlockCirculant, covers
 from gpx.engines.coreset import Coreset
 from gpx.engines.exact import Exact
 from gpx.engines.inducing import Inducing
+from gpx.engines.kronecker import Kronecker
 from gpx.engines.sic import SIC
 from gpx.engines.sparse import SparseVariational
 from gpx.engines.state_space import StateSpace
@@ -39,6 +40,7 @@ ENGINES = {
     "Coreset": Coreset,
     "SIC": SIC,
     "BlockCirculant": BlockCirculant,
+    "Kronecker": Kronecker,
 }
 
 
