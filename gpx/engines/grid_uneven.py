@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -177,16 +177,32 @@ class Uneven(Solution):
             low, high = (level, high) if count > MODES else (low, level)
         return [int((s >= high).sum()) for s in shares]
 
+    @cached_property
+    def _approximate(self) -> tuple[list[int], Tensor, Tensor]:
+        """C^-1 as far as it is known: of how many modes of each axis C is factorised, its inverse there, and the diagonal for
+        the others.
+        """
+        if self.exact:
+            return self.sizes, self.inverse, torch.zeros_like(self.root)
+        strong, rest = self.strongest, 1 / self.diagonal
+        rest[tuple(slice(0, s) for s in strong)] = 0.0
+        return strong, _symmetric(self._block(_first(self.phi, strong)).inverse()), rest
+
     def _lowered(self, features: Sequence[Tensor], apply: Any) -> Tensor:
         """``phi^T C^-1 phi`` of features [m_d, r_d], with what is known of C^-1."""
-        if self.exact:
-            return self._quadratic(features, self.inverse, apply)
-        strong = self.strongest
-        rest = (1 / self.diagonal).clone()
-        rest[tuple(slice(0, s) for s in strong)] = 0.0
-        inner = _symmetric(self._block([p[:, :s] for p, s in zip(self.phi, strong, strict=True)]).inverse())
-        first = [f[:, :s] for f, s in zip(features, strong, strict=True)]
-        return apply([f.square() for f in features], rest) + self._quadratic(first, inner, apply)
+        strong, inner, rest = self._approximate
+        value = self._quadratic(_first(features, strong), inner, apply)
+        return value if self.exact else value + apply([f.square() for f in features], rest)
+
+    def variance_response(self, tau: Tensor) -> Tensor:
+        """The change of `variance` along a direction [n_1, ..., n_D] of tau."""
+        strong, inner, rest = self._approximate
+        first = _first(self.phi, strong)
+        change = kron.weighted_diagonal(first, inner @ kron.weighted_gram(first, tau) @ inner)
+        if not self.exact:
+            squares = [p.square() for p in self.phi]
+            change = change + kron.times(squares, rest.square() * kron.times(kron.transposed(squares), tau))
+        return -change
 
     @staticmethod
     def _quadratic(features: Sequence[Tensor], inner: Tensor, apply: Any) -> Tensor:
@@ -212,19 +228,52 @@ class Uneven(Solution):
 
     def _exact_traces(self) -> list[Tensor]:
         """Of ``T - T Phi C^-1 Phi^T T``."""
-        diagonals = [k.diagonal() for k in self.basis.matrices]
-        result = []
-        for d in range(self.dims):
-            own = kron.others(self.tau * kron.spread(diagonals, d), d, self.dims)
-            q = self.basis.vectors[d]
-            result.append(q.mT @ (own[:, None] * q))
         lower = torch.linalg.cholesky(self.inverse)
-        for columns in lower.split(max(1, CHUNK // self.tau.numel()), 1):
-            x = kron.times(self.phi, columns.reshape(*self.sizes, -1)).mul_(self.tau.unsqueeze(-1))
+
+        def columns(part: slice) -> tuple[Tensor, Tensor]:
+            x = self._push(lower[:, part])
+            return x, x
+
+        return self._contracted(self.tau, columns)
+
+    def slope_weights(self, push: Tensor, pull: Tensor) -> list[Tensor]:
+        """The gradients [n_d, n_d] of ``push^T m + pull^T v`` in the covariance matrices of the axes, push [..., c] and pull [...]
+        being constants: those of ``D^T push alpha^T + D^T diag(pull) D``, ``D = I - S T``.
+        """
+        tau, gram = self.tau.unsqueeze(-1), kron.weighted_gram(self.phi, pull)
+        inner = self.inverse @ gram
+
+        def columns(part: slice) -> tuple[Tensor, Tensor]:
+            unit = torch.eye(len(gram)).to(gram)[:, part]
+            left = self._push(self.inverse[:, part])
+            right = kron.times(self.phi, unit.reshape(*self.sizes, -1)) * pull.unsqueeze(-1)
+            return left, 2 * right - self._push(inner[:, part])
+
+        back = push - tau * self.times_covariance(push)
+        first, alpha, result = kron.times(kron.transposed(self.basis.vectors), back), self.spectral_alpha, []
+        for d, spread_out in enumerate(self._contracted(pull, columns)):
+            q, spread = self.basis.vectors[d], kron.spread(self.basis.values, d).unsqueeze(-1)
+            whole = spread_out + kron.gram(first * spread, alpha, d)
+            result.append(0.5 * q @ (whole + whole.mT) @ q.mT)
+        return result
+
+    def _push(self, modes: Tensor) -> Tensor:
+        """``T Phi`` times modes [r, k]."""
+        return kron.times(self.phi, modes.reshape(*self.sizes, -1)).mul_(self.tau.unsqueeze(-1))
+
+    def _contracted(self, diagonal: Tensor, columns: Callable[[slice], tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """For every axis, in its eigenvectors, what ``diag(d) - sum_k left_k right_k^T`` has for the covariance of the axis."""
+        own, result = [k.diagonal() for k in self.basis.matrices], []
+        for d, q in enumerate(self.basis.vectors):
+            weights = kron.others(diagonal * kron.spread(own, d), d, self.dims)
+            result.append(q.mT @ (weights[:, None] * q))
+        step, total = max(1, CHUNK // self.tau.numel()), math.prod(self.sizes)
+        for start in range(0, total, step):
+            pair = columns(slice(start, min(start + step, total)))
             for d in range(self.dims):
                 inside = [self.basis.vectors[e].mT if e == d else p.mT for e, p in enumerate(self.phi)]
-                part = kron.times(inside, x)
-                result[d] -= kron.gram(part, part, d)
+                left, right = (kron.times(inside, part) for part in pair)
+                result[d] -= kron.gram(left, right, d)
         return result
 
     def _sampled_traces(self) -> list[Tensor]:
@@ -280,6 +329,11 @@ class Uneven(Solution):
         return self.mean.unsqueeze(-1) + change.unflatten(-1, (count, n))
 
 
+def _first(matrices: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+    """Their first columns."""
+    return [a[:, :r] for a, r in zip(matrices, sizes, strict=True)]
+
+
 def _symmetric(lower: Tensor) -> Tensor:
     """The symmetric matrix of a lower triangle."""
     lower = lower.tril()
@@ -297,3 +351,26 @@ def solution(basis: Basis, nu: Tensor, tau: Tensor, probes: int) -> Solution:
         return Even(basis, nu, tau, float(tau.flatten()[0]))
     roots = tuple(v.sqrt() for v in vectors)
     return Even(basis.scaled(roots), nu, tau, 1.0, roots)
+
+
+class Slope(torch.autograd.Function):
+    """``sum dnu m - dtau (v + m^2) / 2`` as a function of the cells' nu and dnu [..., c] and the axes' covariance matrices; the
+    precisions are constants.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, solved: Uneven, nu: Tensor, dnu: Tensor, dtau: Tensor, *matrices: Tensor) -> Tensor:
+        ctx.solved = solved
+        ctx.save_for_backward(dnu, dtau)
+        second = solved.variance.unsqueeze(-1) + solved.mean.square()
+        return (dnu * solved.mean).sum() - 0.5 * (dtau * second).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        s, (dnu, dtau) = ctx.solved, ctx.saved_tensors
+        push = dnu - dtau * s.mean
+        in_nu = s.times_covariance(push) if ctx.needs_input_grad[1] else None
+        wanted = any(ctx.needs_input_grad[4:])
+        in_matrices = s.slope_weights(push, -0.5 * dtau.sum(-1)) if wanted else [None] * (len(ctx.needs_input_grad) - 4)
+        scaled = (g if g is None else grad * g for g in (in_nu, s.mean, None, *in_matrices))
+        return None, *scaled

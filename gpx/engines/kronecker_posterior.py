@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gpx.engines.dense import ExactPosterior
 from gpx.engines.grid_solution import Basis, Solution, Value
-from gpx.engines.grid_uneven import Uneven, solution
+from gpx.engines.grid_uneven import Slope, Uneven, solution
 from gpx.errors import StructureError
 from gpx.linalg import kron
 from gpx.linalg.cells import lay_out
@@ -88,9 +88,9 @@ class KroneckerPosterior(Posterior):
         """The same posterior by dense algebra. Raises: StructureError for more rows than that is meant for."""
         if len(self.plan.x) > self.engine.dense_rows:
             raise StructureError(
-                f"Kronecker differentiates variances of up to {self.engine.dense_rows:,} rows, here are {len(self.plan.x):,}: use"
-                " objectives.Evidence() for Gaussian noise and objectives.ELBO() with rules.Variational() for other"
-                " likelihoods, which need no such derivatives."
+                f"Kronecker differentiates variances of up to {self.engine.dense_rows:,} rows (here are"
+                f" {len(self.plan.x):,}), or where few eigenvectors matter: use objectives.Evidence() for Gaussian noise, and"
+                " objectives.ELBO() with rules.Variational() for other likelihoods, which need no such derivatives."
             )
         return ExactPosterior.of(self.prior, self.plan.x, self.sites)
 
@@ -147,19 +147,34 @@ class KroneckerPosterior(Posterior):
         return self.engine.conditioned(self.prior, self.plan, sites, self.bases)
 
     def response(self, direction: Sites) -> tuple[Tensor, Tensor]:
-        if bool(direction.tau.any()):
+        """Variances as `site_marginals` has them, whether these are exact or not."""
+        if bool(direction.tau.any()) and not all(isinstance(g.solution, Uneven) for g in self.groups):
             return self.dense.response(direction)
         with torch.no_grad():
-            parts = [
-                self._of_rows(g.solution.times_covariance(self._on_cells(direction.nu[:, list(g.columns)])))
-                for g in self.groups
-            ]
-            return self._by_columns(parts), torch.zeros_like(direction.nu)
+            parts = [self._response(g, direction.columns(g.columns)) for g in self.groups]
+        return self._by_columns([m for m, _ in parts]), self._by_columns([v for _, v in parts])
+
+    def _response(self, group: Group, direction: Sites) -> tuple[Tensor, Tensor]:
+        solved, dtau = group.solution, self._on_cells(direction.tau)
+        push = self._on_cells(direction.nu) - dtau * solved.mean
+        change = self._of_rows(solved.times_covariance(push))
+        if not isinstance(solved, Uneven) or not bool(dtau.any()):
+            return change, torch.zeros_like(change)
+        changes = [solved.variance_response(column) for column in dtau.unbind(-1)]
+        return change, self._of_rows(torch.stack(changes, -1))
 
     def slope(self, direction: Sites, share: float = 0.0) -> Tensor:
-        if bool(direction.tau.any()) or bool(direction.nu.any()):
+        value = share * self.log_partition if share else self.sites.nu.new_zeros(())
+        if not bool(direction.tau.any()) and not bool(direction.nu.any()):
+            return value
+        if not all(isinstance(g.solution, Uneven) and g.solution.exact for g in self.groups):
             return self.dense.slope(direction, share)
-        return share * self.log_partition
+        for group in self.groups:
+            along, columns = direction.columns(group.columns), list(group.columns)
+            parts = [self._on_cells(v) for v in (self.sites.nu[:, columns], along.nu, along.tau)]
+            matrices = self._matrices(group.form) if torch.is_grad_enabled() else []
+            value = value + Slope.apply(group.solution, *parts, *matrices)
+        return value
 
     def leave_one_out(self) -> tuple[Tensor, Tensor]:
         """From the marginals with one site taken out; differentiable by dense algebra, where that is possible."""

@@ -6,7 +6,8 @@ import gpytorch
 import pytest
 import torch
 
-from gpx import Grid
+import gpx
+from gpx import Grid, likelihoods
 from gpx.engines import Exact, Kronecker
 from gpx.engines.dense import ExactPosterior
 from gpx.engines.kronecker_posterior import KroneckerPosterior
@@ -203,3 +204,64 @@ def test_low_rank_axes_with_random_vectors(without_factor):
     grads = [torch.autograd.grad(p.log_density, params) for p in (fast, dense)]
     for got, expected in zip(*grads, strict=True):
         close(got, expected, "gradient", atol=0.05 + 0.03 * float(expected.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_changes_of_sites(name):
+    """Response, slope and its gradient, where C is factorised, are those of dense algebra."""
+    tau = 1 + 4 * torch.rand(7, 5, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    tau[1, 2] = tau[3, :3] = 0.0
+    prior, data, sites = problem(KERNELS[name](), grid(7, 5), tau)
+    seen = sites.tau > 0
+    random = torch.randn(2, *seen.shape, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    along = Sites(*(torch.where(seen, part, 0.0) for part in random))
+    fast, dense = (condition(e, prior, data, sites) for e in (Kronecker(dense_rows=0), Exact()))
+    # In Exact columns of equal precisions have one factor, whose precisions cannot move apart.
+    alone = [condition(Exact(), prior, data, sites.columns([c])).response(along.columns([c])) for c in (0, 1)]
+    for got, expected in zip(fast.response(along), zip(*alone, strict=True), strict=True):
+        close(got[seen], torch.cat(expected, 1)[seen], "response", atol=TIGHT, rtol=0)
+    params = [p for p in prior.kernels[0].parameters() if p.requires_grad]
+    for share in (0.0, 0.7):
+        values = [p.slope(along, share) for p in (fast, dense)]
+        close(*values, "slope", rtol=TIGHT)
+        grads = [torch.cat([g.reshape(-1) for g in torch.autograd.grad(v, params)]) for v in values]
+        close(*grads, "gradient of the slope", atol=TIGHT * float(grads[1].abs().max()), rtol=0)
+
+
+def test_variances_respond_as_they_are(without_factor):
+    """Where they are approximate, `response` is their derivative all the same."""
+    prior, data, sites = problem(rough(), grid(24, 30), unit_of_holes(), 1)
+    posterior = condition(Kronecker(dense_rows=0), prior, data, sites)
+    tau = torch.where(
+        sites.tau > 0, torch.randn(sites.tau.shape, generator=torch.Generator().manual_seed(1)), 0.0
+    ).double()
+    along, h = Sites(torch.zeros_like(tau), tau), 1e-4
+    ends = [posterior.with_sites(Sites(sites.nu, sites.tau + s * h * tau)).site_marginals.variance for s in (1, -1)]
+    close(posterior.response(along)[1], (ends[0] - ends[1]) / (2 * h), "response of variances", atol=1e-7, rtol=0)
+
+
+def counts(n=20):
+    x = torch.linspace(0, 1, n).double()
+    generator, kernel = torch.Generator().manual_seed(0), RBF(lengthscale=0.15).double()
+    values, vectors = kron.eigen(kernel.matrix(x).detach())
+    half = vectors * values.sqrt()
+    f = half @ torch.randn(n, n, generator=generator, dtype=torch.float64) @ half.mT
+    return Grid([x, x]), torch.poisson((f + 1).exp(), generator=generator)
+
+
+@pytest.mark.parametrize("objective", [gpx.objectives.ELBO(), gpx.objectives.EPEvidence()])
+@pytest.mark.parametrize("rows", [0, 5000])
+def test_poisson_counts(objective, rows):
+    """kronecker-sites: value and gradient are those of dense algebra."""
+    kernel = RBF(lengthscale=0.2, outputscale=0.8, active_dims=[0]) * RBF(lengthscale=0.2, active_dims=[1])
+    inputs, y = counts()
+    found = []
+    for engine in (Kronecker(dense_rows=rows), Exact()):
+        gp = gpx.GP(kernel, likelihoods.Poisson(), engine=engine, objective=objective).condition(inputs, y)
+        problem = gp._fitted().anew()
+        params = [p for p in problem.prior.kernels[0].parameters() if p.requires_grad]
+        value = gp.objective_(problem)
+        grads = torch.autograd.grad(value, params, allow_unused=True)
+        found.append([value.item(), *(g.item() for g in grads)])
+    close(found[0], found[1], "objective and gradient", atol=1e-6 * abs(found[1][0]), rtol=1e-6)
+    assert abs(found[0][0] - found[1][0]) < 1e-6 * 400, "nats per cell"
