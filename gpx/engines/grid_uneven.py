@@ -237,8 +237,8 @@ class Uneven(Solution):
         return self._contracted(self.tau, columns)
 
     def slope_weights(self, push: Tensor, pull: Tensor) -> list[Tensor]:
-        """The gradients [n_d, n_d] of ``push^T m + pull^T v`` in the covariance matrices of the axes, push [..., c] and pull [...]
-        being constants: those of ``D^T push alpha^T + D^T diag(pull) D``, ``D = I - S T``.
+        """The gradients [n_d, n_d] of ``push^T m + pull^T v``, push [..., c] and pull [...] being constants, in the covariance
+        matrices of the axes: those of ``D^T push alpha^T + D^T diag(pull) D``, ``D = I - S T``.
         """
         tau, gram = self.tau.unsqueeze(-1), kron.weighted_gram(self.phi, pull)
         inner = self.inverse @ gram

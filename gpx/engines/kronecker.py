@@ -108,7 +108,7 @@ class Kronecker(Engine):
 
     def conditioned(self, prior: Prior, plan: KroneckerPlan, sites: Sites, bases: dict[int, Basis]) -> Posterior:
         """By dense algebra where there are few rows and no structure in their precisions."""
-        if len(plan.x) <= self.dense_rows and not _even(plan, sites):
+        if len(plan.x) <= self.dense_rows and not is_even(plan.layout, sites):
             return ExactPosterior.of(prior, plan.x, sites)
         return KroneckerPosterior(self, prior, plan, sites, bases)
 
@@ -147,6 +147,27 @@ def _common(prior: Prior, width: int) -> Axes:
     return tuple(sorted(tuple(sorted(g)) for g in groups))
 
 
+def covers(prior: Prior, data: Data, sites: Sites | None, rows: int, longest: int) -> bool:
+    """Whether rows are a grid that is worth it, of Gaussian noise: complete with even noise, or with holes and more than so many
+    rows; no axis being longer than so many values.
+    """
+    if sites is None:
+        return False
+    try:
+        axes = data.axes or _common(prior, data.x.shape[1])
+        for kernel in prior.kernels:
+            kronecker(kernel, axes)
+    except StructureError:
+        return False
+    # The shortest axis of a grid that is at least half full is no longer than this.
+    if len(axes) < 2 or min(len(torch.unique(data.x[:, list(a)], dim=0)) for a in axes) > (len(data.x) / FULL) ** 0.5:
+        return False
+    layout = find_layout(data.x, axes)
+    if sum(n > 1 for n in layout.shape) < 2 or max(layout.shape) > longest:
+        return False
+    return len(data.x) > rows or is_even(layout, sites)
+
+
 def _require_grid(prior: Prior, plan: KroneckerPlan) -> None:
     """Raise StructureError for rows of several columns that are a grid of one axis, without the user having said so."""
     width = plan.x.shape[1]
@@ -164,11 +185,11 @@ def _require_grid(prior: Prior, plan: KroneckerPlan) -> None:
     )
 
 
-def _even(plan: KroneckerPlan, sites: Sites) -> bool:
+def is_even(layout: Layout, sites: Sites) -> bool:
     """Whether, in every column, all cells have sites whose precisions are an outer product over the axes."""
-    layout, tau = plan.layout, sites.tau.detach()
-    if not len(plan.x) or not bool(tau.any()):
-        return bool(len(plan.x))
+    tau = sites.tau.detach()
+    if not len(tau) or not bool(tau.any()):
+        return bool(len(tau))
     if layout.occupied < layout.size or bool((tau <= 0).any()):
         return False
     total = tau.new_zeros(layout.size, tau.shape[1]).index_add_(0, layout.cells, tau)

@@ -2,9 +2,11 @@
 
 from gpx.structure.block_form import BlockForm, block_form
 from gpx.structure.feature_map import FeatureMap, feature_map, frequencies
+from gpx.structure.kronecker import KroneckerForm, kronecker
 from gpx.structure.spectral_density import SpectralDensity, spectral_density
 from gpx.structure.state_space import state_space
 
 __all__ = [
-    "BlockForm", "FeatureMap", "SpectralDensity", "block_form", "feature_map", "frequencies", "spectral_density", "state_space",
+    "BlockForm", "FeatureMap", "KroneckerForm", "SpectralDensity", "block_form", "feature_map", "frequencies", "kronecker",
+    "spectral_density", "state_space",
 ]  # fmt: skip

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import gpytorch
 import pytest
 import torch
@@ -265,3 +268,62 @@ def test_poisson_counts(objective, rows):
         found.append([value.item(), *(g.item() for g in grads)])
     close(found[0], found[1], "objective and gradient", atol=1e-6 * abs(found[1][0]), rtol=1e-6)
     assert abs(found[0][0] - found[1][0]) < 1e-6 * 400, "nats per cell"
+
+
+def test_equal_eigenvalues():
+    """kronecker-gradient: no eigenvector is differentiated."""
+    inputs = Grid([10.0 * torch.arange(4).double(), 10.0 * torch.arange(3).double()])  # K is a multiple of the identity
+    agree(
+        RBF(lengthscale=0.5, active_dims=[0]) * RBF(lengthscale=0.5, active_dims=[1]), inputs, torch.ones(4, 3).double()
+    )
+
+
+def test_draws_have_the_moments_of_the_posterior():
+    """kronecker-even, kronecker-uneven: a mean or covariance is off by 6.5 standard errors once in 1e10."""
+    tau = torch.full((4, 3), 3.0).double()
+    holes = tau.clone()
+    holes[1, 1] = holes[3] = 0.0
+    for precisions in (tau, holes):
+        prior, data, sites = problem(KERNELS["two-materns"](), grid(4, 3), precisions, 1)
+        posterior = condition(Kronecker(dense_rows=0), prior, data, sites)
+        mean, covariance = (part.detach() for part in posterior.joint(data.x))
+        draws = posterior.sample(data.x, 20_000, torch.Generator().manual_seed(0))[..., 0]
+        sd = covariance[0].diagonal().sqrt()
+        z = (draws.mean(0) - mean[:, 0]) / sd * 20_000**0.5
+        assert float(z.abs().max()) < 6.5, "mean of draws"
+        off = (torch.cov(draws.mT) - covariance[0]) / (sd[:, None] * sd) * (20_000 / 2) ** 0.5
+        assert float(off.abs().max()) < 6.5, "covariance of draws"
+
+
+def test_paths_go_through_precise_data():
+    y = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y[2, 3] = torch.nan
+    for targets in (y.nan_to_num(0.3), y):
+        gp = gpx.GP(rough(), likelihoods.Gaussian(noise=1e-6), engine=Kronecker(dense_rows=0)).condition(
+            grid(6, 5), targets
+        )
+        seen = ~torch.isnan(targets)
+        assert float((gp.paths(3)(grid(6, 5)) - targets)[:, seen].abs().max()) < 0.02
+        assert float((gp.sample(grid(6, 5), 3) - targets)[:, seen].abs().max()) < 0.02
+        assert gp.sample(Grid([[0.1, 1.2], [0.3, 2.2]]), 3).shape == (3, 2, 2)
+
+
+def test_several_latent_functions():
+    """Each with a kernel of its own; the grid is one for all."""
+    kernels = [rough(), RBF(lengthscale=[0.9, 1.3], ard=True)]
+    y = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = []
+    for engine in (Kronecker(dense_rows=0), Exact()):
+        gp = gpx.GP(kernels, likelihoods.Heteroscedastic(), engine=engine).condition(grid(5, 4), y)
+        found.append((gp.log_evidence(), gp.predict(grid(5, 4)).mean))
+    assert abs(found[0][0] - found[1][0]) < 1e-6
+    close(found[0][1], found[1][1], "predictions", atol=1e-6, rtol=0)
+
+
+def test_every_derivation_is_cited():
+    """kronecker-modes and kronecker-prediction by the tests of all grids, the others by name."""
+    document = Path(__file__).parents[2] / "docs" / "theory" / "kronecker.md"
+    labels = re.findall(r"^\((kronecker-.*)\)=", document.read_text(), re.MULTILINE)
+    assert labels
+    missing = [label for label in labels if label not in Path(__file__).read_text()]
+    assert not missing, missing
