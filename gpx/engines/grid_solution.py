@@ -2,7 +2,7 @@
 
 With ``K = Q Lambda Q^T`` (a Kronecker product, and so are Q and Lambda), ``Phi = Q Lambda^1/2``, ``f = Phi w`` and precisions T
 of the cells, everything follows from ``C = I + Phi^T T Phi``. If T is a multiple of the identity, C is diagonal (`Even`); see
-`grid_uneven` for other precisions.
+`grid_holes` for a few missing cells, `grid_uneven` for more of them and other precisions.
 """
 
 from __future__ import annotations
@@ -151,9 +151,21 @@ class Solution(ABC):
         features: their covariances k_d(x, X_d) [m_d, n_d] with the values on the axes.
         """
 
+    @property
     @abstractmethod
+    def phi(self) -> list[Tensor]:
+        """The factors of Phi."""
+
     def draws(self, n: int, generator: torch.Generator) -> Tensor:
-        """Joint draws [n_1, ..., n_D, c, n] of all cells."""
+        """Joint draws [n_1, ..., n_D, c, n] of all cells, by Matheron's rule: of the prior, and the answer of the mean to their
+        misfit.
+        """
+        count, phi = self.nu.shape[-1], self.phi
+        prior = kron.times(phi, self._normal([*(p.shape[1] for p in phi), count * n], generator))
+        noise = self._normal([*self.tau.shape, count * n], generator)
+        misfit = self.tau.unsqueeze(-1) * prior + self.tau.sqrt().unsqueeze(-1) * noise
+        change = prior - self.times_covariance(misfit)
+        return self.mean.unsqueeze(-1) + change.unflatten(-1, (count, n))
 
     def _normal(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=self.nu.dtype, device=self.nu.device)
@@ -252,10 +264,10 @@ class Even(Solution):
         squares = [(f @ q).square() for f, q in zip(scaled, self.basis.vectors, strict=True)]
         return (kron.rows if by_rows else kron.times)(squares, self.precision * self.share)
 
-    def draws(self, n: int, generator: torch.Generator) -> Tensor:
-        white = self._normal([*self.nu.shape, n], generator)
-        sd = (self.prior * self.share).sqrt()[..., None, None]
-        return self.mean.unsqueeze(-1) + kron.times(self.basis.vectors, sd * white) / self.scale[..., None, None]
+    @property
+    def phi(self) -> list[Tensor]:
+        roots = [1.0] * self.dims if self.roots is None else [1 / root[:, None] for root in self.roots]
+        return [r * q * v.sqrt() for r, q, v in zip(roots, self.basis.vectors, self.basis.values, strict=True)]
 
 
 class Value(torch.autograd.Function):

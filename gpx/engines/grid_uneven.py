@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpx.engines.grid_solution import Basis, Even, Solution
+from gpx.engines.grid_solution import Basis, Solution
 from gpx.linalg import kron
 from gpx.linalg.cholesky import Cholesky, factorise
 from gpx.linalg.lanczos import Solves, conjugate_gradients
@@ -318,16 +318,6 @@ class Uneven(Solution):
             parts.append((rows * (rows - x)).flatten(0, -2).sum(0))
         return torch.cat(parts)
 
-    def draws(self, n: int, generator: torch.Generator) -> Tensor:
-        """By Matheron's rule: a draw of the prior, and the answer of the mean to its misfit."""
-        count = self.nu.shape[-1]
-        white = self._normal([*self.sizes, count * n], generator)
-        noise = self._normal([*self.tau.shape, count * n], generator)
-        prior = kron.times(self.phi, white)
-        misfit = self.tau.unsqueeze(-1) * prior + self.tau.sqrt().unsqueeze(-1) * noise
-        change = prior - self.times_covariance(misfit)
-        return self.mean.unsqueeze(-1) + change.unflatten(-1, (count, n))
-
 
 def _first(matrices: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
     """Their first columns."""
@@ -338,19 +328,6 @@ def _symmetric(lower: Tensor) -> Tensor:
     """The symmetric matrix of a lower triangle."""
     lower = lower.tril()
     return lower + lower.tril(-1).mT
-
-
-def solution(basis: Basis, nu: Tensor, tau: Tensor, probes: int) -> Solution:
-    """The solution for sites of the cells, by the structure of their precisions."""
-    if not bool(tau.any()):
-        return Even(basis, nu, tau, 0.0)
-    vectors = kron.rank_one(tau) if bool((tau > 0).all()) else None
-    if vectors is None:
-        return Uneven(basis, nu, tau, probes)
-    if all(bool((v == v[0]).all()) for v in vectors):
-        return Even(basis, nu, tau, float(tau.flatten()[0]))
-    roots = tuple(v.sqrt() for v in vectors)
-    return Even(basis.scaled(roots), nu, tau, 1.0, roots)
 
 
 class Slope(torch.autograd.Function):

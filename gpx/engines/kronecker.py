@@ -48,10 +48,11 @@ class Kronecker(Engine):
 
     Inputs are a `gpx.Grid`, or rows [N, D] that are cells of one, in any order and with holes. A complete grid whose noise is the
     same everywhere, or an outer product over the axes, is exact, by the eigenvectors of each axis. Missing cells and other
-    precisions: dense algebra up to `dense_rows` rows; a factor for the eigenvectors that matter, where these are at most 1,500;
-    else conjugate gradients, with a log determinant from random vectors (`Posterior.log_determinant_error` is its standard
-    error). Variances are then exact for up to 500 places at a time, by a solve each; for more, and for the sites of other
-    likelihoods, they come from the 1,500 strongest eigenvectors and a diagonal for the others.
+    precisions: dense algebra up to `dense_rows` rows; a factor for the eigenvectors that matter, where these are at most 1,500,
+    or for the missing cells, where these are few; else conjugate gradients, with a log determinant from random vectors
+    (`Posterior.log_determinant_error` is its standard error). Variances are then exact for up to 500 places at a time, by a solve
+    each; for more, and for the sites of other likelihoods, they come from the 1,500 strongest eigenvectors and a diagonal for the
+    others.
 
     Arguments: probes: random vectors; dense_rows: see above.
     Raises: StructureError for a kernel that does not factor over the axes, rows that are no grid, derivatives of variances above

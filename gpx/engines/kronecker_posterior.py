@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from gpx.engines.dense import ExactPosterior
-from gpx.engines.grid_solution import Basis, Solution, Value
-from gpx.engines.grid_uneven import Slope, Uneven, solution
+from gpx.engines.grid_holes import Holes, few_holes
+from gpx.engines.grid_solution import Basis, Even, Solution, Value
+from gpx.engines.grid_uneven import Slope, Uneven
 from gpx.errors import StructureError
 from gpx.linalg import kron
 from gpx.linalg.cells import lay_out
@@ -310,3 +311,18 @@ def _combinations(features: Sequence[Tensor]) -> list[Tensor]:
     """Rows [m_1 ... m_D, n_d] of all combinations, in C order."""
     index = torch.meshgrid(*(torch.arange(len(f), device=f.device) for f in features), indexing="ij")
     return [f[i.reshape(-1)] for f, i in zip(features, index, strict=True)]
+
+
+def solution(basis: Basis, nu: Tensor, tau: Tensor, probes: int) -> Solution:
+    """The solution for sites of the cells, by the structure of their precisions."""
+    if not bool(tau.any()):
+        return Even(basis, nu, tau, 0.0)
+    vectors = kron.rank_one(tau) if bool((tau > 0).all()) else None
+    if vectors is None:
+        precision, uneven = float(tau.max()), Uneven(basis, nu, tau, probes)
+        flat = bool(((tau == 0).unsqueeze(-1) & (nu != 0)).any())
+        return uneven if uneven.exact or flat or not few_holes(tau) else Holes(basis, nu, tau, precision)
+    if all(bool((v == v[0]).all()) for v in vectors):
+        return Even(basis, nu, tau, float(tau.flatten()[0]))
+    roots = tuple(v.sqrt() for v in vectors)
+    return Even(basis.scaled(roots), nu, tau, 1.0, roots)
