@@ -48,8 +48,8 @@ class Kronecker(Engine):
 
     Inputs are a `gpx.Grid`, or rows [N, D] that are cells of one, in any order and with holes. A complete grid whose noise is the
     same everywhere, or an outer product over the axes, is exact, by the eigenvectors of each axis. Missing cells and other
-    precisions: dense algebra up to `dense_rows` rows; a factor for the eigenvectors that matter, where these are at most 1,500,
-    or for the missing cells, where these are few; else conjugate gradients, with a log determinant from random vectors
+    precisions: a factor for the eigenvectors that matter, where these are at most 1,500; dense algebra up to `dense_rows` rows;
+    a factor for the missing cells, where these are few; else conjugate gradients, with a log determinant from random vectors
     (`Posterior.log_determinant_error` is its standard error). Variances are then exact for up to 500 places at a time, by a solve
     each; for more, and for the sites of other likelihoods, they come from the 1,500 strongest eigenvectors and a diagonal for the
     others.
@@ -108,10 +108,12 @@ class Kronecker(Engine):
         return self.conditioned(prior, plan, sites, {})
 
     def conditioned(self, prior: Prior, plan: KroneckerPlan, sites: Sites, bases: dict[int, Basis]) -> Posterior:
-        """By dense algebra where there are few rows and no structure in their precisions."""
-        if len(plan.x) <= self.dense_rows and not is_even(plan.layout, sites):
+        """By dense algebra where there are few rows, and neither even precisions nor much fewer modes."""
+        if not len(plan.x):
             return ExactPosterior.of(prior, plan.x, sites)
-        return KroneckerPosterior(self, prior, plan, sites, bases)
+        posterior = KroneckerPosterior(self, prior, plan, sites, bases)
+        dense = len(plan.x) <= self.dense_rows and not posterior.is_compact
+        return ExactPosterior.of(prior, plan.x, sites) if dense else posterior
 
     def few(self, data: Data, plan: KroneckerPlan, rows: int) -> Tensor | None:
         """A smaller grid: the longest axis is halved, at random by a fixed seed, until few enough rows are left."""

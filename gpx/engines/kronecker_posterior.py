@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -83,6 +84,15 @@ class KroneckerPosterior(Posterior):
                 solved = solution(self.bases[latent], *self._cell_sites(columns), self.engine.probes)
                 found.append(Group(latent, tuple(columns), form, solved))
         return found
+
+    @property
+    def is_compact(self) -> bool:
+        """Whether no group needs more than half as many modes as there are rows."""
+        solved = [g.solution for g in self.groups]
+        limit = len(self.plan.x) // 2
+        return all(
+            isinstance(s, Even) or (isinstance(s, Uneven) and s.exact and math.prod(s.sizes) <= limit) for s in solved
+        )
 
     @cached_property
     def dense(self) -> ExactPosterior:
