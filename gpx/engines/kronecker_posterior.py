@@ -127,7 +127,6 @@ class KroneckerPosterior(Posterior):
 
     @property
     def log_determinant_error(self) -> float:
-        """The standard error, in nats, of the log determinants in `log_density`, where these are estimates; else 0."""
         return sum((0.5 * len(g.columns) * g.solution.error) ** 2 for g in self.groups) ** 0.5
 
     @property
