@@ -17,6 +17,7 @@ from gpx.linalg import kron
 from gpx.linalg.cholesky import Cholesky, factorise
 
 FEW = 2_000  # missing cells
+CHUNK = 1 << 24  # entries
 ENTRIES = 40_000_000  # of an array of all cells for each missing one
 
 
@@ -108,7 +109,9 @@ class Holes(Solution):
         apply = kron.rows if by_rows else kron.times
         scaled = [f @ q for f, q in zip(features, self.basis.vectors, strict=True)]
         complete = apply([f.square() for f in scaled], self.precision * self.share)
-        return complete - apply(scaled, self.correction).square().sum(-1)
+        largest = max(complete.numel(), len(features[-1]) * self.tau[0].numel() if by_rows else 0)
+        parts = self.correction.split(max(1, CHUNK // largest), -1)
+        return complete - torch.stack([apply(scaled, part).square().sum(-1) for part in parts]).sum(0)
 
     @property
     def phi(self) -> list[Tensor]:

@@ -73,6 +73,11 @@ class Solution(ABC):
         return 0.0
 
     @property
+    def width(self) -> int:
+        """How many entries `reduction` has for a place, row by row, beside those of a few axes."""
+        return 1
+
+    @property
     @abstractmethod
     def logdet(self) -> Tensor:
         """``log |C|``."""

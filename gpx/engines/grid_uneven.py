@@ -74,6 +74,10 @@ class Uneven(Solution):
     def exact(self) -> bool:
         return math.prod(self.sizes) <= MODES
 
+    @property
+    def width(self) -> int:
+        return min(MODES, math.prod(self.sizes))
+
     @cached_property
     def _factor(self) -> Cholesky:
         """Of C."""
@@ -102,7 +106,8 @@ class Uneven(Solution):
 
     def _solves(self, b: Tensor, tolerance: float) -> Solves:
         flat = b.reshape(-1, b.shape[-1])
-        diagonal, accuracy = self.diagonal.reshape(-1, 1), b.new_full((b.shape[-1],), tolerance)
+        reachable = max(tolerance, 10 * torch.finfo(b.dtype).eps)
+        diagonal, accuracy = self.diagonal.reshape(-1, 1), b.new_full((b.shape[-1],), reachable)
         return conjugate_gradients(self._times, lambda r: r / diagonal, flat, accuracy, STEPS)
 
     def solve(self, b: Tensor, tolerance: float = EXACT) -> Tensor:

@@ -210,7 +210,8 @@ class KroneckerPosterior(Posterior):
                 mean, variance = self._marginals(layout.values, False, len(x))
                 flat = (part.flatten(0, len(layout.shape) - 1)[layout.cells] for part in (mean, variance))
                 return next(flat), next(flat)
-        largest = max(self.plan.layout.size // len(self.plan.layout.values[-1]), *self.plan.layout.shape)
+        shape, widths = self.plan.layout.shape, [group.solution.width for group in self.groups]
+        largest = max(math.prod(shape[1:]), *shape, *widths)
         chunks = x.split(max(1, CHUNK // largest))
         parts = [self._marginals(self._on_axes(chunk), True, len(x)) for chunk in chunks]
         return torch.cat([m for m, _ in parts]), torch.cat([v for _, v in parts])

@@ -13,6 +13,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+CHUNK = 1 << 22  # entries
 ROUNDING = 64  # units of it by which a tensor may differ from an outer product
 
 
@@ -93,21 +94,24 @@ def pairs(matrix: Tensor) -> Tensor:
 def weighted_gram(matrices: Sequence[Tensor], weights: Tensor) -> Tensor:
     """``A^T diag(w) A`` [r, r] for ``A = A_1 x ... x A_D`` of r columns, without A. Cost: r^2 n_1 for two axes."""
     sizes, dims = [a.shape[1] for a in matrices], len(matrices)
-    result = times([pairs(a).mT for a in matrices], weights)
-    split = result.reshape([size for size in sizes for _ in (0, 1)])
-    order = [*range(0, 2 * dims, 2), *range(1, 2 * dims, 2)]
-    return split.permute(order).reshape(math.prod(sizes), math.prod(sizes))
+    widest = sizes.index(max(sizes))  # its pairs of columns would be too many to hold for each of its values
+    wide, rest = matrices[widest], [d for d in range(dims) if d != widest]
+    summed = times([pairs(matrices[d]).mT for d in rest], weights.movedim(widest, -1)).reshape(-1, len(wide))
+    blocks = [torch.matmul(wide.mT * part.unsqueeze(1), wide) for part in summed.split(max(1, CHUNK // wide.numel()))]
+    split = torch.cat(blocks).reshape([sizes[d] for d in (*rest, widest) for _ in (0, 1)])
+    place = [(*rest, widest).index(d) for d in range(dims)]
+    return split.permute([2 * k for k in place] + [2 * k + 1 for k in place]).reshape(
+        math.prod(sizes), math.prod(sizes)
+    )
 
 
 def weighted_diagonal(matrices: Sequence[Tensor], inner: Tensor) -> Tensor:
     """The diagonal of ``A B A^T`` for B [r, r], as a tensor [n_1, ..., n_D]; the transpose of `weighted_gram`."""
     sizes, dims = [a.shape[1] for a in matrices], len(matrices)
-    split = inner.reshape(*sizes, *sizes).permute([axis for d in range(dims) for axis in (d, dims + d)])
-    return times([pairs(a) for a in matrices], split.reshape([size**2 for size in sizes]))
-
-
-def partial_trace(inner: Tensor, sizes: Sequence[int], axis: int) -> Tensor:
-    """``sum_k B[(i, k), (j, k)]`` over the indices k of all axes but one, for B [r, r]: [r_d, r_d]."""
-    split, dims = inner.reshape(*sizes, *sizes), len(sizes)
-    names = [*range(dims), *(d if d != axis else dims for d in range(dims))]
-    return torch.einsum(split, names, [axis, dims])
+    widest = sizes.index(max(sizes))
+    wide, rest = matrices[widest], [d for d in range(dims) if d != widest]
+    split = inner.reshape(*sizes, *sizes).permute([axis for d in (*rest, widest) for axis in (d, dims + d)])
+    blocks = split.reshape(-1, sizes[widest], sizes[widest])
+    parts = [((wide @ part) * wide).sum(-1) for part in blocks.split(max(1, CHUNK // max(1, wide.numel())))]
+    summed = torch.cat(parts).reshape([sizes[d] ** 2 for d in rest] + [len(wide)])
+    return times([pairs(matrices[d]) for d in rest], summed).movedim(-1, widest)

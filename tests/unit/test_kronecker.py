@@ -168,6 +168,9 @@ def test_products():
     close(kron.weighted_gram(matrices, weights), gram, "weighted gram", atol=1e-10)
     diagonal = (whole @ gram @ whole.mT).diagonal()
     close(kron.weighted_diagonal(matrices, gram).reshape(-1), diagonal, "weighted diagonal", rtol=1e-10)
+    one, some = normal(40, 7), normal(40).square()  # a single axis: its pairs of columns are never held
+    close(kron.weighted_gram([one], some), one.mT @ (some[:, None] * one), "one axis", atol=1e-10)
+    close(kron.weighted_diagonal([one], one.mT @ one), (one @ one.mT).square().sum(1), "one axis", atol=1e-9)
     rows = [normal(6, n) for n in (2, 5, 3)]
     together = torch.einsum("mi,mj,mk->mijk", *rows).reshape(6, 30)
     close(kron.rows(rows, values), together @ values.reshape(30, 4), "rows", atol=1e-12)
