@@ -32,6 +32,7 @@ MODULES = {
     "sic-simulations": "benchmarks.tasks.sic_simulations",
     "sic-accuracy": "benchmarks.tasks.sic_accuracy",
     "sic-tables": "benchmarks.tasks.sic_tables",
+    "grids": "benchmarks.tasks.grids",
     "selection": "benchmarks.tasks.selection",
     "classification": "benchmarks.tasks.classification",
     "classification-gpytorch": "benchmarks.tasks.classification_gpytorch",

@@ -25,12 +25,14 @@ from gpx import (
 )
 from gpx.errors import FitWarning, InputError, NumericalError, StructureError, TeamError
 from gpx.gp import GP
+from gpx.grid import Grid
 from gpx.io import load, register
 from gpx.structure.explain import explain
 
 __all__ = [
     "GP",
     "FitWarning",
+    "Grid",
     "InputError",
     "NumericalError",
     "StructureError",

@@ -28,7 +28,7 @@ from gpx.inference.infer import Inferred
 from gpx.inference.objectives import Objective, leave_one_out_density
 from gpx.inference.problem import Problem, Solved, extend
 from gpx.inference.result import FitOptions, FitResult
-from gpx.inference.rules import cavities, split
+from gpx.inference.rules import cavities
 from gpx.inference.table import ParameterTable, parameter_table, standard_errors
 from gpx.inputs import Points, as_data, as_points
 from gpx.kernels.walk import resolve
@@ -78,8 +78,8 @@ class GP:
 
         Arguments:
             X: [N, D] or [N]; y: [N], or [N, P] for P outputs that share the hyperparameters; NaN in y is a missing value.
-                X may stay in files: a memory map, a Parquet path or pyarrow Dataset (y: the name of a column), a torch Dataset
-                of pairs (no y).
+                X may be a `gpx.Grid`, y then has its shape, or an xarray.DataArray (no y). It may stay in files: a memory map,
+                a Parquet path or pyarrow Dataset (y: the name of a column), a torch Dataset of pairs (no y).
             max_iter: iterations per start; restarts: further random starts; seed: of their draws.
             priors: "weak": wide LogNormal priors around the data-driven starts; None: only those that were set.
             max_seconds: a limit on the time.
@@ -158,9 +158,9 @@ class GP:
         of = "y" if of is None else of
         if of not in ("y", "f"):
             raise InputError(f"of must be 'y' (targets) or 'f' (latent function), got {of!r}.")
-        x = self._points(X).x
-        with torch.set_grad_enabled(x.requires_grad):
-            mean, variance = self.posterior_.marginals(x)
+        points = self._points(X)
+        with torch.set_grad_enabled(points.x.requires_grad):
+            mean, variance = (points.arranged(part) for part in self.posterior_.marginals(points.x))
             if of == "f":
                 distribution = Normal(self._flat(mean), self._flat(variance).sqrt(), validate_args=False)
             else:
@@ -181,9 +181,10 @@ class GP:
 
     def sample(self, X: Any, n: int, seed: int | None = 0) -> Tensor:
         """Joint posterior draws of f at X: [n, N*]. Cost: O(N*^3)."""
-        x = self._points(X).x
+        points = self._points(X)
         with torch.no_grad():
-            return self._flat(self.posterior_.sample(x, draw_count(n), make_generator(seed, x.device)))
+            draws = self.posterior_.sample(points.x, draw_count(n), make_generator(seed, points.x.device))
+        return self._flat(points.arranged(draws, 1))
 
     def paths(self, n: int, seed: int | None = 0) -> Paths:
         """n posterior functions of f: callable, consistent over calls, ``paths(X) -> [n, N*]``."""
@@ -320,8 +321,9 @@ class GP:
     def _latents(self, *values: Tensor) -> tuple[Tensor, ...]:
         """[N, C] as the likelihood takes it, without the axis of outputs if the targets were [N]."""
         problem = self._fitted()
-        parts = (split(problem.likelihood, v) for v in values)
-        return tuple(p.squeeze(1) if problem.data.flat else p for p in parts)
+        latents = problem.likelihood.num_latents
+        parts = (v if latents == 1 else v.unflatten(-1, (-1, latents)) for v in values)
+        return tuple(p.squeeze(-1 if latents == 1 else -2) if problem.data.flat else p for p in parts)
 
     def _flat(self, values: Tensor) -> Tensor:
         """[..., N, C] as the user's targets were: [..., N] if they were [N]."""

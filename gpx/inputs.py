@@ -7,8 +7,7 @@ Datetimes become days since 1970-01-01. Inputs in files stay there (`gpx.stored`
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,16 +17,26 @@ import torch
 from torch import Tensor
 
 from gpx import stored
+from gpx.coercion import first_rows, from_array, from_frame, is_dataarray, is_frame, require_finite
 from gpx.errors import InputError
+from gpx.grid import Axes, Grid
 from gpx.parallel import ALONE, Team
 
 
 @dataclass(frozen=True)
 class Points:
-    """Inputs x [N, D] and the names of their columns (a name may be empty)."""
+    """Inputs x [N, D] and the names of their columns (a name may be empty); of a grid also its shape and which columns belong to
+    each axis.
+    """
 
     x: Tensor
     columns: tuple[str, ...]
+    axes: Axes | None = None
+    shape: tuple[int, ...] | None = None
+
+    def arranged(self, values: Tensor, dim: int = 0) -> Tensor:
+        """Values whose axis `dim` has the rows, in the shape of the grid if there is one."""
+        return values if self.shape is None else values.unflatten(dim, self.shape)
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,8 @@ class Data:
     variance: the target variance to be explained (1 for a constant target); spread: [D] standard deviations of the input
     columns (1 for a constant column); resolution: the share of the spread at which lengthscales start; taken: the periods at
     which other terms of a sum have started; flat: whether the
-    targets came as [N]; team: the processes that have the other rows, if these are all of one of several.
+    targets came as [N]; team: the processes that have the other rows, if these are all of one of several; axes: the columns of
+    each axis of a grid, if the rows came as the cells of one.
     """
 
     x: Tensor
@@ -49,6 +59,7 @@ class Data:
     taken: tuple[float, ...] = ()
     flat: bool = True
     team: Team = ALONE
+    axes: Axes | None = None
 
     @cached_property
     def count(self) -> int:
@@ -91,7 +102,7 @@ class Data:
         first, count = int(dims[0]), len(dims)
         together = dims.tolist() == list(range(first, first + count))  # a view: nothing is copied
         x = self.x[:, first : first + count] if together else self.x[:, dims]
-        return replace(self, x=x, columns=names, spread=self.spread[dims])
+        return replace(self, x=x, columns=names, spread=self.spread[dims], axes=None)
 
     def component(self, variance: float, resolution: float = 1.0) -> Data:
         """The same data, of which a kernel is to explain only `variance`, at `resolution` times the present one."""
@@ -131,8 +142,14 @@ class Data:
 def as_data(X: Any, y: Any, *, columns: tuple[str, ...] | None = None) -> Data:
     """Coerce inputs and targets. Raises InputError for what cannot be used, naming rows or columns.
 
-    y: targets, the name of their column in Parquet files, or None for a torch Dataset of pairs.
+    X: also a `Grid`, or an xarray.DataArray, whose coordinates are one. y: targets (of the grid's shape), the name of their
+    column in Parquet files, or None for a torch Dataset of pairs or a DataArray that holds them.
     """
+    if is_dataarray(X):
+        X, values = Grid.from_dataarray(X)
+        y = values if y is None else y
+    if isinstance(X, Grid) and y is not None:
+        y = X.targets(y)
     if stored.is_stored(X):
         x, names, y = _from_files(X, y, columns)
         points = _checked(x, names, columns)
@@ -149,15 +166,19 @@ def as_data(X: Any, y: Any, *, columns: tuple[str, ...] | None = None) -> Data:
     _require_moderate(targets, "y")
     flat = targets.dim() == 1
     targets = targets.unsqueeze(1) if flat else targets
-    return Data(x, targets, points.columns, _pooled_variance(targets), _spread(x), flat=flat)
+    return Data(x, targets, points.columns, _pooled_variance(targets), _spread(x), flat=flat, axes=points.axes)
 
 
 def as_points(X: Any, *, columns: tuple[str, ...] | None = None, like: Tensor | None = None) -> Points:
     """Coerce inputs to [N, D]; with `columns`, those of the fit are expected (DataFrames are matched by name)."""
+    grid = Grid.from_dataarray(X)[0] if is_dataarray(X) else X
+    if isinstance(grid, Grid):
+        points = replace(_checked(grid.rows, grid.columns, columns), axes=grid.groups, shape=grid.shape)
+        return points if like is None else replace(points, x=points.x.to(like))
     if stored.is_stored(X):
         x, names, _ = _from_files(X, None, columns)
     else:
-        x, names = _frame(X, columns) if _is_frame(X) else _array(X, "X")
+        x, names = from_frame(X, columns) if is_frame(X) else from_array(X, "X")
     points = _checked(x, names, columns)
     if like is None:
         return points
@@ -176,7 +197,7 @@ def _checked(x: Tensor, names: tuple[str, ...], columns: tuple[str, ...] | None)
         raise InputError(
             f"X has {x.shape[1]} column(s), but the model was fitted on {len(columns)}{known}; pass the same columns."
         )
-    _require_finite(x, columns or names)
+    require_finite(x, columns or names)
     return Points(x, columns or names or ("",) * x.shape[1])
 
 
@@ -185,8 +206,8 @@ def _from_files(X: Any, y: Any, columns: tuple[str, ...] | None) -> tuple[Tensor
     if isinstance(X, np.memmap):
         x = stored.as_mapped(X)
         if x is None and X.ndim == 2:
-            x = stored.spooled(_array(np.asarray(X[rows]), "X")[0] for rows in stored.slices(len(X)))
-        return _array(X, "X")[0] if x is None else x, (), y
+            x = stored.spooled(from_array(np.asarray(X[rows]), "X")[0] for rows in stored.slices(len(X)))
+        return from_array(X, "X")[0] if x is None else x, (), y
     parts: list[Tensor] = []
     if not stored.is_table(X):
         x = stored.spooled(_inputs_of(stored.items(X), parts))
@@ -195,7 +216,7 @@ def _from_files(X: Any, y: Any, columns: tuple[str, ...] | None) -> tuple[Tensor
     targets = [y] if isinstance(y, str) else y if isinstance(y, list) and y and isinstance(y[0], str) else []
     names = stored.input_columns(data, columns if columns and any(columns) else None, targets)
     pairs = (
-        (_frame(f[names], None)[0], _frame(f[targets], None)[0] if targets else None)
+        (from_frame(f[names], None)[0], from_frame(f[targets], None)[0] if targets else None)
         for f in stored.frames(data, [*names, *targets])
     )
     x = stored.spooled(_inputs_of(pairs, parts))
@@ -214,7 +235,7 @@ def _inputs_of(pairs: Iterable[tuple[Tensor, Tensor | None]], targets: list[Tens
 
 def as_targets(y: Any, x: Tensor) -> Tensor:
     """Coerce targets to [N] or [N, P] beside inputs x [N, D]; NaN stays, as a missing value."""
-    values, _ = _frame(y, None) if _is_frame(y) else _array(y, "y")
+    values, _ = from_frame(y, None) if is_frame(y) else from_array(y, "y")
     if values.dim() == 0 or values.dim() > 2:
         raise InputError(f"y must be [N] or [N, P], got shape {list(values.shape)}.")
     if values.shape[1:] == (0,):
@@ -222,7 +243,7 @@ def as_targets(y: Any, x: Tensor) -> Tensor:
     if values.shape[0] != x.shape[0]:
         raise InputError(f"X has {x.shape[0]} rows and y has {values.shape[0]}; they must be of the same length.")
     if bool(torch.isinf(values).any()):
-        rows = _first_rows(torch.isinf(values).reshape(len(values), -1).any(1))
+        rows = first_rows(torch.isinf(values).reshape(len(values), -1).any(1))
         raise InputError(f"y is infinite in row(s) {rows}; use NaN for a missing target, or drop these rows.")
     if isinstance(y, Tensor) and y.device != x.device:
         raise InputError(f"X is on {x.device} and y on {y.device}; move one of them, gpx moves nothing silently.")
@@ -231,117 +252,8 @@ def as_targets(y: Any, x: Tensor) -> Tensor:
 
 def as_like(value: Any, like: Tensor, name: str) -> Tensor:
     """Coerce numbers to the dtype and device of `like`."""
-    values, _ = _frame(value, None) if _is_frame(value) else _array(value, name)
+    values, _ = from_frame(value, None) if is_frame(value) else from_array(value, name)
     return values.to(dtype=like.dtype, device=like.device)
-
-
-def _is_frame(value: Any) -> bool:
-    return hasattr(value, "columns") and hasattr(value, "dtypes")
-
-
-def _frame(frame: Any, columns: tuple[str, ...] | None) -> tuple[Tensor, tuple[str, ...]]:
-    names = tuple(str(c) for c in frame.columns)
-    if columns is not None and any(columns):
-        missing = [c for c in columns if c not in names]
-        if missing:
-            raise InputError(f"X lacks the column(s) {', '.join(missing)} of the fit; it has {', '.join(names)}.")
-        frame, names = frame[[frame.columns[names.index(c)] for c in columns]], columns
-    arrays, bad = [], []
-    for position, name in enumerate(names):
-        series = frame.iloc[:, position]
-        array = _numeric(series.to_numpy(dtype="datetime64[ns]") if _is_datetime(series) else _series_array(series))
-        arrays.append(array)
-        if array is None:
-            bad.append(name)
-    if bad:
-        raise InputError(
-            f"Column(s) {', '.join(bad)} hold text or categories; gpx needs numbers: encode them"
-            " (pandas.get_dummies makes indicator columns, and so does `gpx fit` on a file)."
-        )
-    stacked = np.stack(arrays, 1) if arrays else np.zeros((len(frame), 0))
-    return torch.from_numpy(np.ascontiguousarray(stacked)), names
-
-
-def _is_datetime(series: Any) -> bool:
-    return str(series.dtype).startswith("datetime64")
-
-
-def _series_array(series: Any) -> np.ndarray:
-    """A pandas column as a numpy array; nullable numbers get NaN for their missing values."""
-    if str(series.dtype) == "category":
-        return series.astype(str).to_numpy()  # codes of categories are no numbers, whatever they look like
-    if getattr(series.dtype, "na_value", None) is not None and getattr(series.dtype, "kind", "O") in "iufb":
-        return series.to_numpy(dtype=float, na_value=np.nan)
-    return series.to_numpy()
-
-
-def _array(value: Any, what: str) -> tuple[Tensor, tuple[str, ...]]:
-    """Anything that is not a DataFrame, as a float tensor, and the name of a Series."""
-    _require_dense(value, what)
-    if isinstance(value, np.ma.MaskedArray):
-        value = value.astype(float).filled(np.nan)
-    names = (str(value.name),) if getattr(value, "name", None) is not None and hasattr(value, "index") else ()
-    if isinstance(value, Tensor):
-        if value.is_complex():
-            raise InputError(f"{what} is complex; gpx needs real numbers.")
-        keep = value.dtype in (torch.float32, torch.float64)
-        return value if keep else value.to(torch.float64), names
-    if hasattr(value, "dtype") and hasattr(value, "to_numpy"):
-        value = value.to_numpy(dtype="datetime64[ns]") if _is_datetime(value) else _series_array(value)
-    try:
-        array = _numeric(np.asarray(value))
-    except ValueError as error:
-        raise InputError(f"{what} is not a rectangular array: {error}.") from error
-    if array is None:
-        raise InputError(
-            f"{what} holds {_describe(value)}; gpx needs numbers: encode text and categories as numbers first."
-        )
-    return torch.from_numpy(np.array(array, dtype=np.float64)), names
-
-
-def _require_dense(value: Any, what: str) -> None:
-    """Kernel matrices of sparse inputs are dense: nothing would be gained, and most functions do not take them."""
-    if isinstance(value, Tensor) and value.layout != torch.strided:
-        raise InputError(f"{what} is a sparse tensor ({value.layout}); pass {what}.to_dense().")
-    if hasattr(value, "toarray"):  # scipy.sparse
-        raise InputError(f"{what} is a sparse {type(value).__name__}; pass {what}.toarray().")
-
-
-def _numeric(array: np.ndarray) -> np.ndarray | None:
-    """The array in float64 (datetimes as days since 1970-01-01), or None if it does not hold numbers."""
-    if array.dtype.kind == "O" and array.size:
-        array = _unbox(array)
-    if array.dtype.kind == "M":
-        since = (array.astype("datetime64[ns]") - np.datetime64(0, "ns")) / np.timedelta64(1, "D")
-        return np.where(np.isnat(array), np.nan, since)
-    if array.dtype.kind not in "iufb":
-        return None if array.size else array.astype(float)
-    return array.astype(np.float64)
-
-
-def _unbox(array: np.ndarray) -> np.ndarray:
-    first = array.reshape(-1)[0]
-    if isinstance(first, (datetime.datetime, datetime.date, np.datetime64)):
-        return array.astype("datetime64[ns]")
-    numbers = all(v is None or isinstance(v, (int, float, np.number, np.bool_)) for v in array.reshape(-1))
-    return array.astype(np.float64) if numbers else array
-
-
-def _describe(value: Any) -> str:
-    flat = np.asarray(value).reshape(-1)
-    return f"{type(flat[0]).__name__} values such as {flat[0]!r}" if flat.size else type(value).__name__
-
-
-def _require_finite(x: Tensor, names: Sequence[str]) -> None:
-    blocks = [~torch.isfinite(x[rows]) for rows in stored.slices(len(x)) if not bool(torch.isfinite(x[rows].sum()))]
-    if any(bool(bad.any()) for bad in blocks):
-        bad = torch.cat([~torch.isfinite(x[rows]).all(1) for rows in stored.slices(len(x))])
-        where = torch.stack([block.any(0) for block in blocks]).any(0).nonzero().flatten().tolist()
-        columns = [names[i] if i < len(names) and names[i] else str(i) for i in where]
-        raise InputError(
-            f"X has NaN or infinite values in row(s) {_first_rows(bad)}, column(s) {', '.join(columns[:5])};"
-            " drop or impute them (only y may have missing values)."
-        )
 
 
 def _require_moderate(values: Tensor, what: str) -> None:
@@ -351,12 +263,6 @@ def _require_moderate(values: Tensor, what: str) -> None:
     largest = max(float(part.max()) if part.numel() else 0.0 for part in parts)
     if largest > limit:
         raise InputError(f"{what} has values up to {largest:.1e}; rescale it to stay below {limit:.0e}.")
-
-
-def _first_rows(bad: Tensor, limit: int = 5) -> str:
-    rows = bad.nonzero().flatten().tolist()
-    more = f" and {len(rows) - limit} more" if len(rows) > limit else ""
-    return ", ".join(str(r) for r in rows[:limit]) + more
 
 
 def _pooled_variance(y: Tensor) -> float:

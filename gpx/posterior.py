@@ -63,6 +63,11 @@ class Posterior(ABC):
         return 0.0
 
     @property
+    def log_determinant_error(self) -> float:
+        """The standard error of `log_density`, nats, where a log determinant in it is estimated; 0: it is exact."""
+        return 0.0
+
+    @property
     def note(self) -> str:
         """What the user should know of an approximation, for a warning after a fit; empty: nothing."""
         return ""
@@ -189,6 +194,10 @@ class Shifted(Posterior):
     @property
     def jitter(self) -> float:
         return self.centred.jitter
+
+    @property
+    def log_determinant_error(self) -> float:
+        return self.centred.log_determinant_error
 
     @property
     def note(self) -> str:
@@ -348,9 +357,9 @@ class Paths:
     shape: Callable[[Tensor], Tensor]
 
     def __call__(self, X: Any) -> Tensor:
-        x = self.coerce(X).x
-        with torch.set_grad_enabled(x.requires_grad):
-            return self.shape(self.draw(x))
+        points = self.coerce(X)
+        with torch.set_grad_enabled(points.x.requires_grad):
+            return self.shape(points.arranged(self.draw(points.x), 1))
 
 
 def draw_count(n: Any) -> int:

@@ -15,6 +15,8 @@ from gpx.engines.coreset import Coreset
 from gpx.engines.exact import Exact
 from gpx.engines.features import Features
 from gpx.engines.inducing import Inducing
+from gpx.engines.kronecker import Kronecker
+from gpx.engines.kronecker import covers as is_grid
 from gpx.engines.memory import require_memory
 from gpx.engines.sic import SIC
 from gpx.engines.sparse import SparseVariational
@@ -29,6 +31,7 @@ from gpx.structure.state_space import state_space, time_column
 SEQUENTIAL = 500  # rows from which a filter of few states is faster than a factorisation
 MANY = 8_000  # rows above which exact inference is not chosen
 LARGE = 1_000_000  # rows up to which a sparse factor fits into a few gigabytes
+LONGEST = 5_000  # values on an axis whose matrix is diagonalised in a minute
 COLUMNS = 8  # of inputs, up to which neighbours are worth more than inducing inputs
 BATCHED = (200_000, 4_096)  # rows above which inducing inputs see batches, and the size of these
 FIRST, FEW, MOST = 256, 512, 1024  # inducing inputs: at first; up to so many in any case, or where there are fewer rows
@@ -44,6 +47,7 @@ ENGINES = {
     "BlockCirculant": BlockCirculant,
     "Agents": Agents,
     "QuantisedADMM": QuantisedADMM,
+    "Kronecker": Kronecker,
 }
 
 
@@ -70,6 +74,13 @@ def _sequential(prior: Prior, data: Data, sites: Sites | None) -> bool:
     return True
 
 
+def _on_a_grid(prior: Prior, data: Data, sites: Sites | None) -> bool:
+    """Whether there are many data on a grid; only in few columns is one looked for."""
+    if len(data.x) < SEQUENTIAL or (data.axes is None and data.x.shape[1] > COLUMNS):
+        return False
+    return is_grid(prior, data, sites, Kronecker.dense_rows, LONGEST)
+
+
 def _batched(prior: Prior, data: Data, sites: Sites | None) -> bool:
     """Whether there are very many rows, and no noise that belongs to each of them."""
     if len(data.x) <= BATCHED[0]:
@@ -89,6 +100,11 @@ RULES = (
         "its blocks are circulant, no step is missing and the noise is the same everywhere: exact, in linear time",
     ),
     EngineRule(StateSpace(), _sequential, "the kernel is a state-space model of one input: exact in linear time"),
+    EngineRule(
+        Kronecker(),
+        _on_a_grid,
+        "the rows are a grid over whose axes the kernel factors: by the eigenvectors of each axis",
+    ),
     EngineRule(
         SIC(),
         lambda prior, data, sites: MANY < len(data.x) <= LARGE and data.x.shape[1] <= COLUMNS,

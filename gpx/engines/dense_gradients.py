@@ -18,7 +18,7 @@ from gpx.kernels.dense import dense
 from gpx.linalg.cholesky import Cholesky
 
 if TYPE_CHECKING:
-    from gpx.engines.exact import Solution
+    from gpx.engines.dense import Solution
 
 BLOCK = 1 << 18  # entries of a kernel block: its temporaries stay near the cache
 

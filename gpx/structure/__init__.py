@@ -6,10 +6,11 @@ from gpx.structure.derivatives import derivatives
 from gpx.structure.draws import Draws
 from gpx.structure.feature_map import FeatureMap, feature_map
 from gpx.structure.frequencies import frequencies
+from gpx.structure.kronecker import KroneckerForm, kronecker
 from gpx.structure.spectral_density import SpectralDensity, spectral_density
 from gpx.structure.state_space import state_space
 
 __all__ = [
-    "BlockForm", "Components", "Draws", "FeatureMap", "SpectralDensity", "block_form", "components", "derivatives",
-    "feature_map", "frequencies", "spectral_density", "state_space",
+    "BlockForm", "Components", "Draws", "FeatureMap", "KroneckerForm", "SpectralDensity", "block_form", "components",
+    "derivatives", "feature_map", "frequencies", "kronecker", "spectral_density", "state_space",
 ]  # fmt: skip

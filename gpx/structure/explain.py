@@ -19,6 +19,7 @@ from gpx.structure.derivatives import derivatives
 from gpx.structure.draws import Draws
 from gpx.structure.feature_map import feature_map
 from gpx.structure.isotropic import isotropic
+from gpx.structure.kronecker import atoms
 from gpx.structure.spectral_density import spectral_density
 from gpx.structure.state_space import StateSpace, state_space, time_column
 
@@ -63,6 +64,7 @@ def explain(kernel: Any) -> Explanation:
       spectral density          no   Linear has no spectral density that is a function of frequency, or none is ...
       derivatives               no   Linear has no derivatives as functions of a lag, or none are registered: use ...
       block form                no   Linear has no block-circulant form: use kernels.BlockQuasiPeriodic, or ...
+      Kronecker form            yes  one axis
       engine Exact              yes  uses the dense matrix
       engine SparseVariational  yes  uses the dense matrix
       engine Coreset            yes  uses the dense matrix
@@ -70,6 +72,7 @@ def explain(kernel: Any) -> Explanation:
       engine SIC                yes  uses the dense matrix of neighbours
       engine StateSpace         yes  linear time
       engine BlockCirculant     no   needs a block form
+      engine Kronecker          yes  for a gpx.Grid, or rows that are one
     """
     if isinstance(kernel, str) and kernel == "auto":
         return Explanation(_describe_auto(), _findings(parse(next(iter(RULES.values())))))
@@ -108,21 +111,24 @@ def _findings(kernel: gpytorch.kernels.Kernel) -> tuple[Finding, ...]:
     blocks = _probe("block form", lambda: block_form(kernel), _describe_blocks)
     note = "one series without gaps, Gaussian noise" if blocks.supported else "needs a block form"
     circulant = Finding("engine BlockCirculant", blocks.supported, note)
-    return (
-        matrix,
-        features,
-        states,
-        density,
-        slopes,
-        blocks,
-        engine,
-        sparse,
-        coreset,
-        weights,
-        sic,
-        sequential,
-        circulant,
-    )
+    factors = _factors(kernel) if matrix.supported else replace(matrix, name="Kronecker form")
+    grid = "for a gpx.Grid, or rows that are one" if factors.supported else "needs a kernel that factors"
+    kron = Finding("engine Kronecker", factors.supported, grid)
+    structures = matrix, features, states, density, slopes, blocks, factors
+    return *structures, engine, sparse, coreset, weights, sic, sequential, circulant, kron
+
+
+def _factors(kernel: gpytorch.kernels.Kernel) -> Finding:
+    """The axes between which a kernel factors."""
+    width = _dims(kernel)
+    axes = atoms(kernel, width)
+    if width > 1 and len(axes) == 1:
+        return Finding(
+            "Kronecker form", False, f"couples all of its {width} columns, which must be one axis of a gpx.Grid"
+        )
+    shown = " | ".join(", ".join(map(str, axis)) for axis in axes)
+    note = "one axis" if width == 1 else f"axes of the columns {shown}, or some of these together"
+    return Finding("Kronecker form", True, note)
 
 
 def _points(kernel: gpytorch.kernels.Kernel) -> torch.Tensor:

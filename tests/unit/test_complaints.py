@@ -119,8 +119,8 @@ def test_complaint_06_prediction_in_chunks(monkeypatch):
 
     gp = GP(Matern()).fit(X, Y)
     whole = gp.predict(points(2000, seed=6))
-    monkeypatch.setattr("gpx.engines.exact.dense", counted)
-    monkeypatch.setattr("gpx.engines.exact.CHUNK", 3000)
+    monkeypatch.setattr("gpx.engines.dense.dense", counted)
+    monkeypatch.setattr("gpx.engines.dense.CHUNK", 3000)
     chunked = gp.predict(points(2000, seed=6))
     assert sizes and all(a <= 100 and b == 30 for a, b in sizes)
     close(chunked.mean, whole.mean, "the same in chunks", 1e-12)
@@ -168,7 +168,7 @@ def test_complaint_08_slow_repeated_prediction(monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("a prediction factorised a matrix")
 
-    monkeypatch.setattr("gpx.engines.exact.factorise", never)
+    monkeypatch.setattr("gpx.engines.dense.factorise", never)
     gp.predict(NEW), gp.predict(NEW, of="f"), gp.paths(1)(NEW)
     gp.loo(), gp.log_evidence(), gp.check()
 

@@ -77,7 +77,7 @@ def test_a_kernel_without_a_matrix():
             raise StructureError("Broken has no matrix.")
 
     explanation = gpx.explain(Broken())
-    assert [f.supported for f in explanation.findings] == [False] * 12
+    assert not any(f.supported for f in explanation.findings)
     assert "Broken has no matrix." in str(explanation)
 
 
