@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from gpx.inference.adam import late
@@ -54,6 +55,21 @@ def proximal(point: Tensor, numerators: Tensor, slopes: Tensor, penalty: float) 
     return torch.where(point > 0, high.exp(), 0.0)
 
 
+def common_noise(mean: float, penalty: float, prior: tuple[float, float] | None, limits: tuple[float, float]) -> float:
+    """The noise between limits that agrees best with the agents' mean and a normal prior of its logarithm."""
+    at_least = min(max(mean, limits[0]), limits[1])
+    if prior is None:
+        return at_least
+    middle, spread = prior
+
+    def cost(log: float) -> float:
+        return 0.5 * (penalty * (math.exp(log) - mean) ** 2 + ((log - middle) / spread) ** 2)
+
+    between = sorted((math.log(at_least), middle))
+    found = minimize_scalar(cost, bounds=between, method="bounded", options={"xatol": 1e-10})
+    return min(max(math.exp(found.x), limits[0]), limits[1])
+
+
 def admm(search: Any, start: np.ndarray, bounds: np.ndarray, options: Any, bar: Any) -> tuple[bool, str, int]:
     """Rounds of a few updates by every agent, a quantised message of each, and the consensus of all.
 
@@ -80,9 +96,8 @@ def admm(search: Any, start: np.ndarray, bounds: np.ndarray, options: Any, bar: 
         message = quantise(weights + duals / penalty, quantum, generator)
         sent += team.count(bits(message, quantum))
         before, total = consensus, team.sum(message) / team.size
-        consensus = total.clamp_min(0.0).index_put(
-            (torch.tensor([-1]),), total[-1].clamp_min(max(own.noise_range[0], 1e-12 * unit))
-        )
+        noise = common_noise(float(total[-1]), team.size * penalty, whole.noise_prior, whole.noise_range)
+        consensus = torch.cat([total[:-1].clamp_min(0.0), total.new_tensor([noise])])
         duals = duals + penalty * (weights - consensus)
         apart = team.sum((weights - consensus).square().sum()).sqrt()
         moved = penalty * math.sqrt(team.size) * (consensus - before).norm()

@@ -337,8 +337,8 @@ def _is_plain(entry: Coordinate) -> bool:
     """Whether updates keep to the prior and the bounds of a value."""
     if entry.name == "noise":
         return entry.prior is None or isinstance(entry.prior, LogNormalPrior)
-    lower, upper = entry.bounds()
-    return entry.prior is None and lower in (0.0, -math.inf) and upper == math.inf
+    lower, upper = entry.bounds().T
+    return entry.prior is None and bool(np.isin(lower, (0.0, -math.inf)).all() and (upper == math.inf).all())
 
 
 def mixture_of(problem: Problem) -> Mixture:

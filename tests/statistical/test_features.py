@@ -13,7 +13,7 @@ import torch
 import gpx
 from gpx import InputError, StructureError, features
 from gpx.features import Codec, Distributed, SigmaDelta
-from gpx.linalg.directions import KINDS, coupled, repelling, simplex
+from gpx.linalg.directions import KINDS, coupled, repelling, rotations, simplex
 from gpx.linalg.quantise import condensed, level, nearest, pack, unpack
 from gpx.testing.assertions import close, mean_is
 from gpx.testing.cases import points
@@ -26,9 +26,8 @@ def generator(seed=0):
 
 
 def pairs(repeats=REPEATS, seed=1):
-    """Two points at random directions for each repeat [repeats, 2, D]."""
-    z = torch.randn(repeats, 2, D, generator=generator(seed), dtype=torch.float64)
-    return NORM * z / z.norm(dim=-1, keepdim=True)
+    """Two points at right angles for each repeat [repeats, 2, D]."""
+    return NORM * rotations(repeats, D, generator(seed))[:, :2]
 
 
 def blocks_of(kind, repeats=REPEATS, seed=2):
@@ -106,7 +105,9 @@ def test_softmax_features_are_unbiased():
 
 
 def test_errors_of_couplings():
-    """Of estimates with D features, relative to independent directions: the law "couplings"."""
+    """Of estimates with D features, for x and y at right angles, relative to independent directions: the law "couplings". The
+    ratio of 6,000 repeats is known to some 3 %; at random angles that of a simplex is 0.25.
+    """
     independent = {name: error("iid", of) for name, of in MAPS.items()}
     assert error("simplex", features.positive) <= 0.25 * independent["positive"]
     assert error("simplex+", features.positive) <= 0.25 * independent["positive"]
