@@ -14,6 +14,7 @@ from gpx import (
     datasets,
     engines,
     errors,
+    graphs,
     kernels,
     likelihoods,
     models,
@@ -24,12 +25,14 @@ from gpx import (
 )
 from gpx.errors import FitWarning, InputError, NumericalError, StructureError, TeamError
 from gpx.gp import GP
+from gpx.graphs import Graph
 from gpx.io import load, register
 from gpx.structure.explain import explain
 
 __all__ = [
     "GP",
     "FitWarning",
+    "Graph",
     "InputError",
     "NumericalError",
     "StructureError",
@@ -39,6 +42,7 @@ __all__ = [
     "engines",
     "errors",
     "explain",
+    "graphs",
     "kernels",
     "likelihoods",
     "load",

@@ -22,6 +22,7 @@ from gpx.inputs import Data
 from gpx.kernels.expressions import parse_call
 from gpx.prior import Prior
 from gpx.sites import Sites
+from gpx.structure.metric import has_metric
 from gpx.structure.state_space import state_space, time_column
 
 SEQUENTIAL = 500  # rows from which a filter of few states is faster than a factorisation
@@ -84,6 +85,11 @@ RULES = (
         "its blocks are circulant, no step is missing and the noise is the same everywhere: exact, in linear time",
     ),
     EngineRule(StateSpace(), _sequential, "the kernel is a state-space model of one input: exact in linear time"),
+    EngineRule(
+        SparseVariational(refine=False),
+        lambda prior, data, sites: len(data.x) > MANY and not all(map(has_metric, prior.kernels)),
+        "inputs that are nodes have no neighbours in a metric; this is a lower bound, through inducing nodes",
+    ),
     EngineRule(
         SIC(),
         lambda prior, data, sites: MANY < len(data.x) <= LARGE and data.x.shape[1] <= COLUMNS,

@@ -30,6 +30,7 @@ from gpx.selection import choose_selection
 from gpx.selection.greedy import pivots
 from gpx.sites import SiteMarginals, Sites
 from gpx.structure.feature_map import feature_map
+from gpx.structure.metric import require_metric
 
 PATH_FEATURES = 2048
 FIRST_ROUND = 3_000  # rows
@@ -81,6 +82,9 @@ class Inducing(Engine):
 
     def plan(self, prior: Prior, data: Data) -> InducingPlan:
         """Choose the inducing inputs among the rows with a target."""
+        if self.refine:
+            for kernel in prior.kernels:
+                require_metric(kernel, f"engines.{type(self).__name__} with refine=True")
         rows = self._candidates(data)
         return self._agreed(data, lambda: [self._chosen(kernel, rows, self.size) for kernel in prior.kernels])
 

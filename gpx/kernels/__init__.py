@@ -4,6 +4,7 @@ from gpx.kernels.algebra import Product, Sum
 from gpx.kernels.base import Kernel, matrix
 from gpx.kernels.block import BlockQuasiPeriodic
 from gpx.kernels.expressions import parse
+from gpx.kernels.graph import Graph
 from gpx.kernels.hida_matern import HidaMatern
 from gpx.kernels.periodic import Cosine, Periodic
 from gpx.kernels.quasi_periodic import QuasiPeriodic
@@ -11,7 +12,7 @@ from gpx.kernels.simple import Constant, Linear
 from gpx.kernels.stationary import RBF, Matern, RationalQuadratic
 
 __all__ = [
-    "RBF", "BlockQuasiPeriodic", "Constant", "Cosine", "HidaMatern", "Kernel", "Linear", "Matern", "Periodic", "Product",
+    "RBF", "BlockQuasiPeriodic", "Constant", "Cosine", "Graph", "HidaMatern", "Kernel", "Linear", "Matern", "Periodic", "Product",
     "QuasiPeriodic",
     "RationalQuadratic", "Sum", "matrix", "parse",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from gpx.kernels.expressions import parse
 from gpx.structure.block_form import BlockForm, block_form
 from gpx.structure.feature_map import feature_map
 from gpx.structure.isotropic import isotropic
+from gpx.structure.metric import require_metric
 from gpx.structure.spectral_density import spectral_density
 from gpx.structure.state_space import StateSpace, state_space, time_column
 
@@ -91,8 +92,10 @@ def _findings(kernel: gpytorch.kernels.Kernel) -> tuple[Finding, ...]:
         "spectral density", lambda: spectral_density(kernel), lambda _: "exact: objectives.Whittle(debiased=False)"
     )
     engine = Finding("engine Exact", matrix.supported, "uses the dense matrix" if matrix.supported else matrix.note)
-    sparse, coreset = (replace(engine, name=f"engine {name}") for name in ("SparseVariational", "Coreset"))
-    sic = Finding("engine SIC", engine.supported, _describe_neighbours(kernel) if engine.supported else engine.note)
+    metric = _probe("engine SIC", lambda: require_metric(kernel, "engines.SIC"), lambda _: _describe_neighbours(kernel))
+    sic = metric if engine.supported else replace(engine, name="engine SIC")
+    inducing = engine if metric.supported else replace(engine, note=f"{engine.note}; with refine=False")
+    sparse, coreset = (replace(inducing, name=f"engine {name}") for name in ("SparseVariational", "Coreset"))
     asked = "linear time" + (", only if asked for" if "approximate" in states.note else "")
     sequential = Finding("engine StateSpace", states.supported, asked if states.supported else states.note)
     blocks = _probe("block form", lambda: block_form(kernel), _describe_blocks)

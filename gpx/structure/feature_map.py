@@ -22,6 +22,7 @@ from gpx.kernels import (
     RBF,
     Constant,
     Cosine,
+    Graph,
     HidaMatern,
     Linear,
     Matern,
@@ -98,6 +99,17 @@ def _(kernel: Linear, size: int, dims: int, generator: torch.Generator) -> Featu
         return (x - center.to(x)) * slope.to(x)
 
     return FeatureMap(_width(kernel, dims), apply, exact=True)
+
+
+@feature_map.register
+def _(kernel: Graph, size: int, dims: int, generator: torch.Generator) -> FeatureMap:
+    def apply(x: Tensor) -> Tensor:
+        nodes = kernel.nodes(select(kernel, x))
+        phi = kernel.backend.features(kernel.operator, kernel.spectrum, nodes).detach()
+        return kernel.outputscale.detach().sqrt() * phi.to(x)
+
+    apply(torch.zeros(1, dims, dtype=torch.float64))  # says at once if there are none
+    return FeatureMap(kernel.graph.num_nodes, apply, exact=True)
 
 
 @feature_map.register
