@@ -3,6 +3,7 @@
 from gpx.graphs.backends import Backend, Eigen
 from gpx.graphs.graph import Graph
 from gpx.graphs.operator import Operator
+from gpx.graphs.sampled import Walks
 from gpx.graphs.spectra import (
     Diffusion,
     InverseCosine,
@@ -14,9 +15,9 @@ from gpx.graphs.spectra import (
     Spectrum,
 )
 
-BACKENDS = {"eigen": Eigen()}
+BACKENDS = {"eigen": Eigen(), "walks": Walks()}
 
 __all__ = [
     "BACKENDS", "Backend", "Diffusion", "Eigen", "Graph", "InverseCosine", "Matern", "Neural", "Operator", "PStep", "Polynomial",
-    "RegularisedLaplacian", "Spectrum",
+    "RegularisedLaplacian", "Spectrum", "Walks",
 ]  # fmt: skip

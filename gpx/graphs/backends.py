@@ -26,8 +26,8 @@ class Backend(ABC):
 
     exact: ClassVar[bool] = False
 
-    def settled(self, operator: Operator, spectrum: Spectrum) -> Backend:
-        """With what depends on the graph and the present values of the spectrum filled in."""
+    def settled(self, operator: Operator, spectrum: Spectrum, anew: bool = False) -> Backend:
+        """With what depends on the graph and the present values of the spectrum filled in. anew: also where it has been."""
         return self
 
     @abstractmethod

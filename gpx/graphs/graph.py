@@ -209,7 +209,7 @@ class Graph:
 
 def _as_csr(A: Any) -> Any:
     try:
-        W = sparse.csr_array(A, dtype=np.float64, copy=True)
+        W: Any = sparse.csr_array(A, dtype=np.float64, copy=True)
     except (TypeError, ValueError) as error:
         raise InputError(f"Expected a matrix of weights, sparse or dense, got {type(A).__name__}: {error}") from error
     if W.ndim != 2 or W.shape[0] != W.shape[1] or not W.shape[0]:
@@ -235,7 +235,7 @@ def _check_symmetric(W: Any) -> None:
     difference: Any = abs(W - W.T).tocoo()
     if difference.nnz and difference.data.max() > ASYMMETRY * abs(W.data).max():
         at = int(difference.data.argmax())
-        i, j = int(difference.coords[0][at]), int(difference.coords[1][at])
+        i, j = int(difference.row[at]), int(difference.col[at])
         raise InputError(
             f"The matrix is not symmetric, so the graph is directed: the weight of [{i}, {j}] is {W[i, j]:g}, that of"
             f" [{j}, {i}] {W[j, i]:g}; pass (A + A.T) / 2, or A.maximum(A.T)."

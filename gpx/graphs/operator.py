@@ -79,6 +79,11 @@ class Operator:
         values, vectors = torch.linalg.eigh(torch.from_numpy(L))
         return values.clamp_min(0), vectors
 
+    @cached_property
+    def drawn(self) -> dict[Any, Any]:
+        """Random walks so far, by their settings: functions of these, and kept as long as the graph is."""
+        return {}
+
     def multiply(self, v: np.ndarray) -> np.ndarray:
         """``L v`` for v [N] or [N, k]. Cost: O(E k)."""
         return self.rate * (v - self.walk_matrix @ v)

@@ -89,7 +89,7 @@ class Graph(Kernel):
     def _init_from(self, data: Data) -> None:
         nodes = self.nodes(data.x)
         self.spectrum.start_for(self.operator, data.variance)
-        self.backend = self.backend.settled(self.operator, self.spectrum)
+        self.backend = self.backend.settled(self.operator, self.spectrum, anew=True)
         if self.spectrum.scaled:
             self.start("outputscale", 1.0)
             return
