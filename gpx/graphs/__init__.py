@@ -1,6 +1,7 @@
 """Graphs, spectra of their kernels, and the ways to evaluate these: by eigenvectors, polynomials and random walks."""
 
 from gpx.graphs.backends import Backend, Eigen
+from gpx.graphs.chebyshev import Chebyshev
 from gpx.graphs.graph import Graph
 from gpx.graphs.operator import Operator
 from gpx.graphs.sampled import Walks
@@ -15,9 +16,9 @@ from gpx.graphs.spectra import (
     Spectrum,
 )
 
-BACKENDS = {"eigen": Eigen(), "walks": Walks()}
+BACKENDS = {"eigen": Eigen(), "chebyshev": Chebyshev(), "walks": Walks()}
 
 __all__ = [
-    "BACKENDS", "Backend", "Diffusion", "Eigen", "Graph", "InverseCosine", "Matern", "Neural", "Operator", "PStep", "Polynomial",
-    "RegularisedLaplacian", "Spectrum", "Walks",
+    "BACKENDS", "Backend", "Chebyshev", "Diffusion", "Eigen", "Graph", "InverseCosine", "Matern", "Neural", "Operator", "PStep",
+    "Polynomial", "RegularisedLaplacian", "Spectrum", "Walks",
 ]  # fmt: skip

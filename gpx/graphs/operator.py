@@ -73,6 +73,15 @@ class Operator:
         return float(np.max(degrees + np.divide(around, degrees, out=np.zeros_like(degrees), where=degrees > 0)))
 
     @cached_property
+    def doubled(self) -> Any:
+        """``4 L / bound - 2 I``, twice a matrix with its spectrum in [-1, 1]; a SciPy array."""
+        share = 4 * self.rate / self.bound if self.bound else 0.0
+        matrix = sparse.diags_array(np.full(self.graph.num_nodes, share - 2)) - share * self.walk_matrix
+        matrix = matrix.tocsr()
+        matrix.eliminate_zeros()
+        return matrix
+
+    @cached_property
     def eigen(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues [N] of L, ascending, and eigenvectors [N, N]. Cost: O(N^3) time, O(N^2) memory, once per graph."""
         L = self.rate * (np.eye(self.graph.num_nodes) - self.walk_matrix.toarray())

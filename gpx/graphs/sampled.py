@@ -143,9 +143,10 @@ class Walks(Backend):
             return
         while walks > 1 and self._needed(transitions, pilot, law, walks) * count > self.memory * 1e9:
             walks //= 2
+        size = needed * count / 1e9
         raise InputError(
-            f"Walks from {count:,} nodes need about {needed * count / 1e9:.3g} GB, the limit is {self.memory:g} GB: take"
-            f" walks={walks}, lengths below {len(law.survival)}, memory={math.ceil(needed * count / 1e9)}, or ask for fewer nodes."
+            f"Walks from {count:,} nodes need about {size:.3g} GB, the limit is {self.memory:g} GB: take walks={walks}, lengths"
+            f" below {len(law.survival)}, memory={math.ceil(size)}, or ask for fewer nodes."
         )
 
     def _needed(self, transitions: Transitions, pilot: np.ndarray, law: Law, walks: int) -> float:

@@ -41,6 +41,10 @@ class Spectrum(Parameterised, gpytorch.Module):
         """F at eigenvalues of L, of any shape. rate: that of the operator."""
         raise NotImplementedError(f"{type(self).__name__} must define at(eigenvalues, rate).")
 
+    def root(self, eigenvalues: Tensor, rate: float) -> Tensor:
+        """A function whose square is F: smooth where F has no zeros inside the spectrum."""
+        return self.at(eigenvalues, rate).sqrt()
+
     def series(self, length: int, rate: float, power: float = 1.0) -> Tensor:
         """The first coefficients [length] of ``F(rate (1 - s))^power`` as a series in s."""
         raise NotImplementedError(f"{type(self).__name__} must define series(length, rate, power).")
@@ -252,11 +256,14 @@ class _Modulated(Spectrum):
         """f [lengths]."""
         raise NotImplementedError
 
-    def at(self, eigenvalues: Tensor, rate: float) -> Tensor:
+    def root(self, eigenvalues: Tensor, rate: float) -> Tensor:
         s, total = 1 - eigenvalues / rate, torch.zeros_like(eigenvalues)
         for f in self.coefficients().flip(0):
             total = total * s + f
-        return total.square()
+        return total
+
+    def at(self, eigenvalues: Tensor, rate: float) -> Tensor:
+        return self.root(eigenvalues, rate).square()
 
     def series(self, length: int, rate: float, power: float = 1.0) -> Tensor:
         f = self.coefficients()

@@ -2,8 +2,8 @@
 
 Random numbers are functions of (seed, node, walk, step), so that rows do not depend on each other, on their order or on the
 number of threads. Walkers that are at one node after the same number of steps choose their next nodes together, in blocks:
-within a block of size b the quantiles are ``u + k / b mod 1``, k = 0 ... b - 1, with one uniform u, each uniform by itself. Theory:
-docs/theory/graphs.md.
+within a block of size b the quantiles are ``u + k / b mod 1``, k = 0 ... b - 1, with one uniform u, each uniform by itself.
+Theory: docs/theory/graphs.md.
 """
 
 from __future__ import annotations

@@ -2,9 +2,11 @@
 
 from gpx.structure.block_form import BlockForm, block_form
 from gpx.structure.feature_map import FeatureMap, feature_map, frequencies
+from gpx.structure.sparse_features import SparseFeatures, sparse_features
 from gpx.structure.spectral_density import SpectralDensity, spectral_density
 from gpx.structure.state_space import state_space
 
 __all__ = [
-    "BlockForm", "FeatureMap", "SpectralDensity", "block_form", "feature_map", "frequencies", "spectral_density", "state_space",
+    "BlockForm", "FeatureMap", "SparseFeatures", "SpectralDensity", "block_form", "feature_map", "frequencies", "sparse_features",
+    "spectral_density", "state_space",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ from gpx.structure.block_form import BlockForm, block_form
 from gpx.structure.feature_map import feature_map
 from gpx.structure.isotropic import isotropic
 from gpx.structure.metric import require_metric
+from gpx.structure.sparse_features import sparse_features
 from gpx.structure.spectral_density import spectral_density
 from gpx.structure.state_space import StateSpace, state_space, time_column
 
@@ -87,6 +88,9 @@ def _findings(kernel: gpytorch.kernels.Kernel) -> tuple[Finding, ...]:
     kernel = copy.deepcopy(kernel).double()
     matrix = _probe("dense matrix", lambda: dense(kernel, *(2 * [_points(kernel)])), lambda _: "any gpytorch kernel")
     features = _probe("feature map", lambda: _features(kernel), _describe_features)
+    entries = _probe(
+        "sparse features", lambda: sparse_features(kernel, _points(kernel)), lambda _: "exact: few entries per row"
+    )
     states = _probe("state space", lambda: _states(kernel), _describe_states)
     density = _probe(
         "spectral density", lambda: spectral_density(kernel), lambda _: "exact: objectives.Whittle(debiased=False)"
@@ -101,7 +105,20 @@ def _findings(kernel: gpytorch.kernels.Kernel) -> tuple[Finding, ...]:
     blocks = _probe("block form", lambda: block_form(kernel), _describe_blocks)
     note = "one series without gaps, Gaussian noise" if blocks.supported else "needs a block form"
     circulant = Finding("engine BlockCirculant", blocks.supported, note)
-    return matrix, features, states, density, blocks, engine, sparse, coreset, sic, sequential, circulant
+    return (
+        matrix,
+        features,
+        *([entries] if entries.supported else []),
+        states,
+        density,
+        blocks,
+        engine,
+        sparse,
+        coreset,
+        sic,
+        sequential,
+        circulant,
+    )
 
 
 def _points(kernel: gpytorch.kernels.Kernel) -> torch.Tensor:

@@ -8,13 +8,15 @@ import pytest
 import torch
 
 import gpx
-from gpx import InputError, graphs
+from gpx import InputError, StructureError, graphs
 from gpx.graphs.loads import Pattern, product
 from gpx.graphs.walks import COUPLINGS, Law, Transitions, walk
 from gpx.kernels import RBF, Graph
+from gpx.structure import sparse_features
 from gpx.testing import check_engine, check_kernel, check_structure
 from gpx.testing.assertions import close, gradients
 from gpx.testing.cases import SPECTRA, nodes, small_graph
+from gpx.testing.structures import check_sparse_features
 
 QUICK = graphs.Walks(walks=30, lengths=6)
 KERNELS = {
@@ -23,6 +25,7 @@ KERNELS = {
     "Polynomial": lambda: Graph(small_graph(), SPECTRA["Polynomial"](), backend=QUICK),
     "stitched": lambda: Graph(small_graph(), SPECTRA["Diffusion"](), backend=graphs.Walks(20, 5, stitches=3)),
     "more": lambda: Graph(small_graph(), SPECTRA["Diffusion"](), backend=graphs.Walks(9, 5, halting=0.4).more(20)),
+    "sum": lambda: Graph(small_graph(), backend=QUICK) + Graph(small_graph(), SPECTRA["Neural"](), backend=QUICK),
     "product": lambda: Graph(small_graph(), backend=QUICK, active_dims=[0]) * RBF(active_dims=[1]),
 }
 
@@ -39,6 +42,18 @@ def test_laws_of_kernels(name):
 @pytest.mark.parametrize("name", [n for n in KERNELS if n != "product"])
 def test_laws_of_structures(name):
     check_structure(KERNELS[name](), nodes(6))
+
+
+def test_which_kernels_have_sparse_features():
+    check_sparse_features(KERNELS["sum"](), nodes(5))
+    for kernel, advice in (
+        (KERNELS["stitched"](), "no sparse features of a node; use graphs.Walks"),
+        (Graph(small_graph()), "no sparse features of a node; use graphs.Walks"),
+        (RBF(), "RBF has no sparse features: use kernels.Graph"),
+    ):
+        with pytest.raises(StructureError, match=advice):
+            sparse_features(kernel, nodes(3))
+    assert "sparse features           yes" in str(gpx.explain(KERNELS["Matern"]()))
 
 
 def test_laws_of_the_exact_engine():
