@@ -25,6 +25,7 @@ MODULES = {
     "trajectories": "benchmarks.tasks.trajectories",
     "whittle": "benchmarks.tasks.whittle",
     "block": "benchmarks.tasks.block",
+    "graphs": "benchmarks.tasks.graphs",
     "sic": "benchmarks.tasks.sic",
     "sic-simulations": "benchmarks.tasks.sic_simulations",
     "sic-accuracy": "benchmarks.tasks.sic_accuracy",
