@@ -147,7 +147,7 @@ def products(size: int) -> dict[str, float]:
     from gpx import graphs
 
     operator, spectrum = grid(round(size**0.5)).operator(), graphs.Diffusion(5.0)
-    v, backend = torch.from_numpy(vector(size)), graphs.Chebyshev(1e-6)
+    v, backend = torch.from_numpy(vector(operator.graph.num_nodes)), graphs.Chebyshev(1e-6)
     small = grid(30).operator()
     L = np.eye(900) - small.walk_matrix.toarray()
     unit = torch.from_numpy(vector(900))

@@ -4,7 +4,8 @@ from gpx.graphs.backends import Backend, Eigen
 from gpx.graphs.chebyshev import Chebyshev
 from gpx.graphs.graph import Graph
 from gpx.graphs.operator import Operator
-from gpx.graphs.sampled import Walks
+from gpx.graphs.push import Push
+from gpx.graphs.sampled import SparseBackend, Walks
 from gpx.graphs.spectra import (
     Diffusion,
     InverseCosine,
@@ -20,5 +21,5 @@ BACKENDS = {"eigen": Eigen(), "chebyshev": Chebyshev(), "walks": Walks()}
 
 __all__ = [
     "BACKENDS", "Backend", "Chebyshev", "Diffusion", "Eigen", "Graph", "InverseCosine", "Matern", "Neural", "Operator", "PStep",
-    "Polynomial", "RegularisedLaplacian", "Spectrum", "Walks",
+    "Polynomial", "Push", "RegularisedLaplacian", "SparseBackend", "Spectrum", "Walks",
 ]  # fmt: skip

@@ -1,8 +1,9 @@
-"""The backend of random walks: sparse features of nodes whose products are estimates of F(L)."""
+"""Backends with sparse features of nodes; random walks, whose features' products are estimates of F(L)."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -23,8 +24,75 @@ LEAST = 0.01  # survival probability, so that a modulation that is learned canno
 PILOT = (64, 100)  # rows of the pilot: at least so many, and one in so many
 
 
+class SparseBackend(Backend):
+    """A backend with sparse features: rows of Phi, or of the first of several factors, that are linear in the modulation."""
+
+    stitches: int = 1
+    survival: tuple[float, ...] | None
+
+    @abstractmethod
+    def loads(self, operator: Operator, nodes: np.ndarray, stitch: int = 0) -> Loads:
+        """Loads of nodes [n], any of which may come up again; stitch: of which factor."""
+
+    @property
+    def settled_survival(self) -> tuple[float, ...]:
+        """Raises: InputError before `settled`."""
+        if self.survival is None:
+            raise InputError(f"{self!r} is not settled: call settled(operator, spectrum) first.")
+        return self.survival
+
+    def _modulation(self, operator: Operator, spectrum: Spectrum) -> Tensor:
+        return spectrum.series(len(self.settled_survival), operator.rate, 0.5 / self.stitches)
+
+    def covariance(self, operator: Operator, spectrum: Spectrum, left: Tensor, right: Tensor) -> Tensor:
+        if len(left) < len(right):
+            return self.covariance(operator, spectrum, right, left).mT
+        f = self._modulation(operator, spectrum)
+        ends = [self.loads(operator, nodes.cpu().numpy()) for nodes in (left, right)]
+        columns, placed = _compressed(operator, ends, self.stitches)
+        (at_left, of_left), (at_right, of_right) = ((p, load.values(f)) for p, load in zip(placed, ends, strict=True))
+        X = product(at_right, of_right, torch.eye(len(right), dtype=f.dtype), transposed=True)
+        return product(at_left, of_left, self._inner(operator, f, X)) if columns else X.new_zeros(len(left), len(right))
+
+    def _inner(self, operator: Operator, f: Tensor, X: Tensor) -> Tensor:
+        """X times the factors after the first and their transposes."""
+        factors = [self._factor(operator, f, stitch) for stitch in range(1, self.stitches)]
+        for pattern, values in factors:
+            X = product(pattern, values, X, transposed=True)
+        for pattern, values in factors[::-1]:
+            X = product(pattern, values, X)
+        return X
+
+    def _factor(self, operator: Operator, f: Tensor, stitch: int) -> tuple[Pattern, Tensor]:
+        size = operator.graph.num_nodes
+        loads = self.loads(operator, np.arange(size), stitch)
+        return Pattern(loads.counts.indptr, loads.counts.columns, (size, size)), loads.values(f)
+
+    def diagonal(self, operator: Operator, spectrum: Spectrum, nodes: Tensor) -> Tensor:
+        f = self._modulation(operator, spectrum)
+        if self.stitches > 1:
+            return self.features(operator, spectrum, nodes).square().sum(1)
+        loads = self.loads(operator, nodes.cpu().numpy())
+        total = torch.zeros(len(nodes), dtype=f.dtype)
+        return total.index_add(0, torch.from_numpy(loads.rows()), loads.values(f).square())
+
+    def multiply(self, operator: Operator, spectrum: Spectrum, v: Tensor) -> Tensor:
+        f = self._modulation(operator, spectrum)
+        pattern, values = self._factor(operator, f, 0)
+        return product(pattern, values, self._inner(operator, f, product(pattern, values, v, transposed=True)))
+
+    def features(self, operator: Operator, spectrum: Spectrum, nodes: Tensor) -> Tensor:
+        f, size = self._modulation(operator, spectrum), operator.graph.num_nodes
+        loads = self.loads(operator, nodes.cpu().numpy())
+        first = Pattern(loads.counts.indptr, loads.counts.columns, (len(nodes), size))
+        X = product(first, loads.values(f), torch.eye(len(nodes), dtype=f.dtype), transposed=True)
+        for stitch in range(1, self.stitches):
+            X = product(*self._factor(operator, f, stitch), X, transposed=True)
+        return X.mT
+
+
 @dataclass(frozen=True)
-class Walks(Backend):
+class Walks(SparseBackend):
     """Graph random features: row i of Phi is the mean of walks from node i, ``Phi_iu = sum_l f_l V_iul``, E V_l = S^l, so that
     ``E (Phi Phi^T)_ij = F(L)_ij`` for i != j; on the diagonal it is larger by O(1 / walks). ``Phi Phi^T`` is a covariance for any
     draw, and the draw is a function of the seed: it is the same for training and test, and for every step of an optimiser.
@@ -79,19 +147,15 @@ class Walks(Backend):
     def settled(self, operator: Operator, spectrum: Spectrum, anew: bool = False) -> Walks:
         if self.survival is not None and not anew:
             return self
+        length = self.lengths or enough(operator, spectrum, self.stitches)
         with torch.no_grad():
-            f = self._modulation(operator, spectrum, self.lengths or LONGEST).abs().double().numpy()
-            whole = float(spectrum.at(torch.zeros((), dtype=torch.float64), operator.rate)) ** (0.5 / self.stitches)
-        length = self.lengths or _enough(f, whole, self)
+            f = spectrum.series(length, operator.rate, 0.5 / self.stitches).abs().double().numpy()
         if self.halting == "matched":
-            reach = np.maximum.accumulate(f[:length][::-1])[::-1]
+            reach = np.maximum.accumulate(f[::-1])[::-1]
             survival = np.maximum(reach / reach[0], LEAST)
         else:
             survival = np.ones(length) if self.halting == "fixed" else (1 - float(self.halting)) ** np.arange(length)
         return replace(self, survival=tuple(survival.tolist()))
-
-    def _modulation(self, operator: Operator, spectrum: Spectrum, length: int) -> Tensor:
-        return spectrum.series(length, operator.rate, 0.5 / self.stitches)
 
     def more(self, walks: int) -> Walks:
         """These walks and so many more from every node: those that were drawn are kept."""
@@ -106,18 +170,12 @@ class Walks(Backend):
             total += walks
         root = np.sqrt(operator.stationary)
         start = np.repeat(root[nodes], np.diff(counts.indptr))
-        survival = np.array(self._survival)
+        survival = np.array(self.settled_survival)
         return Loads(counts, start / root[counts.columns] / total, survival, operator.graph.num_nodes)
-
-    @property
-    def _survival(self) -> tuple[float, ...]:
-        if self.survival is None:
-            raise InputError("These Walks are not settled: call settled(operator, spectrum) first.")
-        return self.survival
 
     def _counts(self, operator: Operator, nodes: np.ndarray, stitch: int, walks: int, first: int) -> Counts:
         """The counts of nodes, of which those not drawn before are drawn."""
-        law = Law(self._survival, self.coupling, self.directions)
+        law = Law(self.settled_survival, self.coupling, self.directions)
         seed, transitions = self.seed * 0x10001 + stitch, Transitions.of(operator)
         key = (law, seed, walks, first)
         kept = operator.drawn.get(key)
@@ -152,62 +210,19 @@ class Walks(Backend):
     def _needed(self, transitions: Transitions, pilot: np.ndarray, law: Law, walks: int) -> float:
         return walk(transitions, pilot, walks, law, self.seed).bytes_per_row
 
-    def covariance(self, operator: Operator, spectrum: Spectrum, left: Tensor, right: Tensor) -> Tensor:
-        if len(left) < len(right):
-            return self.covariance(operator, spectrum, right, left).mT
-        f = self._modulation(operator, spectrum, len(self._survival))
-        ends = [self.loads(operator, nodes.cpu().numpy()) for nodes in (left, right)]
-        columns, placed = _compressed(operator, ends, self.stitches)
-        (at_left, of_left), (at_right, of_right) = ((p, load.values(f)) for p, load in zip(placed, ends, strict=True))
-        X = product(at_right, of_right, torch.eye(len(right), dtype=f.dtype), transposed=True)
-        return product(at_left, of_left, self._inner(operator, f, X)) if columns else X.new_zeros(len(left), len(right))
 
-    def _inner(self, operator: Operator, f: Tensor, X: Tensor) -> Tensor:
-        """X times the factors after the first and their transposes."""
-        factors = [self._factor(operator, f, stitch) for stitch in range(1, self.stitches)]
-        for pattern, values in factors:
-            X = product(pattern, values, X, transposed=True)
-        for pattern, values in factors[::-1]:
-            X = product(pattern, values, X)
-        return X
-
-    def _factor(self, operator: Operator, f: Tensor, stitch: int) -> tuple[Pattern, Tensor]:
-        size = operator.graph.num_nodes
-        loads = self.loads(operator, np.arange(size), stitch)
-        return Pattern(loads.counts.indptr, loads.counts.columns, (size, size)), loads.values(f)
-
-    def diagonal(self, operator: Operator, spectrum: Spectrum, nodes: Tensor) -> Tensor:
-        f = self._modulation(operator, spectrum, len(self._survival))
-        if self.stitches > 1:
-            return self.features(operator, spectrum, nodes).square().sum(1)
-        loads = self.loads(operator, nodes.cpu().numpy())
-        total = torch.zeros(len(nodes), dtype=f.dtype)
-        return total.index_add(0, torch.from_numpy(loads.rows()), loads.values(f).square())
-
-    def multiply(self, operator: Operator, spectrum: Spectrum, v: Tensor) -> Tensor:
-        f = self._modulation(operator, spectrum, len(self._survival))
-        pattern, values = self._factor(operator, f, 0)
-        return product(pattern, values, self._inner(operator, f, product(pattern, values, v, transposed=True)))
-
-    def features(self, operator: Operator, spectrum: Spectrum, nodes: Tensor) -> Tensor:
-        f, size = self._modulation(operator, spectrum, len(self._survival)), operator.graph.num_nodes
-        loads = self.loads(operator, nodes.cpu().numpy())
-        first = Pattern(loads.counts.indptr, loads.counts.columns, (len(nodes), size))
-        X = product(first, loads.values(f), torch.eye(len(nodes), dtype=f.dtype), transposed=True)
-        for stitch in range(1, self.stitches):
-            X = product(*self._factor(operator, f, stitch), X, transposed=True)
-        return X.mT
-
-
-def _enough(f: np.ndarray, whole: float, settings: Walks) -> int:
-    """The number of powers until the tail of a modulation f is negligible; whole: its sum, if all terms are positive."""
+def enough(operator: Operator, spectrum: Spectrum, stitches: int = 1) -> int:
+    """The number of powers of S until the tail of the modulation is negligible. Raises: InputError where 512 are too few."""
+    with torch.no_grad():
+        f = spectrum.series(LONGEST, operator.rate, 0.5 / stitches).abs().double().numpy()
+        whole = float(spectrum.at(torch.zeros((), dtype=torch.float64), operator.rate)) ** (0.5 / stitches)
     reached = f.cumsum()
     beyond = len(f) * f[-1]  # at least the tail of a series that decays like a power above 2
     total = max(whole, reached[-1] + beyond)
     left = 1 - reached / total
     if left[-1] > TAIL:
         raise InputError(
-            f"{left[-1]:.1%} of the modulation of this spectrum is beyond {LONGEST} steps: take stitches={4 * settings.stitches}"
+            f"{left[-1]:.1%} of the modulation of this spectrum is beyond {LONGEST} steps: take stitches={4 * stitches}"
             " or more, lengths=..., a spectrum of less reach, or backend='chebyshev'."
         )
     return int(np.argmax(left <= TAIL)) + 1

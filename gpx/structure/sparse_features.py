@@ -14,7 +14,7 @@ from gpytorch import kernels as gpytorch_kernels
 from torch import Tensor
 
 from gpx.errors import StructureError
-from gpx.graphs import Walks
+from gpx.graphs import SparseBackend
 from gpx.kernels import Graph
 from gpx.kernels.dense import select
 
@@ -48,8 +48,10 @@ def sparse_features(kernel: Any, x: Tensor) -> SparseFeatures:
 @sparse_features.register
 def _(kernel: Graph, x: Tensor) -> SparseFeatures:
     backend = kernel.backend
-    if not isinstance(backend, Walks) or backend.stitches > 1:
-        raise StructureError(f"{backend!r} has no sparse features of a node; use graphs.Walks() without stitches.")
+    if not isinstance(backend, SparseBackend) or backend.stitches > 1:
+        raise StructureError(
+            f"{backend!r} has no sparse features of a node; use graphs.Walks() without stitches, or graphs.Push()."
+        )
     loads = backend.loads(kernel.operator, kernel.nodes(select(kernel, x)).cpu().numpy())
 
     def values(kernel: Any) -> Tensor:

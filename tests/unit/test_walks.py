@@ -25,6 +25,7 @@ KERNELS = {
     "Polynomial": lambda: Graph(small_graph(), SPECTRA["Polynomial"](), backend=QUICK),
     "stitched": lambda: Graph(small_graph(), SPECTRA["Diffusion"](), backend=graphs.Walks(20, 5, stitches=3)),
     "more": lambda: Graph(small_graph(), SPECTRA["Diffusion"](), backend=graphs.Walks(9, 5, halting=0.4).more(20)),
+    "push": lambda: Graph(small_graph(), SPECTRA["Matern"](), backend=graphs.Push(1e-2, lengths=6)),
     "sum": lambda: Graph(small_graph(), backend=QUICK) + Graph(small_graph(), SPECTRA["Neural"](), backend=QUICK),
     "product": lambda: Graph(small_graph(), backend=QUICK, active_dims=[0]) * RBF(active_dims=[1]),
 }
@@ -142,7 +143,7 @@ def test_more_walks():
     first, both = (dict(zip(zip(x.rows().tolist(), x.counts.columns.tolist(), strict=True), x.values(f).tolist(), strict=True))
                    for x in (base.loads(operator, np.arange(12)), base.more(30).loads(operator, np.arange(12))))  # fmt: skip
     rest = base._counts(operator, np.arange(12), 0, 30, 10)
-    added = dense(rest, 12) @ (f.numpy() / np.array(base._survival))
+    added = dense(rest, 12) @ (f.numpy() / np.array(base.settled_survival))
     root = np.sqrt(operator.stationary)
     for (i, j), value in both.items():
         expected = 0.25 * first.get((i, j), 0.0) + added[i, j] * root[i] / root[j] / 40
@@ -176,6 +177,21 @@ def test_estimates_approach_the_kernel(stitches):
     v = torch.randn(30, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     product_ = many.backend.multiply(many.operator, many.spectrum, v)
     close(product_, many.matrix(np.arange(30)) @ v, "products with vectors", 1e-10)
+
+
+@pytest.mark.parametrize("laplacian", ["normalised", "unnormalised"])
+def test_push_approaches_the_kernel(laplacian):
+    """The error falls with the threshold, and features stay local."""
+    graph = gpx.Graph.from_networkx(nx.grid_2d_graph(9, 9))
+    exact = Graph(graph, graphs.Diffusion(1.5), laplacian).matrix(np.arange(81)).detach()
+    errors, entries = [], []
+    for threshold in (1e-2, 1e-3, 1e-9):
+        kernel = Graph(graph, graphs.Diffusion(1.5), laplacian, graphs.Push(threshold))
+        errors.append(float((kernel.matrix(np.arange(81)).detach() - exact).abs().max()))
+        entries.append(len(kernel.backend.loads(kernel.operator, np.arange(81)).counts.columns))
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 1e-3, "the tail of the modulation"
+    assert entries[0] < entries[1] < entries[2]
 
 
 def test_far_nodes_have_no_covariance():
@@ -215,6 +231,8 @@ def test_memory_is_estimated_before_it_is_taken():
     (lambda: graphs.Walks(10, directions="none"), "directions to be one of"),
     (lambda: graphs.Walks(10, seed=-1), "a seed, an integer >= 0"),
     (lambda: graphs.Walks(10, memory=0), "memory > 0, in GB"),
+    (lambda: graphs.Push(0.0), r"threshold in \(0, 1\), got 0.0"),
+    (lambda: graphs.Push(lengths=0), "lengths, an integer >= 1"),
     (lambda: graphs.Walks(10).loads(small_graph().operator(), np.arange(3)), r"not settled: call settled\("),
     (lambda: Graph(small_graph(), graphs.Diffusion(1e4), backend="walks"), "100.0% of the modulation .* beyond 512 steps: take stitches=4 or more"),
     (lambda: Graph(small_graph(), graphs.PStep(1), backend="walks"), "beyond 512 steps"),
