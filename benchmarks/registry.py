@@ -28,6 +28,7 @@ MODULES = {
     "gsmp": "benchmarks.tasks.gsmp",
     "whittle": "benchmarks.tasks.whittle",
     "block": "benchmarks.tasks.block",
+    "graphs": "benchmarks.tasks.graphs",
     "sic": "benchmarks.tasks.sic",
     "sic-simulations": "benchmarks.tasks.sic_simulations",
     "sic-accuracy": "benchmarks.tasks.sic_accuracy",

@@ -15,6 +15,7 @@ from gpx import (
     engines,
     errors,
     features,
+    graphs,
     kernels,
     likelihoods,
     models,
@@ -25,6 +26,7 @@ from gpx import (
 )
 from gpx.errors import FitWarning, InputError, NumericalError, StructureError, TeamError
 from gpx.gp import GP
+from gpx.graphs import Graph
 from gpx.grid import Grid
 from gpx.io import load, register
 from gpx.structure.explain import explain
@@ -32,6 +34,7 @@ from gpx.structure.explain import explain
 __all__ = [
     "GP",
     "FitWarning",
+    "Graph",
     "Grid",
     "InputError",
     "NumericalError",
@@ -43,6 +46,7 @@ __all__ = [
     "errors",
     "explain",
     "features",
+    "graphs",
     "kernels",
     "likelihoods",
     "load",

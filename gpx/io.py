@@ -12,13 +12,14 @@ import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import gpytorch
+import numpy as np
 import torch
 from gpytorch.constraints import Interval
 from gpytorch.priors import Prior as ParameterPrior
 from torch import Tensor, nn
 
 import gpx
-from gpx import engines, kernels, likelihoods, objectives
+from gpx import engines, graphs, kernels, likelihoods, objectives
 from gpx.encoding import Encoding
 from gpx.errors import InputError, StructureError
 from gpx.files import FORMAT, as_path, read, write
@@ -63,7 +64,7 @@ def _name(cls: type) -> str:
 
 
 def _register_own() -> None:
-    families = (kernels, likelihoods, engines, objectives, rules)
+    families = (kernels, graphs, likelihoods, engines, objectives, rules)
     for module in families:
         for cls in vars(module).values():
             if inspect.isclass(cls) and cls.__module__.startswith("gpx.") and not inspect.isabstract(cls):
@@ -100,12 +101,12 @@ def save(gp: GP, path: str | os.PathLike[str]) -> None:
         "format": FORMAT,
         "version": gpx.__version__,
         "constructor": {
-            "kernel": _encode(list(problem.prior.kernels)),
-            "likelihood": _encode(problem.likelihood),
-            "mean": _encode(problem.prior.mean),
-            "engine": _encode(problem.engine),
-            "rule": _encode(problem.rule),
-            "objective": _encode(gp.objective_),
+            "kernel": _encode(list(problem.prior.kernels), tensors),
+            "likelihood": _encode(problem.likelihood, tensors),
+            "mean": _encode(problem.prior.mean, tensors),
+            "engine": _encode(problem.engine, tensors),
+            "rule": _encode(problem.rule, tensors),
+            "objective": _encode(gp.objective_, tensors),
         },
         "modules": {name: _state(name, module, tensors) for name, module in modules.items()},
         "data": {"columns": problem.data.columns, "flat": problem.data.flat},
@@ -127,7 +128,7 @@ def load(path: str | os.PathLike[str]) -> GP:
         raise InputError(
             f"{path} is a checkpoint, not a model: go on from it with fit(X, y, resume={os.fspath(path)!r})."
         )
-    parts = {name: _decode(value) for name, value in header["constructor"].items()}
+    parts = {name: _decode(value, tensors) for name, value in header["constructor"].items()}
     mean, likelihood, own = parts["mean"], parts["likelihood"], parts["kernel"]
     for name, module in _modules(mean, own, likelihood).items():
         _restore(name, module, header["modules"][name], tensors)
@@ -149,12 +150,16 @@ def _modules(mean: nn.Module, own: Any, likelihood: nn.Module) -> dict[str, nn.M
     return dict(trainable_modules(mean, own, likelihood))  # type: ignore[arg-type]
 
 
-def _encode(value: Any) -> Any:
-    """A value as JSON; objects of registered classes by name and arguments."""
+def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """A value as JSON; objects of registered classes by name and arguments; arrays go to `tensors`."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple)):
-        return {"list": [_encode(v) for v in value]}
+        return {"list": [_encode(v, tensors) for v in value]}
+    if isinstance(value, np.ndarray):
+        name = f"array/{len(tensors)}"
+        tensors[name] = torch.tensor(value)
+        return {"array": name}
     if isinstance(value, Tensor):
         return {"tensor": value.detach().cpu().tolist()}
     name = _name(type(value))
@@ -166,8 +171,8 @@ def _encode(value: Any) -> Any:
     positional, keywords = _arguments(value)
     return {
         "class": name,
-        "args": [_encode(v) for v in positional],
-        "kwargs": {k: _encode(v) for k, v in keywords.items()},
+        "args": [_encode(v, tensors) for v in positional],
+        "kwargs": {k: _encode(v, tensors) for k, v in keywords.items()},
     }
 
 
@@ -203,11 +208,13 @@ def _arguments(value: Any) -> tuple[list[Any], dict[str, Any]]:
     return [], keywords
 
 
-def _decode(value: Any) -> Any:
+def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     if "list" in value:
-        return [_decode(v) for v in value["list"]]
+        return [_decode(v, tensors) for v in value["list"]]
+    if "array" in value:
+        return tensors[value["array"]].numpy()
     if "tensor" in value:
         return torch.tensor(value["tensor"], dtype=torch.float64)
     if value["class"] not in _REGISTRY:
@@ -215,10 +222,10 @@ def _decode(value: Any) -> Any:
             f"The model file uses the class {value['class']}, which is not registered here; define it and call"
             f" gpx.register({value['class']}) before gpx.load."
         )
-    keywords = {k: _decode(v) for k, v in value["kwargs"].items()}
+    keywords = {k: _decode(v, tensors) for k, v in value["kwargs"].items()}
     if isinstance(keywords.get("active_dims"), Tensor):
         keywords["active_dims"] = keywords["active_dims"].long()
-    return _REGISTRY[value["class"]](*map(_decode, value["args"]), **keywords)
+    return _REGISTRY[value["class"]](*(_decode(v, tensors) for v in value["args"]), **keywords)
 
 
 def _state(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -233,7 +240,9 @@ def _state(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> dict[str
             entry["bounds"] = {k: [_numbers(c.lower_bound), _numbers(c.upper_bound)] for k, c in _bounds(part)}
             entry["columns"] = list(getattr(part, "columns", ()))
         if isinstance(part, gpytorch.Module):
-            entry["priors"] = {k: _encode(v[0]) for k, v in part._priors.items() if isinstance(part, Parameterised)}
+            entry["priors"] = {
+                k: _encode(v[0], tensors) for k, v in part._priors.items() if isinstance(part, Parameterised)
+            }
         settings[path] = entry
     return settings
 
@@ -264,7 +273,7 @@ def _restore(name: str, module: nn.Module, settings: dict[str, Any], tensors: di
             constraint = (LogInterval if positive else Box)(lower, upper)
             part.register_constraint(f"raw_{key}", constraint)  # type: ignore[attr-defined]
         for key, prior in entry["priors"].items():
-            part._set_prior(key.removesuffix("_prior"), _decode(prior))
+            part._set_prior(key.removesuffix("_prior"), _decode(prior, tensors))
 
 
 _register_own()

@@ -26,6 +26,7 @@ from gpx.inputs import Data
 from gpx.kernels.expressions import parse_call
 from gpx.prior import Prior
 from gpx.sites import Sites
+from gpx.structure.metric import has_metric
 from gpx.structure.state_space import state_space, time_column
 
 SEQUENTIAL = 500  # rows from which a filter of few states is faster than a factorisation
@@ -104,6 +105,11 @@ RULES = (
         Kronecker(),
         _on_a_grid,
         "the rows are a grid over whose axes the kernel factors: by the eigenvectors of each axis",
+    ),
+    EngineRule(
+        SparseVariational(refine=False),
+        lambda prior, data, sites: len(data.x) > MANY and not all(map(has_metric, prior.kernels)),
+        "inputs that are nodes have no neighbours in a metric; this is a lower bound, through inducing nodes",
     ),
     EngineRule(
         SIC(),

@@ -22,6 +22,7 @@ from gpx.inputs import Data
 from gpx.prior import Prior
 from gpx.selection import choose_selection
 from gpx.selection.greedy import pivots
+from gpx.structure.metric import require_metric
 
 LITTLE = 0.01  # nats per target that too few inducing inputs may lose
 SHARE = 0.2  # of what may be lost that is left when some are added: with more of them the noise falls, and that counts for more
@@ -56,6 +57,9 @@ class Inducing(Projecting):
 
     def plan(self, prior: Prior, data: Data) -> InducingPlan:
         """Choose the inducing inputs among the rows with a target."""
+        if self.refine:
+            for kernel in prior.kernels:
+                require_metric(kernel, f"engines.{type(self).__name__} with refine=True")
         rows = self._candidates(data)
         return self._agreed(data, lambda: [self._chosen(kernel, rows, self.size) for kernel in prior.kernels])
 

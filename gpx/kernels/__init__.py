@@ -4,6 +4,7 @@ from gpx.kernels.algebra import Product, Sum
 from gpx.kernels.base import Kernel, matrix
 from gpx.kernels.block import BlockQuasiPeriodic
 from gpx.kernels.expressions import parse
+from gpx.kernels.graph import Graph
 from gpx.kernels.grid_spectral import GridSpectralMixtureProduct
 from gpx.kernels.hida_matern import HidaMatern
 from gpx.kernels.periodic import Cosine, Periodic
@@ -14,7 +15,7 @@ from gpx.kernels.stationary import RBF, Matern, RationalQuadratic
 from gpx.kernels.student_mixture import StudentMixture
 
 __all__ = [
-    "RBF", "BlockQuasiPeriodic", "Constant", "Cosine", "GridSpectralMixtureProduct", "HidaMatern", "Kernel", "Linear", "Matern",
-    "Periodic", "Product", "QuasiPeriodic", "RationalQuadratic", "SpectralMixture", "SpectralMixtureProduct", "StudentMixture",
+    "RBF", "BlockQuasiPeriodic", "Constant", "Cosine", "Graph", "GridSpectralMixtureProduct", "HidaMatern", "Kernel", "Linear",
+    "Matern", "Periodic", "Product", "QuasiPeriodic", "RationalQuadratic", "SpectralMixture", "SpectralMixtureProduct", "StudentMixture",
     "Sum", "matrix", "parse",
 ]  # fmt: skip

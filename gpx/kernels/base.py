@@ -29,6 +29,7 @@ class Kernel(Parameterised, gpytorch.kernels.Kernel):
     structure: tuple[str, ...] = ()
     per_dimension: tuple[str, ...] = ()  # values of shape [..., 1, D] under ard=True
     ard = False
+    labels = False  # whether inputs are labels, such as nodes of a graph, which have no distances and no derivatives
 
     def __init__(self, active_dims: Sequence[int | str] | None = None, batch_shape: Sequence[int] = ()):
         names, indices = _split_dims(active_dims)

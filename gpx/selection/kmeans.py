@@ -8,6 +8,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from gpx.selection.base import check_request, make_random
+from gpx.structure.metric import require_metric
 
 ROWS = (5_000, 10)  # rows that are clustered: at most so many, or this multiple of the number of clusters
 
@@ -16,10 +17,11 @@ ROWS = (5_000, 10)  # rows that are clustered: at most so many, or this multiple
 def kmeans(kernel: gpytorch.kernels.Kernel, X: Tensor, size: int, *, seed: int | None = 0) -> tuple[Tensor, Tensor]:
     """Centres of k-means: ``min_Z sum_n min_m |x_n - z_m|^2`` from a k-means++ start, columns in units of their spread.
 
-    Arguments: kernel: not used; X: [N, D] numeric columns; size: how many centres; seed: of the start and, above 5,000 rows
-    and ten per centre, of the rows that are clustered.
+    Arguments: kernel: whose inputs must have distances; X: [N, D] numeric columns; size: how many centres; seed: of the start
+    and, above 5,000 rows and ten per centre, of the rows that are clustered.
     Returns: points [M, D], M <= size: fewer where there are fewer distinct rows; weights [M]: rows in each cluster, summing to N.
-    Raises: InputError unless 0 < size. Cost: O(size^2 D) per step of Lloyd's algorithm, independent of N.
+    Raises: InputError unless 0 < size; StructureError for a kernel of labels. Cost: O(size^2 D) per step of Lloyd's algorithm,
+    independent of N.
     Source: Arthur & Vassilvitskii (2007), "k-means++: the advantages of careful seeding".
 
     >>> import gpx
@@ -27,6 +29,7 @@ def kmeans(kernel: gpytorch.kernels.Kernel, X: Tensor, size: int, *, seed: int |
     >>> sorted(zip(points[:, 0].tolist(), weights.tolist()))
     [(0.25, 2.0), (5.0, 1.0)]
     """
+    require_metric(kernel, "selection.kmeans")
     check_request(X, size)
     random = make_random(seed)
     limit = max(ROWS[0], ROWS[1] * size)

@@ -20,6 +20,8 @@ from gpx.structure.draws import Draws
 from gpx.structure.feature_map import feature_map
 from gpx.structure.isotropic import isotropic
 from gpx.structure.kronecker import atoms
+from gpx.structure.metric import require_metric
+from gpx.structure.sparse_features import sparse_features
 from gpx.structure.spectral_density import spectral_density
 from gpx.structure.state_space import StateSpace, state_space, time_column
 
@@ -95,14 +97,19 @@ def _findings(kernel: gpytorch.kernels.Kernel) -> tuple[Finding, ...]:
     kernel = copy.deepcopy(kernel).double()
     matrix = _probe("dense matrix", lambda: dense(kernel, *(2 * [_points(kernel)])), lambda _: "any gpytorch kernel")
     features = _probe("feature map", lambda: _features(kernel), _describe_features)
+    entries = _probe(
+        "sparse features", lambda: sparse_features(kernel, _points(kernel)), lambda _: "exact: few entries per row"
+    )
     states = _probe("state space", lambda: _states(kernel), _describe_states)
     density = _probe(
         "spectral density", lambda: spectral_density(kernel), lambda _: "exact: objectives.Whittle(debiased=False)"
     )
     engine = Finding("engine Exact", matrix.supported, "uses the dense matrix" if matrix.supported else matrix.note)
-    sparse, coreset = (replace(engine, name=f"engine {name}") for name in ("SparseVariational", "Coreset"))
     weights = Finding("engine Features", features.supported, _describe_weights(features))
-    sic = Finding("engine SIC", engine.supported, _describe_neighbours(kernel) if engine.supported else engine.note)
+    metric = _probe("engine SIC", lambda: require_metric(kernel, "engines.SIC"), lambda _: _describe_neighbours(kernel))
+    sic = metric if engine.supported else replace(engine, name="engine SIC")
+    inducing = engine if metric.supported else replace(engine, note=f"{engine.note}; with refine=False")
+    sparse, coreset = (replace(inducing, name=f"engine {name}") for name in ("SparseVariational", "Coreset"))
     asked = "linear time" + (", only if asked for" if "approximate" in states.note else "")
     sequential = Finding("engine StateSpace", states.supported, asked if states.supported else states.note)
     slopes = _probe(
@@ -114,7 +121,7 @@ def _findings(kernel: gpytorch.kernels.Kernel) -> tuple[Finding, ...]:
     factors = _factors(kernel) if matrix.supported else replace(matrix, name="Kronecker form")
     grid = "for a gpx.Grid, or rows that are one" if factors.supported else "needs a kernel that factors"
     kron = Finding("engine Kronecker", factors.supported, grid)
-    structures = matrix, features, states, density, slopes, blocks, factors
+    structures = matrix, features, *([entries] if entries.supported else []), states, density, slopes, blocks, factors
     return *structures, engine, sparse, coreset, weights, sic, sequential, circulant, kron
 
 

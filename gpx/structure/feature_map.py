@@ -21,6 +21,7 @@ from gpx.kernels import (
     RBF,
     Constant,
     Cosine,
+    Graph,
     GridSpectralMixtureProduct,
     HidaMatern,
     Linear,
@@ -142,6 +143,17 @@ def _(kernel: gpytorch_kernels.AdditiveKernel, size: int, dims: int, draws: Draw
         return torch.cat([p(x) for p in parts], -1)
 
     return FeatureMap(sum(p.size for p in parts), apply, all(p.exact for p in parts))
+
+
+@feature_map.register
+def _(kernel: Graph, size: int, dims: int, draws: Draws) -> FeatureMap:
+    def apply(x: Tensor) -> Tensor:
+        nodes = kernel.nodes(select(kernel, x))
+        phi = kernel.backend.features(kernel.operator, kernel.spectrum, nodes)
+        return kernel.outputscale.sqrt().to(x) * phi.to(x)
+
+    apply(torch.zeros(1, dims, dtype=torch.float64))  # says at once if there are none
+    return FeatureMap(kernel.graph.num_nodes, apply, exact=True)
 
 
 @feature_map.register

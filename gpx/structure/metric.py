@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpx.errors import StructureError
 from gpx.kernels.dense import dense, diagonal
 
 PLACES = 64  # at which correlations are averaged
@@ -17,17 +18,33 @@ EQUAL = 1e-12  # relative
 STEPS = 25  # of a bisection over 18 powers of e: to 1e-6
 
 
+def has_metric(kernel: Any) -> bool:
+    """Whether no part of the kernel has labels, such as nodes of a graph, as its inputs."""
+    return not any(getattr(part, "labels", False) for part in kernel.modules())
+
+
+def require_metric(kernel: Any, user: str) -> None:
+    """Raise StructureError unless inputs of the kernel are numbers that can be compared and moved; user: who needs that."""
+    if not has_metric(kernel):
+        raise StructureError(
+            f"{user} needs inputs with distances, but those of kernels.Graph are labels of nodes; use engines.Exact(), or"
+            " engines.SparseVariational(select='greedy', refine=False)."
+        )
+
+
 @torch.no_grad()
 def metric(kernel: Any, x: Tensor) -> Tensor:
     """Weights [D] of the columns of x [N, D]: one over the step along a column that halves the correlation of f, on average over
     some of the rows; 0 where f does not depend on the column.
 
     For a stationary kernel with a lengthscale per column, proportional to one over these. Cost: O(D) kernel evaluations.
+    Raises: StructureError for a kernel of labels, see `require_metric`.
 
     >>> from gpx.kernels import RBF
     >>> metric(RBF(lengthscale=[1.0, 4.0], ard=True), torch.randn(9, 2)).ravel().div(0.8493).round(decimals=3).tolist()
     [1.0, 0.25]
     """
+    require_metric(kernel, "engines.SIC")
     if not len(x):
         return x.new_ones(x.shape[1])
     places = x[torch.linspace(0, len(x) - 1, min(PLACES, len(x))).long()]

@@ -13,11 +13,12 @@ import gpytorch
 import torch
 from torch import Tensor
 
-from gpx import likelihoods
+from gpx import graphs, likelihoods
 from gpx.kernels import (
     RBF,
     Constant,
     Cosine,
+    Graph,
     GridSpectralMixtureProduct,
     HidaMatern,
     Kernel,
@@ -82,6 +83,39 @@ OWN: dict[str, Callable[[], Kernel]] = {
         active_dims=[2, 0],
     ),
 }  # fmt: skip
+
+
+def small_graph() -> graphs.Graph:
+    """A weighted graph of 12 nodes: a ring with chords, a pair of its own, and a node without edges."""
+    edges = [*([i, (i + 1) % 9] for i in range(9)), [0, 4], [2, 7], [9, 10]]
+    return graphs.Graph.from_edges(edges, [0.5 + 0.3 * (i % 4) for i in range(12)], num_nodes=12)
+
+
+SPECTRA: dict[str, Callable[[], graphs.Spectrum]] = {
+    "Diffusion": lambda: graphs.Diffusion(beta=1.3),
+    "Matern": lambda: graphs.Matern(nu=1.5, kappa=1.7).set(nu=dict(fixed=False)),  # type: ignore[dict-item]
+    "RegularisedLaplacian": lambda: graphs.RegularisedLaplacian(power=2.0, scale=0.8),
+    "PStep": lambda: graphs.PStep(steps=3, shift=2.5),
+    "InverseCosine": lambda: graphs.InverseCosine(scale=0.3),
+    "Polynomial": lambda: graphs.Polynomial([0.7, 0.5, -0.2, 0.1]),
+    "Neural": lambda: graphs.Neural(lengths=5, hidden=3),
+}
+
+GRAPHS: dict[str, Callable[[], Kernel]] = {  # on nodes [N, 1] of `small_graph`, or these beside two columns of numbers
+    **{name: lambda name=name: Graph(small_graph(), SPECTRA[name](), outputscale=0.7) for name in SPECTRA},
+    "unnormalised": lambda: Graph(small_graph(), graphs.Matern(kappa=0.9), "unnormalised"),
+    "sum": lambda: Graph(small_graph(), active_dims=[0]) + RBF(active_dims=[1, 2]),
+    "product": lambda: (
+        Graph(small_graph(), graphs.Diffusion(2.0), active_dims=[0]) * Matern(nu=1.5, active_dims=[1])
+        + Linear(active_dims=[2])
+    ),
+}
+
+
+def nodes(n: int, dims: int = 1, seed: int = 0) -> Tensor:
+    """n different nodes of `small_graph`, in a column before dims - 1 columns of numbers."""
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(seed))[:n, None]
+    return torch.cat([order.double(), points(n, dims - 1, seed)], 1)
 
 
 def _gpytorch_scaled(active_dims: tuple[int, ...] | None = None) -> gpytorch.kernels.Kernel:

@@ -14,6 +14,7 @@ from gpx.inputs import as_data
 from gpx.kernels import Kernel, parse
 from gpx.kernels.dense import dense, diagonal
 from gpx.kernels.expressions import KERNELS as PARSED
+from gpx.structure.metric import has_metric
 from gpx.testing.assertions import close, copies, finite, gradients
 from gpx.testing.cases import points, targets
 
@@ -31,7 +32,8 @@ def check_kernel(
     - `init_from` gives finite values for any data, or an error where the kernel needs more points than there are.
 
     Arguments: kernel: any gpytorch kernel. x: inputs [N, D] that it accepts, distinct; None: random ones with three columns.
-    discrete: whether inputs are integers, in which the kernel has no derivative.
+    discrete: whether inputs are integers, in which the kernel has no derivative; labels, such as nodes of a graph, are also never
+    scaled.
     Raises: AssertionError that names the law.
 
     >>> from gpx.kernels import Matern
@@ -39,16 +41,17 @@ def check_kernel(
     """
     x = points(7) if x is None else x.detach().double()
     kernel = copy.deepcopy(kernel).double()
+    labels = not has_metric(kernel)
     _matrix_laws(kernel, x)
     _same_as_gpytorch(kernel, x)
     _active_dims(kernel, x)
-    _derivatives(kernel, x[:gradcheck_points], discrete)
+    _derivatives(kernel, x[:gradcheck_points], discrete or labels)
     _coincident_points(kernel, x)
-    _batches(kernel, x)
+    _batches(kernel, torch.stack([x, x.roll(1, 0) if labels else 2 * x, x.flip(0)]))
     _copies(kernel, x)
     if isinstance(kernel, Kernel):
         _reads_back(kernel)
-        _starts(kernel, x)
+        _starts(kernel, x, x if labels else 1e6 * x)
 
 
 def _matrix_laws(kernel: gpytorch.kernels.Kernel, x: Tensor) -> None:
@@ -109,9 +112,8 @@ def _coincident_points(kernel: gpytorch.kernels.Kernel, x: Tensor) -> None:
     finite(grads, "gradients at coincident points")
 
 
-def _batches(kernel: gpytorch.kernels.Kernel, x: Tensor) -> None:
-    batch = torch.stack([x, 2 * x, x.flip(0)])
-    scale = float(dense(kernel, x, x).detach().abs().max())
+def _batches(kernel: gpytorch.kernels.Kernel, batch: Tensor) -> None:
+    scale = float(dense(kernel, batch[0], batch[0]).detach().abs().max())
     expected = torch.stack([dense(kernel, b, b) for b in batch])
     close(dense(kernel, batch, batch), expected, "a batch of inputs", atol=1e-12 * scale)
     expected = torch.stack([diagonal(kernel, b) for b in batch])
@@ -133,7 +135,7 @@ def _reads_back(kernel: Kernel) -> None:
         assert repr(parse(text)) == text, f"repr reads back: {text!r} became {parse(text)!r}."
 
 
-def _starts(kernel: Kernel, x: Tensor) -> None:
+def _starts(kernel: Kernel, x: Tensor, large: Tensor) -> None:
     constant = torch.ones_like(x)
     for what, inputs, y in (
         ("ordinary data", x, targets(x)),
@@ -141,7 +143,7 @@ def _starts(kernel: Kernel, x: Tensor) -> None:
         ("constant inputs", constant, targets(x)),
         ("one point", x[:1], targets(x)[:1]),
         ("missing targets", x, torch.where(torch.arange(len(x)) % 2 == 0, torch.nan, targets(x))),
-        ("inputs of size 1e6", 1e6 * x, targets(x)),
+        ("inputs of size 1e6", large, targets(x)),
         ("targets of size 1e-6", x, 1e-6 * targets(x)),
     ):
         started = copy.deepcopy(kernel)

@@ -14,7 +14,7 @@ from torch import Tensor
 from gpx.errors import StructureError
 from gpx.kernels.dense import dense
 from gpx.linalg.layout import noise_terms, transition_terms
-from gpx.structure import Draws, FeatureMap, derivatives, feature_map
+from gpx.structure import Draws, FeatureMap, derivatives, feature_map, sparse_features
 from gpx.structure.state_space import Block, read, state_space, time_column
 from gpx.testing.assertions import close, mean_is
 from gpx.testing.cases import points
@@ -33,11 +33,11 @@ def check_structure(
 ) -> None:
     """Check that every structure of the kernel reproduces its dense matrix.
 
-    State space and derivatives: see `check_state_space` and `check_derivatives`; left out where the kernel has none on x. Feature
-    map: an exact one gives ``phi phi^T = K`` to 1e-10; a random one gives it on average, by Student's t over 64 independent maps,
-    for every entry. A true law fails with probability at most `false_alarm`. Either is a fixed function once drawn, the same for
-    the same draws, with the gradients of its differences in the hyperparameters; `size` is the number of its features. kind: how
-    random directions are coupled.
+    State space, derivatives and sparse features: see `check_state_space`, `check_derivatives` and `check_sparse_features`; left
+    out where the kernel has none on x. Feature map: an exact one gives ``phi phi^T = K`` to 1e-10; a random one gives it on
+    average, by Student's t over 64 independent maps, for every entry. A true law fails with probability at most `false_alarm`.
+    Either is a fixed function once drawn, the same for the same draws, with the gradients of its differences in the
+    hyperparameters; `size` is the number of its features. kind: how random directions are coupled.
 
     Raises: AssertionError that names the law; StructureError for a kernel without a feature map.
 
@@ -52,6 +52,8 @@ def check_structure(
     for order in (2, 4):
         with contextlib.suppress(StructureError):
             check_derivatives(kernel, x, order)
+    with contextlib.suppress(StructureError):
+        check_sparse_features(kernel, x)
     generator = torch.Generator().manual_seed(seed)
     draws = [Draws(generator, kind) for _ in range(DRAWS)]
     maps = [feature_map(kernel, size, x.shape[1], d) for d in draws]
@@ -94,6 +96,31 @@ def differences(raw: Tensor, value: Callable[[], Tensor], step: float = 1e-6) ->
         flat[i] = start
         result.append((8 * (sides[0] - sides[1]) - (sides[2] - sides[3])) / (12 * step))
     return torch.tensor(result, dtype=torch.float64)
+
+
+def check_sparse_features(kernel: gpytorch.kernels.Kernel, x: Tensor) -> None:
+    """Check that ``Phi Phi^T`` is the matrix of a kernel at inputs x [N, D], before and after its parameters move.
+
+    Raises: AssertionError that names the law; StructureError for a kernel without sparse features.
+    """
+    kernel = copy.deepcopy(kernel).double()
+    features = sparse_features(kernel, x)
+    rows = torch.from_numpy(np.repeat(np.arange(len(x)), np.diff(features.indptr)))
+    columns = torch.from_numpy(features.columns).long()
+    params = [p for p in kernel.parameters() if p.requires_grad]
+    weights = torch.randn(len(x), len(x), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    for when in ("", ", after a step"):
+        phi = torch.zeros(len(x), features.size, dtype=torch.float64)
+        phi = phi.index_put((rows, columns), features.values(kernel))
+        K = dense(kernel, x, x)
+        close(phi @ phi.mT, K, f"sparse features{when}", rtol=1e-10)
+        for actual, expected in zip(
+            *(torch.autograd.grad((weights * M).sum(), params) for M in (phi @ phi.mT, K)), strict=True
+        ):
+            close(actual, expected, f"gradients through sparse features{when}", rtol=1e-8)
+        with torch.no_grad():
+            for p in params:
+                p.add_(0.1)
 
 
 def check_state_space(kernel: gpytorch.kernels.Kernel, x: Tensor) -> None:
