@@ -16,6 +16,6 @@ from gpx.kernels.student_mixture import StudentMixture
 
 __all__ = [
     "RBF", "BlockQuasiPeriodic", "Constant", "Cosine", "Graph", "GridSpectralMixtureProduct", "HidaMatern", "Kernel", "Linear",
-    "Matern", "Periodic", "Product", "QuasiPeriodic", "RationalQuadratic", "SpectralMixture", "SpectralMixtureProduct", "StudentMixture",
-    "Sum", "matrix", "parse",
+    "Matern", "Periodic", "Product", "QuasiPeriodic", "RationalQuadratic", "SpectralMixture", "SpectralMixtureProduct",
+    "StudentMixture", "Sum", "matrix", "parse",
 ]  # fmt: skip
