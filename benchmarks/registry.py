@@ -23,6 +23,7 @@ MODULES = {
     "state-space-large": "benchmarks.tasks.state_space_large",
     "time-series": "benchmarks.tasks.time_series",
     "trajectories": "benchmarks.tasks.trajectories",
+    "spectral": "benchmarks.tasks.spectral",
     "whittle": "benchmarks.tasks.whittle",
     "block": "benchmarks.tasks.block",
     "sic": "benchmarks.tasks.sic",

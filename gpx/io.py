@@ -228,12 +228,16 @@ def _state(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> dict[str
             tensors[f"{name}/{path}/{key}"] = raw
         if isinstance(part, Parameterised):
             entry["choices"] = {k: dataclasses.asdict(c) for k, c in part.choices.items()}
-            entry["bounds"] = {k: [float(c.lower_bound), float(c.upper_bound)] for k, c in _bounds(part)}
+            entry["bounds"] = {k: [_numbers(c.lower_bound), _numbers(c.upper_bound)] for k, c in _bounds(part)}
             entry["columns"] = list(getattr(part, "columns", ()))
         if isinstance(part, gpytorch.Module):
             entry["priors"] = {k: _encode(v[0]) for k, v in part._priors.items() if isinstance(part, Parameterised)}
         settings[path] = entry
     return settings
+
+
+def _numbers(bound: Any) -> Any:
+    return torch.as_tensor(bound).tolist()
 
 
 def _bounds(part: Any) -> list[tuple[str, Interval]]:

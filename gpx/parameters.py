@@ -7,7 +7,7 @@ nothing depends on the user's units. Bounds are kept by the optimiser as a box, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -103,6 +103,7 @@ class Parameterised:
     """Mixin of a ``gpytorch.Module`` whose hyperparameters are `Value` descriptors."""
 
     choices: dict[str, Choice]
+    alternatives: Sequence[Mapping[str, Tensor]] = ()  # values by name: other starts, of which `fit` takes the best
 
     @classmethod
     def values(cls) -> dict[str, Value]:
@@ -310,6 +311,9 @@ def check_value(owner: str, name: str, value: Tensor, spec: Value) -> None:
 
 
 def format_value(value: Tensor) -> str:
-    """A value as it stands in a repr: a number, or a list of numbers."""
-    numbers = [f"{v:.4g}" for v in value.detach().reshape(-1).tolist()]
+    """A value as it stands in a repr: a number, a list of numbers, or a list of rows."""
+    value = value.detach()
+    if value.dim() > 1 and min(value.shape[-2:]) > 1:
+        return "[" + ", ".join(map(format_value, value)) + "]"
+    numbers = [f"{v:.4g}" for v in value.reshape(-1).tolist()]
     return numbers[0] if len(numbers) == 1 else "[" + ", ".join(numbers) + "]"

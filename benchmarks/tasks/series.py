@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +52,10 @@ def problem(name: str, kind: str, quick: bool = False) -> Problem:
     return Problem(name, kind, t[~test], y[~test], t[test], y[test])
 
 
-def problems(quick: bool) -> Iterator[Problem]:
-    """All of them, or the few of the quick version."""
+def problems(quick: bool, series: Sequence[str] = SERIES) -> Iterator[Problem]:
+    """All of some series, or the few of the quick version."""
     for kind in KINDS:
-        for name in SERIES[: QUICK_SERIES if quick else len(SERIES)]:
+        for name in series[:QUICK_SERIES] if quick else series:
             yield problem(name, kind, quick)
 
 
@@ -63,12 +63,12 @@ Predictor = Callable[[Problem], "tuple[Any, Any] | None"]
 """Means and variances of the targets at t_test; None where a model does not apply."""
 
 
-def score(predict: Predictor, setting: Setting) -> dict[str, float]:
+def score(predict: Predictor, setting: Setting, series: Sequence[str] = SERIES) -> dict[str, float]:
     """NLPD per test point (nats, original units), RMSE and seconds of every problem that the model applies to."""
     import numpy as np
 
     found: dict[str, float] = {}
-    for task in problems(setting.quick):
+    for task in problems(setting.quick, series):
         outcome, seconds = timed(lambda task=task: predict(task))
         if outcome is None:
             continue
@@ -79,16 +79,16 @@ def score(predict: Predictor, setting: Setting) -> dict[str, float]:
         rmse = float(np.sqrt(np.mean(error**2)))
         found |= {f"{name}: NLPD": float(nlpd), f"{name}: RMSE": rmse, f"{name}: seconds": seconds}
         found[f"{name}: RMSE / std"] = rmse / float(np.std(task.y))
-    return found | _means(found)
+    return found | _means(found, len(series))
 
 
-def _means(found: dict[str, float]) -> dict[str, float]:
+def _means(found: dict[str, float], count: int) -> dict[str, float]:
     """The means over the series, of models that apply to all of them."""
     means = {}
     for kind in KINDS:
         for what in ("NLPD", "RMSE / std", "seconds"):
             values = [v for name, v in found.items() if name.startswith(kind) and name.endswith(f": {what}")]
-            complete = len(values) == len(SERIES) or len(values) == QUICK_SERIES
+            complete = len(values) == count or len(values) == QUICK_SERIES
             if complete:
                 means[f"{kind}: mean {what}"] = sum(values) / len(values)
     return means

@@ -66,27 +66,27 @@ class Coordinate:
         value = z.exp() if self.positive else self.origin + z * self.scale
         return value if self.constraint is None else self.constraint.inverse_transform(value)
 
-    def bounds(self) -> tuple[float, float]:
-        """The box of the coordinate."""
-        lower, upper = -math.inf, math.inf
+    def bounds(self) -> np.ndarray:
+        """The box [numbers, 2] of the coordinates."""
+        lower, upper = (torch.full(self.raw.shape, v, dtype=torch.float64) for v in (-math.inf, math.inf))
         support = getattr(self.prior, "support", None)
         for limits in (self.constraint, support):
             if limits is not None and hasattr(limits, "lower_bound"):
-                lower = max(lower, float(torch.as_tensor(limits.lower_bound).max()))
+                lower = torch.maximum(lower, torch.as_tensor(limits.lower_bound).to(lower))
             if limits is not None and hasattr(limits, "upper_bound"):
-                upper = min(upper, float(torch.as_tensor(limits.upper_bound).min()))
+                upper = torch.minimum(upper, torch.as_tensor(limits.upper_bound).to(upper))
         if not self.positive:
-            middle, scale = float(self.origin.mean()), float(self.scale.mean())
-            return (lower - middle) / scale, (upper - middle) / scale
+            lower, upper = ((v - self.origin.to(v)) / self.scale.to(v) for v in (lower, upper))
+            return _box(lower, upper)
         # gpytorch's saturating transforms reach their bounds only at infinity, and priors reject what
         # rounding puts outside their support: stay a little inside.
         inside = isinstance(self.constraint, LogInterval) and not hasattr(support, "upper_bound")
         margin = 0.0 if inside else 1e-6
-        return _log(lower) + margin, _log(upper) - margin
+        return _box(lower.clamp_min(0).log() + margin, upper.clamp_min(0).log() - margin)
 
 
-def _log(value: float) -> float:
-    return math.log(value) if value > 0 else -math.inf
+def _box(lower: Tensor, upper: Tensor) -> np.ndarray:
+    return torch.stack([lower.reshape(-1), upper.reshape(-1)], 1).numpy()
 
 
 class Coordinates:
@@ -146,7 +146,7 @@ class Coordinates:
 
     def bounds(self) -> np.ndarray:
         """The box [P, 2] of the coordinates."""
-        return np.array([e.bounds() for e in self.entries for _ in range(e.raw.numel())]).reshape(-1, 2)
+        return np.concatenate([np.zeros((0, 2)), *(e.bounds() for e in self.entries)])
 
     def log_prior(self) -> Tensor:
         """The log density of the coordinates: of log values where the value is positive, so that a LogNormal prior has
@@ -165,6 +165,20 @@ class Coordinates:
                 jacobian = value.log().sum() if entry is not None and entry.positive else 0.0
                 total = total + (prior.log_prob(value).sum() + jacobian).to(total)
         return total
+
+    @torch.no_grad()
+    def starts(self) -> list[np.ndarray]:
+        """The present coordinates, and those with alternatives that a module offers in the place of what the user left open."""
+        present = self.read()
+        found = [present]
+        for module in dict.fromkeys(e.module for e in self.entries):
+            for values in getattr(module, "alternatives", ()):
+                for name, value in values.items():
+                    if not module.choices[name].given and not module.choices[name].fixed:
+                        module.assign(name, value)
+                found.append(self.read())
+                self.assign(present)
+        return found
 
     def labels(self) -> list[str]:
         """One name per coordinate, with the input column for values per dimension."""

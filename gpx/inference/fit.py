@@ -369,7 +369,9 @@ def _baseline(problem: Problem) -> float:
 def _choose_start(
     problem: Problem, objective: Objective, coordinates: Coordinates, z: np.ndarray, deadline: float
 ) -> np.ndarray:
-    """Multiply the lengthscales and the noise that the data decide by the factors with the best objective on some rows."""
+    """Of the starts that the modules offer, with the lengthscales and the noise that the data decide multiplied by some factors,
+    that with the best objective on some rows.
+    """
     lengths, noise = _free(coordinates, _is_length), _free(coordinates, lambda module, name: name == "noise")
     # The smoothness within a period is no length, but as uncertain; it has no finer scales.
     scales = np.maximum(lengths, _free(coordinates, lambda module, name: name == "lengthscale"))
@@ -380,7 +382,9 @@ def _choose_start(
     fine = _finer(problem.data.count) if whole or engine.consecutive else []
     moves = [math.log(f) * lengths for f in fine] + [math.log(f) * scales for f in LENGTHSCALE_FACTORS]
     shifts = [move + math.log(g) * noise for move in moves for g in NOISE_FACTORS]
-    candidates = np.unique([np.clip(z + s, bounds[:, 0], bounds[:, 1]) for s in [0 * z, *shifts]], axis=0)
+    offered = [z, *coordinates.starts()[1:]]
+    candidates = [np.clip(start + s, bounds[:, 0], bounds[:, 1]) for start in offered for s in [0 * z, *shifts]]
+    candidates = np.unique(candidates, axis=0)
     if len(candidates) == 1:
         return z
     losses = [math.inf if late(deadline, problem.data.team) else search.loss(c) for c in candidates]

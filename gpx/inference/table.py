@@ -132,14 +132,15 @@ def parameter_table(
     rows, position = [], 0
     labels, bounds, z = coordinates.labels(), coordinates.bounds(), coordinates.read()
     for entry in coordinates.entries:
-        values, scales = (v.detach().expand(entry.raw.shape).reshape(-1).tolist() for v in (entry.value, entry.scale))
-        for value, scale in zip(values, scales, strict=True):
+        parts = (
+            v.detach().expand(entry.raw.shape).reshape(-1).tolist() for v in (entry.value, entry.scale, entry.origin)
+        )
+        for value, scale, origin in zip(*parts, strict=True):
             lower, upper = bounds[position]
             error = math.nan if errors is None else float(errors[position])
             if entry.positive:
                 limits = (math.exp(lower) if lower > -700 else 0.0, math.exp(upper) if upper < 700 else math.inf)
             else:
-                origin = float(entry.origin.mean())
                 limits = (origin + lower * scale, origin + upper * scale)
             rows.append(
                 ParameterRow(

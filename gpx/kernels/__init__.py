@@ -8,10 +8,11 @@ from gpx.kernels.hida_matern import HidaMatern
 from gpx.kernels.periodic import Cosine, Periodic
 from gpx.kernels.quasi_periodic import QuasiPeriodic
 from gpx.kernels.simple import Constant, Linear
+from gpx.kernels.spectral_mixture import SpectralMixture, SpectralMixtureProduct
 from gpx.kernels.stationary import RBF, Matern, RationalQuadratic
+from gpx.kernels.student_mixture import StudentMixture
 
 __all__ = [
     "RBF", "BlockQuasiPeriodic", "Constant", "Cosine", "HidaMatern", "Kernel", "Linear", "Matern", "Periodic", "Product",
-    "QuasiPeriodic",
-    "RationalQuadratic", "Sum", "matrix", "parse",
+    "QuasiPeriodic", "RationalQuadratic", "SpectralMixture", "SpectralMixtureProduct", "StudentMixture", "Sum", "matrix", "parse",
 ]  # fmt: skip

@@ -14,13 +14,15 @@ from gpx.kernels.hida_matern import HidaMatern
 from gpx.kernels.periodic import Cosine, Periodic
 from gpx.kernels.quasi_periodic import QuasiPeriodic
 from gpx.kernels.simple import Constant, Linear
+from gpx.kernels.spectral_mixture import SpectralMixture, SpectralMixtureProduct
 from gpx.kernels.stationary import RBF, Matern, RationalQuadratic
+from gpx.kernels.student_mixture import StudentMixture
 
 KERNELS = {
     c.__name__: c
     for c in (
-        RBF, Matern, RationalQuadratic, Periodic, Cosine, HidaMatern, QuasiPeriodic, Linear, Constant, BlockQuasiPeriodic, Sum,
-        Product,
+        RBF, Matern, RationalQuadratic, Periodic, Cosine, HidaMatern, QuasiPeriodic, Linear, Constant, BlockQuasiPeriodic,
+        SpectralMixture, SpectralMixtureProduct, StudentMixture, Sum, Product,
     )
 }  # fmt: skip
 

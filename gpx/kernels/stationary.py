@@ -90,10 +90,8 @@ class Matern(Stationary):
 
     def __init__(self, nu: float = 2.5, lengthscale: Any = None, outputscale: Any = None, ard: bool = False, *,
                  active_dims: Any = None, batch_shape: Any = ()):  # fmt: skip
-        if not isinstance(nu, (int, float)) or nu <= 0 or (2 * nu) % 2 != 1:
-            raise InputError(f"Matern needs a half-integer nu (0.5, 1.5, 2.5, ...), got {nu!r}; for nu = inf use RBF.")
         super().__init__(lengthscale, outputscale, ard, active_dims, batch_shape)
-        self.nu = float(nu)
+        self.nu = check_half_integer(type(self).__name__, nu, "RBF")
 
     def correlation(self, r2: Tensor) -> Tensor:
         return matern_profile(2 * self.nu * r2, round(self.nu - 0.5))
@@ -124,6 +122,13 @@ class RationalQuadratic(Stationary):
     def _init_from(self, data: Data) -> None:
         super()._init_from(data)
         self.start("alpha", 1.0, box=(1e-3, 1e3))
+
+
+def check_half_integer(owner: str, nu: Any, limit: str) -> float:
+    """The smoothness nu. Raises: InputError unless it is 1/2, 3/2, ...; limit: the kernel of infinite smoothness."""
+    if not isinstance(nu, (int, float)) or nu <= 0 or (2 * nu) % 2 != 1:
+        raise InputError(f"{owner} needs a half-integer nu (0.5, 1.5, 2.5, ...), got {nu!r}; for nu = inf use {limit}.")
+    return float(nu)
 
 
 class _MaternProfile(torch.autograd.Function):

@@ -108,7 +108,8 @@ def _points(kernel: gpytorch.kernels.Kernel) -> torch.Tensor:
 def _dims(kernel: gpytorch.kernels.Kernel) -> int:
     """A number of input columns that the kernel can be asked about."""
     dims = [int(d) + 1 for m in kernel.modules() if getattr(m, "active_dims", None) is not None for d in m.active_dims]
-    ard = [m.lengthscale.shape[-1] for m in kernel.modules() if getattr(m, "lengthscale", None) is not None]
+    named = [(m, name) for m in kernel.modules() for name in getattr(m, "per_dimension", ("lengthscale",))]
+    ard = [getattr(m, name).shape[-1] for m, name in named if getattr(m, name, None) is not None]
     return max([1, *dims, *(ard if not dims else [])])
 
 

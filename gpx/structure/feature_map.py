@@ -28,6 +28,8 @@ from gpx.kernels import (
     Periodic,
     QuasiPeriodic,
     RationalQuadratic,
+    SpectralMixture,
+    StudentMixture,
 )
 from gpx.kernels.dense import select
 
@@ -84,8 +86,8 @@ def _variance(kernel: Any) -> Tensor:
     return getattr(kernel, "outputscale", torch.ones(())).detach().double()
 
 
-for _kind in (RBF, Matern, RationalQuadratic, Periodic, Cosine, HidaMatern, QuasiPeriodic, Constant,
-              gpytorch_kernels.RBFKernel, gpytorch_kernels.MaternKernel):  # fmt: skip
+for _kind in (RBF, Matern, RationalQuadratic, Periodic, Cosine, HidaMatern, QuasiPeriodic, Constant, SpectralMixture,
+              StudentMixture, gpytorch_kernels.RBFKernel, gpytorch_kernels.MaternKernel):  # fmt: skip
     feature_map.register(_kind, _stationary_features)
 
 
@@ -155,9 +157,9 @@ def _embed(kernel: gpytorch_kernels.Kernel, omega: Tensor, dims: int) -> Tensor:
 
 
 def _gaussian(lengthscale: Tensor, count: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Standard normal frequencies [count, columns] over the lengthscales."""
+    """Standard normal frequencies [count, columns] over lengthscales [1 or count, 1 or columns]."""
     normal = torch.randn(count, columns, generator=generator, dtype=torch.float64, device=generator.device)
-    return normal / lengthscale.detach().reshape(1, -1)
+    return normal / lengthscale.detach().reshape(-1, lengthscale.shape[-1])
 
 
 def _student(lengthscale: Tensor, freedom: int, count: int, columns: int, generator: torch.Generator) -> Tensor:
@@ -167,9 +169,19 @@ def _student(lengthscale: Tensor, freedom: int, count: int, columns: int, genera
 
 
 def _cosine(frequency: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Angular frequencies [count, 1] of a tone: either sign is as likely."""
+    """Angular frequencies [count, D] of tones of frequencies [1 or count, D]: either sign is as likely."""
     sign = 2.0 * (_uniform(generator, count, 1) < 0.5) - 1
-    return 2 * math.pi * frequency.detach().reshape(1, 1) * sign
+    return 2 * math.pi * frequency.detach().reshape(-1, frequency.shape[-1]) * sign
+
+
+def _drawn(
+    kernel: SpectralMixture | StudentMixture, count: int, columns: int, generator: torch.Generator
+) -> tuple[Tensor, ...]:
+    """Frequencies and widths [count, columns] of mixtures that are drawn by their weights."""
+    weights = kernel.mixture_weights.detach().double()
+    chosen = torch.multinomial(weights, count, replacement=True, generator=generator)
+    values = (getattr(kernel, name).detach().double() for name in kernel.per_dimension)
+    return tuple(value.expand(-1, columns)[chosen] for value in values)
 
 
 def _harmonics(kernel: Periodic | QuasiPeriodic, count: int, columns: int, generator: torch.Generator) -> Tensor:
@@ -218,13 +230,27 @@ def _(kernel: Periodic, count: int, dims: int, generator: torch.Generator) -> Te
 
 @frequencies.register
 def _(kernel: Cosine, count: int, dims: int, generator: torch.Generator) -> Tensor:
-    return _embed(kernel, _cosine(1 / kernel.period, count, generator), dims)
+    return _embed(kernel, _cosine(1 / kernel.period.reshape(1, 1), count, generator), dims)
 
 
 @frequencies.register
 def _(kernel: HidaMatern, count: int, dims: int, generator: torch.Generator) -> Tensor:
     omega = _student(kernel.lengthscale, 2 * kernel.order + 1, count, 1, generator)
-    return _embed(kernel, omega + _cosine(kernel.frequency, count, generator), dims)
+    return _embed(kernel, omega + _cosine(kernel.frequency.reshape(1, 1), count, generator), dims)
+
+
+@frequencies.register
+def _(kernel: SpectralMixture, count: int, dims: int, generator: torch.Generator) -> Tensor:
+    means, scales = _drawn(kernel, count, width := _width(kernel, dims), generator)
+    omega = _gaussian(1 / (2 * math.pi * scales), count, width, generator)
+    return _embed(kernel, omega + _cosine(means, count, generator), dims)
+
+
+@frequencies.register
+def _(kernel: StudentMixture, count: int, dims: int, generator: torch.Generator) -> Tensor:
+    means, lengthscales = _drawn(kernel, count, width := _width(kernel, dims), generator)
+    omega = _student(lengthscales, round(2 * kernel.nu), count, width, generator)
+    return _embed(kernel, omega + _cosine(means, count, generator), dims)
 
 
 @frequencies.register

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
@@ -16,7 +16,7 @@ from gpytorch import kernels as gpytorch_kernels
 from torch import Tensor
 
 from gpx.errors import StructureError
-from gpx.kernels import RBF, Constant, Cosine, HidaMatern, Matern
+from gpx.kernels import RBF, Constant, Cosine, HidaMatern, Matern, SpectralMixture, StudentMixture
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,7 @@ def spectral_density(kernel: Any) -> SpectralDensity:
 @spectral_density.register(RBF)
 @spectral_density.register(gpytorch_kernels.RBFKernel)
 def _(kernel: Any) -> SpectralDensity:
-    lengthscale, variance = _one(kernel, "lengthscale"), _variance(kernel)
-    height = variance * math.sqrt(2 * math.pi) * lengthscale
-    return SpectralDensity(lambda omega: height * torch.exp(-0.5 * (omega * lengthscale).square()))
+    return _gaussian(_one(kernel, "lengthscale"), _variance(kernel))
 
 
 @spectral_density.register(Matern)
@@ -68,6 +66,35 @@ def _(kernel: HidaMatern) -> SpectralDensity:
 
 
 @spectral_density.register
+def _(kernel: SpectralMixture) -> SpectralDensity:
+    parts = [
+        _shifted(_gaussian(1 / (2 * math.pi * scale), weight), 2 * math.pi * mean)
+        for weight, mean, scale in _mixtures(kernel)
+    ]
+    return _summed(parts)
+
+
+@spectral_density.register
+def _(kernel: StudentMixture) -> SpectralDensity:
+    parts = [
+        _shifted(_matern(kernel.nu, lengthscale, weight), 2 * math.pi * mean)
+        for weight, mean, lengthscale in _mixtures(kernel)
+    ]
+    return _summed(parts)
+
+
+def _mixtures(kernel: SpectralMixture | StudentMixture) -> Iterator[tuple[Tensor, ...]]:
+    """Weight, frequency and width of every mixture."""
+    values = [getattr(kernel, name) for name in kernel.per_dimension]
+    if kernel.batch_shape or values[0].shape[-1] != 1:
+        raise StructureError(
+            f"A spectral density is of one input and one kernel, {type(kernel).__name__} has frequencies of shape"
+            f" {list(values[0].shape)}; choose one column with active_dims=[i]."
+        )
+    return zip(kernel.mixture_weights, *(value.squeeze(-1) for value in values), strict=True)
+
+
+@spectral_density.register
 def _(kernel: gpytorch_kernels.ScaleKernel) -> SpectralDensity:
     base, scale = spectral_density(kernel.base_kernel), kernel.outputscale.reshape(())
     return SpectralDensity(lambda omega: scale * base(omega), base.exact)
@@ -75,8 +102,7 @@ def _(kernel: gpytorch_kernels.ScaleKernel) -> SpectralDensity:
 
 @spectral_density.register
 def _(kernel: gpytorch_kernels.AdditiveKernel) -> SpectralDensity:
-    parts = [spectral_density(k) for k in kernel.kernels]
-    return SpectralDensity(lambda omega: torch.stack([p(omega) for p in parts]).sum(0), all(p.exact for p in parts))
+    return _summed([spectral_density(k) for k in kernel.kernels])
 
 
 @spectral_density.register
@@ -94,6 +120,15 @@ def _(kernel: gpytorch_kernels.ProductKernel) -> SpectralDensity:
         if isinstance(part, (Cosine, Constant)):
             density = _scaled(density, _variance(part))
     return density
+
+
+def _summed(parts: Sequence[SpectralDensity]) -> SpectralDensity:
+    return SpectralDensity(lambda omega: torch.stack([p(omega) for p in parts]).sum(0), all(p.exact for p in parts))
+
+
+def _gaussian(lengthscale: Tensor, variance: Tensor) -> SpectralDensity:
+    height = variance * math.sqrt(2 * math.pi) * lengthscale
+    return SpectralDensity(lambda omega: height * torch.exp(-0.5 * (omega * lengthscale).square()))
 
 
 def _matern(nu: float, lengthscale: Tensor, variance: Tensor) -> SpectralDensity:

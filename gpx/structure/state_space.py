@@ -22,7 +22,18 @@ from scipy.special import ive
 from torch import Tensor
 
 from gpx.errors import StructureError
-from gpx.kernels import RBF, BlockQuasiPeriodic, Constant, Cosine, HidaMatern, Linear, Matern, Periodic, QuasiPeriodic
+from gpx.kernels import (
+    RBF,
+    BlockQuasiPeriodic,
+    Constant,
+    Cosine,
+    HidaMatern,
+    Linear,
+    Matern,
+    Periodic,
+    QuasiPeriodic,
+    StudentMixture,
+)
 from gpx.kernels.walk import parts
 from gpx.linalg.circulant import hartley
 from gpx.linalg.derivatives import derivative
@@ -170,8 +181,8 @@ def state_space(kernel: Any) -> StateSpace:
     Raises: StructureError that names the part of the kernel that has none.
     """
     raise StructureError(
-        f"{type(kernel).__name__} has no state-space form; use Matern, HidaMatern, QuasiPeriodic, Periodic, Cosine, Linear,"
-        " Constant or RBF (approximately), their sums and products, or engines.Exact(). Rules of your own:"
+        f"{type(kernel).__name__} has no state-space form; use Matern, HidaMatern, StudentMixture, QuasiPeriodic, Periodic,"
+        " Cosine, Linear, Constant or RBF (approximately), their sums and products, or engines.Exact(). Rules of your own:"
         " gpx.structure.state_space.register."
     )
 
@@ -260,12 +271,27 @@ def _(kernel: Cosine) -> StateSpace:
 
 @state_space.register
 def _(kernel: HidaMatern) -> StateSpace:
-    frequency, still = (
-        kernel.frequency.reshape(1),
-        not kernel.raw_frequency.requires_grad and not bool(kernel.frequency.any()),
-    )
-    wave = _rotating(kernel.outputscale.reshape(1), 2 * math.pi * frequency)
-    return _matern(kernel.order, kernel.lengthscale, _constant(kernel.outputscale.sqrt()) if still else wave)
+    learned = kernel.raw_frequency.requires_grad
+    return _tone(kernel.order, kernel.outputscale, kernel.frequency, kernel.lengthscale, learned)
+
+
+@state_space.register
+def _(kernel: StudentMixture) -> StateSpace:
+    if kernel.mixture_means.shape[-1] != 1:
+        raise StructureError(
+            f"A state-space model needs one input column, this StudentMixture acts on {kernel.mixture_means.shape[-1]}: choose"
+            " one with active_dims=[i]."
+        )
+    values = zip(kernel.mixture_weights, kernel.mixture_means, kernel.mixture_lengthscales, strict=True)
+    learned = kernel.raw_mixture_means.requires_grad
+    return _sum([_tone(round(kernel.nu - 0.5), *value, learned) for value in values])
+
+
+def _tone(order: int, variance: Tensor, frequency: Tensor, lengthscale: Tensor, learned: bool) -> StateSpace:
+    """A Matern kernel times a cosine, which is left out where its frequency is zero and stays so."""
+    wave = _rotating(variance.reshape(1), 2 * math.pi * frequency.reshape(1))
+    still = not learned and not bool(frequency.any())
+    return _matern(order, lengthscale, _constant(variance.sqrt()) if still else wave)
 
 
 @state_space.register
@@ -325,13 +351,16 @@ def _(kernel: gpytorch.kernels.ScaleKernel) -> StateSpace:
 
 @state_space.register
 def _(kernel: gpytorch.kernels.AdditiveKernel) -> StateSpace:
-    forms = [state_space(k) for k in kernel.kernels]
-    return StateSpace(tuple(b for f in forms for b in f.blocks), max(f.error for f in forms), _common_clock(forms))
+    return _sum([state_space(k) for k in kernel.kernels])
 
 
 @state_space.register
 def _(kernel: gpytorch.kernels.ProductKernel) -> StateSpace:
     return reduce(_product, (state_space(k) for k in kernel.kernels))
+
+
+def _sum(forms: Sequence[StateSpace]) -> StateSpace:
+    return StateSpace(tuple(b for f in forms for b in f.blocks), max(f.error for f in forms), _common_clock(forms))
 
 
 def _product(a: StateSpace, b: StateSpace) -> StateSpace:

@@ -26,6 +26,9 @@ from gpx.kernels import (
     Product,
     QuasiPeriodic,
     RationalQuadratic,
+    SpectralMixture,
+    SpectralMixtureProduct,
+    StudentMixture,
     Sum,
 )
 
@@ -43,6 +46,17 @@ OWN: dict[str, Callable[[], Kernel]] = {
     "Cosine": lambda: Cosine(period=2.1, outputscale=0.9, active_dims=[1]),
     "HidaMatern-active": lambda: HidaMatern(order=1, lengthscale=0.9, frequency=0.6, outputscale=1.3, active_dims=[1]),
     "HidaMatern-active-zero": lambda: HidaMatern(order=3, lengthscale=1.4, frequency=0.0, active_dims=[2]),
+    "SpectralMixture-ard": lambda: SpectralMixture(
+        2, [0.7, 1.6], [[0.2, -0.5, 0.1], [0.0, 0.3, 0.4]], [[0.1, 0.2, 0.15], [0.25, 0.12, 0.3]]
+    ),
+    "SpectralMixture-active": lambda: SpectralMixture(3, [1.0, 0.5, 0.2], [0.0, 0.4, 0.9], [0.1, 0.05, 0.2], active_dims=[2]),
+    "StudentMixture-ard": lambda: StudentMixture(
+        2, 1.5, [0.7, 1.6], [[0.2, -0.5, 0.1], [0.0, 0.3, 0.4]], [[1.0, 2.0, 1.5], [2.0, 1.2, 0.8]]
+    ),
+    "StudentMixture-active": lambda: StudentMixture(2, 2.5, [1.0, 0.5], [0.0, 0.4], [2.0, 3.0], active_dims=[1]),
+    "SpectralMixtureProduct-ard": lambda: SpectralMixtureProduct(
+        2, 3, [[0.7, 1.0, 0.3], [0.5, 0.2, 0.9]], [[0.0, 0.3, 0.1], [0.4, 0.6, 0.2]], [[0.1, 0.2, 0.3], [0.2, 0.1, 0.15]]
+    ),
     "QuasiPeriodic-active": lambda: QuasiPeriodic(1.2, lengthscale=0.8, decay=2.1, order=2, outputscale=0.7, active_dims=[0]),
     "Linear": lambda: Linear(outputscale=0.6, center=0.3),
     "Linear-ard": lambda: Linear(outputscale=[0.2, 0.5, 1.1], center=[0.1, -0.2, 0.3], ard=True),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import gpytorch
 import torch
 from torch import Tensor
 
+from gpx.errors import InputError
 from gpx.inputs import as_data
 from gpx.kernels import Kernel, parse
 from gpx.kernels.dense import dense, diagonal
@@ -26,7 +28,7 @@ def check_kernel(
     - derivatives in inputs and parameters are right, and finite where points coincide;
     - a batch of inputs gives the matrices of its members;
     - deep copies and pickles give the same matrix; the repr of a gpx kernel reads back as that kernel;
-    - `init_from` gives finite values for any data.
+    - `init_from` gives finite values for any data, or an error where the kernel needs more points than there are.
 
     Arguments: kernel: any gpytorch kernel. x: inputs [N, D] that it accepts, distinct; None: random ones with three columns.
     discrete: whether inputs are integers, in which the kernel has no derivative.
@@ -145,6 +147,21 @@ def _starts(kernel: Kernel, x: Tensor) -> None:
         started = copy.deepcopy(kernel)
         data = as_data(inputs, y)
         started.bind(data.columns)
+        if data.targets < _least_points(started):
+            _raises(lambda started=started, data=data: started.init_from(data), f"init_from on {what}")
+            continue
         started.init_from(data)
         finite(list(started.parameters()), f"init_from on {what}")
         finite(dense(started, inputs, inputs), f"the matrix after init_from on {what}")
+
+
+def _least_points(kernel: Kernel) -> int:
+    return max(getattr(part, "least_points", 1) for part in kernel.modules())
+
+
+def _raises(start: Callable[[], None], law: str) -> None:
+    try:
+        start()
+    except InputError:
+        return
+    raise AssertionError(f"{law}: fewer points than the kernel needs, and no InputError.")

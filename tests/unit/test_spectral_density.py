@@ -11,7 +11,18 @@ import torch
 from scipy.integrate import quad
 
 from gpx.errors import StructureError
-from gpx.kernels import RBF, Constant, Cosine, HidaMatern, Linear, Matern, Periodic, QuasiPeriodic
+from gpx.kernels import (
+    RBF,
+    Constant,
+    Cosine,
+    HidaMatern,
+    Linear,
+    Matern,
+    Periodic,
+    QuasiPeriodic,
+    SpectralMixture,
+    StudentMixture,
+)
 from gpx.kernels.dense import dense
 from gpx.structure import spectral_density
 from gpx.testing.assertions import close
@@ -21,6 +32,8 @@ KERNELS = {
     **{f"Matern {p}": Matern(p + 0.5, lengthscale=0.9, outputscale=1.4) for p in range(5)},
     "HidaMatern": HidaMatern(1, lengthscale=0.8, frequency=0.6, outputscale=0.7),
     "zero frequency": HidaMatern(2, lengthscale=0.8, frequency=0.0),
+    "SpectralMixture": SpectralMixture(2, [0.8, 0.5], [0.0, 0.7], [0.15, 0.1]),
+    "StudentMixture": StudentMixture(2, 1.5, [0.8, 0.5], [0.0, 0.7], [0.9, 1.2]),
     "sum": HidaMatern(0, 1.2, 0.3) + RBF(0.4) + Matern(1.5),
     "tones": Cosine(period=1.7, outputscale=1.2) * Matern(1.5, 0.9, 0.8) * Constant(0.5) * Cosine(period=0.6),
     "scaled": 2 * (RBF(0.5) + HidaMatern(1, 1.0, 0.5)),
