@@ -48,19 +48,20 @@ class Basis:
         return self.features(x, order) @ self.transform
 
 
-def spectral_basis(frequencies: np.ndarray, lengthscale: float, nodes: np.ndarray) -> Basis:
+def spectral_basis(frequencies: np.ndarray, lengthscales: np.ndarray, nodes: np.ndarray, kept: float = KEPT) -> Basis:
     """The eigenfunctions of a `SpectralMixture` of equal weights, by sums of cosines on a lattice of frequencies.
 
-    Arguments: frequencies [Q] in cycles per unit, zero among them; lengthscale of all envelopes; nodes [M], uniform.
-    The sums repeat the kernel with a period longer than the range, and end at the Nyquist frequency of the nodes.
-    Cost: O(M F^2), F frequencies of the lattice where the spectrum counts.
+    Arguments: frequencies [Q] in cycles per unit; lengthscales [Q] of their envelopes; nodes [M], uniform; kept: deviations, of
+    the largest, of the functions. The sums repeat the kernel with a period longer than the range, and end at the Nyquist
+    frequency of the nodes. Cost: O(M F^2), F frequencies of the lattice where the spectrum counts.
     """
     span, spacing = float(np.ptp(nodes)), float(nodes[1] - nodes[0])
-    step = 2 * math.pi / (span + REACH * lengthscale)
-    highest = min(2 * math.pi * frequencies.max() + TAIL / lengthscale, math.pi / spacing)
+    step = 2 * math.pi / (span + REACH * lengthscales.max())
+    centres, widths = 2 * math.pi * frequencies, TAIL / lengthscales
+    highest = min((centres + widths).max(), math.pi / spacing)
     omega = step * np.arange(int(highest / step) + 1)
-    omega = omega[np.abs(omega[:, None] - 2 * math.pi * frequencies).min(1) < TAIL / lengthscale]
-    density = spectral_density(mixture(frequencies, lengthscale))(torch.from_numpy(omega)).detach().numpy()
+    omega = omega[(np.abs(omega[:, None] - centres) < widths).any(1)]
+    density = spectral_density(mixture(frequencies, lengthscales))(torch.from_numpy(omega)).detach().numpy()
     amplitude = np.sqrt(density * step / math.pi)
     amplitude[omega == 0] *= math.sqrt(0.5)
     centre = float(nodes.mean())
@@ -70,14 +71,15 @@ def spectral_basis(frequencies: np.ndarray, lengthscale: float, nodes: np.ndarra
         scale = amplitude * omega**order
         return np.concatenate([scale * np.cos(phase), (scale * np.sin(phase))[:, omega > 0]], 1)
 
-    return _factorised(features, nodes, KEPT, 1.0)
+    return _factorised(features, nodes, kept, 1.0)
 
 
-def mixture(frequencies: np.ndarray, lengthscale: float) -> SpectralMixture:
-    """The kernel of unit variance whose bumps have these frequencies and one width."""
+def mixture(frequencies: np.ndarray, lengthscales: np.ndarray) -> SpectralMixture:
+    """The kernel of unit variance whose bumps have these frequencies and equal weights."""
     count = len(frequencies)
-    scale = 1 / (2 * math.pi * lengthscale)
-    return SpectralMixture(count, [1 / count] * count, list(map(float, frequencies)), [scale] * count)
+    return SpectralMixture(
+        count, [1 / count] * count, frequencies.tolist(), (1 / (2 * math.pi * lengthscales)).tolist()
+    )
 
 
 def kernel_basis(kernel: Any, nodes: np.ndarray, order: int) -> Basis:

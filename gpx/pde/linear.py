@@ -98,5 +98,5 @@ def solve_linear(
     if not np.isfinite(start).all():
         return start.reshape(shape)
     operator = LinearOperator((size, size), matvec=forward, dtype=float)  # pyright: ignore[reportCallIssue]
-    found, _ = gmres(operator, start, x0=start, rtol=tolerance, restart=min(RESTART, size), maxiter=3)
+    found, _ = gmres(operator, start, x0=start, rtol=tolerance, restart=min(RESTART, size), maxiter=1)
     return found.reshape(shape)

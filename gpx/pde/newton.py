@@ -15,10 +15,10 @@ from gpx.pde.grids import Grid
 from gpx.pde.linear import axis_matrices, kronecker_sum, solve_linear
 from gpx.pde.problem import Problem
 
-MAX_STEPS = 40
+MAX_STEPS = 25
 ACCURACY = 1e-13  # of the solution: steps below it end the search
 ROUGH = 1e-6  # of the solution, or of the first residual: what is below it and gets no smaller is rounding
-HALVINGS = 12
+HALVINGS = 8
 FORCING = 1e-3  # relative tolerance of GMRES
 
 
@@ -62,26 +62,29 @@ def newton(
         if size <= ACCURACY * norm or (settled and min(size / norm, residuals[-1] / residuals[0]) < ROUGH):
             return State(coefficients + step if size < previous else coefficients, slopes, tuple(residuals))
         previous = size
-        coefficients = coefficients + _damping(problem, grid, source, coefficients, step, residuals[-1]) * step
+        damping = _damping(problem, grid, source, coefficients, step, residuals[-1])
+        if not damping:
+            break
+        coefficients = coefficients + damping * step
     raise NumericalError(
         f"Newton's method did not converge on a grid of {grid.shape}: norms of the residual"
-        f" {', '.join(f'{r:.2g}' for r in (*residuals[:4], *residuals[-3:]))}; line search and restarts from smaller data were"
-        " tried. Give more points (grid=), a smoother source, or solve a neighbouring problem first and pass start=."
+        f" {', '.join(f'{r:.2g}' for r in (*residuals[:4], *residuals[-3:]))}; steps were halved up to {HALVINGS} times."
+        " Give more points (grid=) or a larger coefficient of the highest derivative."
     )
 
 
 def _damping(
     problem: Problem, grid: Grid, source: Tensor, coefficients: np.ndarray, step: np.ndarray, residual: float
 ) -> float:
-    """The first of 1, 1/2, 1/4, ... that makes the residual smaller."""
+    """The first of 1, 1/2, 1/4, ... that makes the residual smaller; 0 if none does."""
     if problem.linear:
         return 1.0
     damping = 1.0
-    for _ in range(HALVINGS):
+    for _ in range(HALVINGS + 1):
         jet = grid.jet(coefficients + damping * step, problem.jet)
         with torch.no_grad():
             trial = grid.test(problem.equation.value(jet, grid.x) - source)
         if np.linalg.norm(trial) < residual:
             return damping
         damping /= 2
-    return 1.0
+    return 0.0

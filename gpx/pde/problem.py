@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from gpx.errors import InputError
 from gpx.pde.boundary import Condition, Dirichlet, Periodic, Robin, check_corners
 from gpx.pde.domains import Box
@@ -23,7 +26,7 @@ class Problem:
     face), or a list of `Dirichlet`, `Neumann`, `Robin` and `Periodic`, as many along every axis as the equation has derivatives
     along it. exact: the solution where it is known: read by `Solution.relative_error` and plots alone. grid: points per axis
     that `solve` uses by default, a number or one for each. noise: standard deviation of independent noise in the values of the
-    source on the grid, in its units; 0: none. name: for plots.
+    source on the grid, in its units; 0: none. With noise, source may also be an array of these values [M_1, ..., M_d]. name: for plots.
     Raises: InputError for an equation without derivatives or with other axes than the box, conditions that are too many or
     too few, or boundary values that disagree where faces meet.
 
@@ -34,7 +37,7 @@ class Problem:
 
     domain: Box
     equation: Expression
-    source: Field | float
+    source: Field | float | Tensor | np.ndarray
     boundary: Any
     exact: Field | None = None
     grid: int | Sequence[int] | None = None
@@ -44,14 +47,20 @@ class Problem:
     def __post_init__(self) -> None:
         if not isinstance(self.domain, Box):
             raise InputError(f"Problem needs a Box or Interval as its domain, got {type(self.domain).__name__}.")
-        for name in ("source", "exact"):
-            value = getattr(self, name)
-            if not (callable(value) or isinstance(value, (int, float)) or (name == "exact" and value is None)):
-                raise InputError(
-                    f"The {name} of a Problem is a number or a callable of x [n, d], got {type(value).__name__}."
-                )
+        if not (self.exact is None or callable(self.exact)):
+            raise InputError(f"exact is None or a callable of x [n, d], got {type(self.exact).__name__}.")
         if not self.noise >= 0:
             raise InputError(f"noise is a standard deviation >= 0, got {self.noise!r}.")
+        measured = isinstance(self.source, (Tensor, np.ndarray))
+        if not (measured or callable(self.source) or isinstance(self.source, (int, float))):
+            raise InputError(
+                f"The source of a Problem is a number or a callable of x [n, d], got {type(self.source).__name__}."
+            )
+        if measured and not self.noise:
+            raise InputError(
+                "A source that is given by values on the grid needs its noise: write noise=, the standard deviation of an error in"
+                " them, or give a callable, which is also looked at between the points of the grid."
+            )
         object.__setattr__(self, "equation", expression(self.equation))
         highest = max((axis for index in self.jet for axis in index), default=-1)
         if highest < 0:
@@ -94,7 +103,7 @@ class Problem:
     def counts(self, grid: int | Sequence[int] | None = None) -> tuple[int, ...]:
         """Points per axis. Raises: InputError unless they are integers of at least 4, one or one for each axis."""
         given = next((g for g in (grid, self.grid) if g is not None), DEFAULT_GRID[self.domain.dims])
-        counts = (given,) * self.domain.dims if isinstance(given, int) else tuple(given)
+        counts = tuple(given) if isinstance(given, Sequence) else (given,) * self.domain.dims
         if len(counts) != self.domain.dims or not all(isinstance(n, int) and n >= 4 for n in counts):
             raise InputError(
                 f"grid is a number of points >= 4, or one for each of {self.domain.dims} axes, got {given!r}."

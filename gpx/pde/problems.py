@@ -146,7 +146,7 @@ def burgers(viscosity: float = 0.02) -> Problem:
     return Problem(
         Box([(-1, 1), (0, 1)]), D(u, 1) + u * D(u, 0) - viscosity * D(u, 0, 2), 0.0,
         [Dirichlet((0, 0), 0.0), Dirichlet((0, 1), 0.0), Dirichlet((1, 0), lambda x: -torch.sin(math.pi * x[:, 0]))],
-        lambda x: cole_hopf(x, viscosity), 70, name="Burgers",
+        lambda x: cole_hopf(x, viscosity), (140, 35), name="Burgers",
     )  # fmt: skip
 
 

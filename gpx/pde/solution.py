@@ -12,14 +12,19 @@ import torch
 from torch import Tensor
 
 from gpx.errors import InputError
-from gpx.pde.axes import multiply
+from gpx.pde.axes import galerkin, multiply
 from gpx.pde.basis import Basis
 from gpx.pde.domains import points
-from gpx.pde.expressions import Expression, Index, expression, indices, u
+from gpx.pde.expressions import Expression, Index, expression, indices, linearise, u
+from gpx.pde.grids import Grid
+from gpx.pde.linear import axis_matrices, kronecker_sum, solve_linear
+from gpx.pde.noise import mean_square
 from gpx.pde.problem import Problem
+from gpx.pde.select import Setting
 
 TEST_POINTS = {1: 300, 2: 300, 3: 80}  # per axis
 CHUNK = 20_000  # points
+DRAWS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +32,8 @@ class Solution:
     """A function ``u(x) = sum c_ij... b_i(x_1) b_j(x_2) ...`` that solves a `Problem`, called at points or any expression.
 
     problem; nodes: points of the grid along every axis; bases: the functions b of every axis; coefficients c [r_1, ..., r_d];
-    error_estimate: estimated relative L2 error; frequencies: per axis, in cycles per unit; lengthscales: per axis, in its units;
-    deviations: posterior standard deviations at the nodes.
+    error_estimate: estimated relative L2 error; setting: the frequencies and lengthscales that were chosen, None where the kernel
+    was given; posterior_std: standard deviations at the nodes, where the source has noise.
 
     >>> import gpx
     >>> from gpx.pde import D, Interval, Problem, solve, u
@@ -42,8 +47,8 @@ class Solution:
     bases: tuple[Basis, ...]
     coefficients: np.ndarray
     error_estimate: float
-    frequencies: tuple[tuple[float, ...], ...]
-    lengthscales: tuple[float, ...]
+    setting: Setting | None = None
+    posterior_std: np.ndarray | None = None
 
     @property
     def grid(self) -> list[Tensor]:
@@ -54,6 +59,30 @@ class Solution:
     def u(self) -> Tensor:
         """The values [M_1, ..., M_d] on the grid."""
         return self.on(self.nodes)
+
+    @cached_property
+    def std(self) -> Tensor:
+        """Standard deviations [M_1, ..., M_d] of u on the grid.
+
+        Those of the posterior where the source has noise. Otherwise those of white residuals at the nodes, seen through the inverse
+        of the linearised operator, with the level that makes their mean square that of the estimated error; by 64 draws.
+        """
+        if self.posterior_std is not None:
+            return torch.from_numpy(self.posterior_std)
+        grid = Grid(
+            tuple(galerkin(self.problem, d, b, n) for d, (b, n) in enumerate(zip(self.bases, self.nodes, strict=True)))
+        )
+        slopes = linearise(self.problem.equation, grid.jet(self.coefficients, self.problem.jet), grid.x)[1]
+        solver = kronecker_sum(axis_matrices(grid, slopes))
+        random, squares = np.random.default_rng(0), 0.0
+        for _ in range(DRAWS):
+            white = grid.test(torch.from_numpy(random.standard_normal(len(grid.x))))
+            drawn = grid.extend(solve_linear(grid, slopes, white, 0.03, solver))
+            squares = squares + multiply([axis.derivatives[0] for axis in grid.axes], drawn) ** 2
+        level = (
+            self.error_estimate**2 * mean_square(self.u.numpy(), self.nodes) / mean_square(np.sqrt(squares), self.nodes)
+        )
+        return torch.from_numpy(np.sqrt(level * squares))
 
     def on(self, axes: Sequence[Any]) -> Tensor:
         """The values [n_1, ..., n_d] on any grid, given by its points along every axis. Cost: that of d thin matrix products."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gpx.errors import FitWarning
 from gpx.linalg.tones import find_tones
+from gpx.pde.boundary import Robin
 from gpx.pde.domains import points
 from gpx.pde.expressions import evaluate
 from gpx.pde.problem import Problem
@@ -29,25 +30,41 @@ def frequencies(problem: Problem, counts: tuple[int, ...]) -> list[np.ndarray]:
 
     Warns: FitWarning where a strong one is above the Nyquist frequency of the grid.
     """
-    functions: list[tuple[Callable[[Tensor], Tensor], dict[int, float]]] = [
-        (lambda x: evaluate(problem.source, x, "The source"), {})
-    ]
-    for c in (c for axis in range(problem.domain.dims) for c in problem.along(axis)):
-        functions.append((lambda x, c=c: evaluate(c.g, x, "A boundary value"), {c.face[0]: problem.domain.end(c.face)}))
-    return [along(problem, axis, counts[axis], functions) for axis in range(problem.domain.dims)]
+    found = []
+    for axis, (count, bounds) in enumerate(zip(counts, problem.domain.bounds, strict=True)):
+        stamps = np.linspace(*bounds, min(DENSER * count, MAX_STAMPS))
+        lines = [evaluate(problem.source, line, "The source") for line in _lines(problem, axis, stamps, {})]
+        found.append(_chosen([*_of_lines(lines, stamps), *_of_boundary(problem, axis, stamps)], axis, count, bounds))
+    return found
 
 
-def along(
-    problem: Problem, axis: int, count: int, functions: Sequence[tuple[Callable[[Tensor], Tensor], dict[int, float]]]
-) -> np.ndarray:
-    """The frequencies along one axis of functions of x, each with the coordinates that are fixed."""
-    low, high = problem.domain.bounds[axis]
-    stamps = np.linspace(low, high, min(DENSER * count, MAX_STAMPS))
+def frequencies_of_values(problem: Problem, nodes: Sequence[np.ndarray], source: Tensor) -> list[np.ndarray]:
+    """The same from values [M] of the source on the grid alone."""
+    found = []
+    for axis, stamps in enumerate(nodes):
+        lines = np.moveaxis(source.numpy().reshape([len(n) for n in nodes]), axis, 0).reshape(len(stamps), -1)
+        some = sorted({int((i + 1) * GOLDEN * lines.shape[1]) % lines.shape[1] for i in range(LINES)})
+        tones = _of_lines([torch.from_numpy(lines[:, k]) for k in some], stamps) + _of_boundary(problem, axis, stamps)
+        found.append(_chosen(tones, axis, len(stamps), problem.domain.bounds[axis]))
+    return found
+
+
+def _of_boundary(problem: Problem, axis: int, stamps: np.ndarray) -> list[tuple[float, float]]:
+    """(power, frequency) of the tones of the boundary values along an axis."""
+    found = []
+    for c in problem.conditions:
+        if isinstance(c, Robin) and c.face[0] != axis:
+            fixed = {c.face[0]: problem.domain.end(c.face)}
+            found += _of_lines(
+                [evaluate(c.g, x, "A boundary value") for x in _lines(problem, axis, stamps, fixed)], stamps
+            )
+    return found
+
+
+def _chosen(found: Sequence[tuple[float, float]], axis: int, count: int, bounds: tuple[float, float]) -> np.ndarray:
+    """The strongest of tones below the Nyquist frequency of a grid."""
+    low, high = bounds
     nyquist = (count - 1) / (2 * (high - low))
-    found: list[tuple[float, float]] = []
-    for function, fixed in functions:
-        if axis not in fixed:
-            found += _of_lines([function(line) for line in _lines(problem, axis, stamps, fixed)], stamps)
     strongest = max((power for power, _ in found), default=0.0)
     beyond = [(power, f) for power, f in found if f >= nyquist]
     if beyond and max(beyond)[0] > LOUD * strongest:
@@ -87,8 +104,3 @@ def _lines(problem: Problem, axis: int, stamps: np.ndarray, fixed: dict[int, flo
             axes[k] = np.array([fixed.get(k, low + share * (high - low))])
         found.append(points(axes))
     return found
-
-
-def residual_line(values: Callable[[Tensor], Tensor]) -> list[tuple[Callable[[Tensor], Tensor], dict[int, float]]]:
-    """A function of x, as `along` takes it."""
-    return [(lambda x: torch.as_tensor(values(x)), {})]
