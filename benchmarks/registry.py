@@ -30,6 +30,7 @@ MODULES = {
     "sic-simulations": "benchmarks.tasks.sic_simulations",
     "sic-accuracy": "benchmarks.tasks.sic_accuracy",
     "sic-tables": "benchmarks.tasks.sic_tables",
+    "pde": "benchmarks.tasks.pde",
     "selection": "benchmarks.tasks.selection",
     "classification": "benchmarks.tasks.classification",
     "classification-gpytorch": "benchmarks.tasks.classification_gpytorch",

@@ -13,8 +13,9 @@ from gpx.pde.expressions import D, Expression, cos, exp, sin, u
 from gpx.pde.problem import Problem
 from gpx.pde.solution import Solution
 from gpx.pde.solver import solve
+from gpx.pde.storage import load
 
 __all__ = [
     "Box", "D", "Dirichlet", "Expression", "Interval", "Neumann", "Periodic", "Problem", "Robin", "Solution", "cos", "exp",
-    "problems", "sin", "solve", "u",
+    "load", "problems", "sin", "solve", "u",
 ]  # fmt: skip

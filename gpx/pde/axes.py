@@ -17,9 +17,10 @@ from gpx.pde.problem import Problem
 class Axis:
     """Functions ``sum_j c_j b_j`` of one axis and what is asked of them.
 
-    nodes [M]; derivatives: for orders 0, 1, ..., [M, r]; coefficients [r, M]: from values at the nodes; rows [b, r]: the conditions at
-    both ends, whose values are given; lift [r, b]: coefficients that meet them, ``rows @ lift = 1``; null [r, n]: a basis of
-    ``rows @ c = 0``, n = r - b; test [n, M]: what a residual at the nodes is reduced by. basis: the functions, None for finite differences.
+    nodes [M]; derivatives: for orders 0, 1, ..., [M, r]; coefficients [r, M]: from values at the nodes; rows [b, r]: the
+    conditions at both ends, whose values are given; lift [r, b]: coefficients that meet them, ``rows @ lift = 1``; null [r, n]: a
+    basis of ``rows @ c = 0``, n = r - b; test [n, M]: what a residual at the nodes is reduced by. basis: the functions, None for
+    collocation.
     """
 
     nodes: np.ndarray
@@ -51,10 +52,24 @@ def galerkin(problem: Problem, axis: int, basis: Basis, nodes: np.ndarray) -> Ax
 
 
 def differences(problem: Problem, axis: int, nodes: np.ndarray) -> Axis:
-    """The axis by finite differences of second order (of first order, upwind, where there is one condition)."""
+    """The axis by finite differences: of second order, or of first order and upwind where one end has all conditions."""
+    wind = _wind(problem, axis)
+    found = collocation(problem, axis, nodes, difference_matrices(nodes, max(problem.orders[axis], 2), wind))
+    bound = ~found.test.any(0)
+    if wind and not found.null[bound].any():
+        # What pushes at the first nodes pushes all that follow: it counts with the first equation.
+        found.test[0 if wind > 0 else -1, bound] = 1.0
+        for matrix in found.derivatives[1:]:
+            matrix[bound] = 0.0
+    return found
+
+
+def collocation(problem: Problem, axis: int, nodes: np.ndarray, matrices: Sequence[np.ndarray]) -> Axis:
+    """The axis by values at its nodes, ascending, whose derivatives [M, M] of orders 0, 1, ... are given; the equation holds at all
+    nodes but the outermost, one for every condition.
+    """
     count, order = len(nodes), problem.orders[axis]
-    derivatives = difference_matrices(nodes, max(order, 2), _wind(problem, axis))
-    rows = _rows(problem, axis, [matrix[[0, -1]] for matrix in derivatives])
+    rows = _rows(problem, axis, [matrix[[0, -1]] for matrix in matrices])
     lower = sum(c.face[1] == 0 for c in problem.along(axis)) if not problem.periodic(axis) else order // 2
     bound = np.append(np.arange(lower), np.arange(count - order + lower, count))
     free = np.setdiff1d(np.arange(count), bound)
@@ -64,20 +79,22 @@ def differences(problem: Problem, axis: int, nodes: np.ndarray) -> Axis:
     null[free, np.arange(len(free))] = 1.0
     null[bound] = -inverse @ rows[:, free]
     identity = np.eye(count)
-    return Axis(nodes, tuple(derivatives[: order + 1]), identity, rows, lift, null, identity[free])
+    return Axis(nodes, tuple(matrices[: order + 1]), identity, rows, lift, null, identity[free])
 
 
 def difference_matrices(nodes: np.ndarray, order: int, wind: int = 0) -> list[np.ndarray]:
-    """[M, M] for orders 0, ..., `order`: central, one-sided at the ends; wind: +1 or -1 for first differences from below or above."""
+    """[M, M] for orders 0, ..., `order`: central, one-sided at the ends; wind: +1 or -1 for powers of first differences from
+    below or above.
+    """
     count, step = len(nodes), nodes[1] - nodes[0]
     shift = [np.eye(count, k=k) for k in (-1, 0, 1)]
     if wind:
         first = (shift[1] - shift[1 - wind]) * wind / step
         first[0 if wind > 0 else -1] = first[1 if wind > 0 else -2]
-    else:
-        first = (shift[2] - shift[0]) / (2 * step)
-        first[0, :3] = np.array([-1.5, 2, -0.5]) / step
-        first[-1, -3:] = np.array([0.5, -2, 1.5]) / step
+        return [np.linalg.matrix_power(first, n) for n in range(order + 1)]
+    first = (shift[2] - shift[0]) / (2 * step)
+    first[0, :3] = np.array([-1.5, 2, -0.5]) / step
+    first[-1, -3:] = np.array([0.5, -2, 1.5]) / step
     second = (shift[0] - 2 * shift[1] + shift[2]) / step**2
     second[0], second[-1] = second[1], second[-2]
     found = [np.eye(count), first, second]
@@ -87,9 +104,9 @@ def difference_matrices(nodes: np.ndarray, order: int, wind: int = 0) -> list[np
 
 
 def _wind(problem: Problem, axis: int) -> int:
-    if problem.orders[axis] != 1 or problem.periodic(axis):
-        return 0
-    return 1 if problem.along(axis)[0].face[1] == 0 else -1
+    """+1 or -1 where all conditions are at the lower or the upper end, 0 otherwise."""
+    ends = {c.face[1] for c in problem.along(axis)}
+    return 0 if len(ends) != 1 or problem.periodic(axis) else 1 - 2 * ends.pop()
 
 
 def _rows(problem: Problem, axis: int, ends: Sequence[np.ndarray]) -> np.ndarray:

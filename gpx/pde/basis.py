@@ -1,9 +1,9 @@
 """Functions of one axis: the eigenfunctions of a kernel there, in order of their prior variance.
 
 A kernel ``k(x, x') = phi(x) . phi(x')`` has at nodes x_m with weights w_m (those of the trapezoidal rule) the factor
-``W^1/2 phi = Q S V^T``, and the functions ``phi(x) V S^-1`` are orthonormal there; under the prior their coefficients have standard
-deviations S. They come from the factor of the kernel matrix, not from the matrix: what is relatively 1e-12 in S is 1e-24 in the
-kernel matrix, where it could not be told from rounding. See docs/theory/pde.md.
+``W^1/2 phi = Q S V^T``. The functions ``phi(x) V S^-1`` are orthonormal there; under the prior their coefficients have standard
+deviations S. They come from the factor of the kernel matrix: what is relatively 1e-12 in S is 1e-24 in the matrix itself, where
+it could not be told from rounding. See docs/theory/pde.md.
 """
 
 from __future__ import annotations
@@ -48,6 +48,24 @@ class Basis:
         return self.features(x, order) @ self.transform
 
 
+@dataclass(frozen=True)
+class Cosines:
+    """``a_j cos(w_j (x - centre))`` and ``a_j sin(w_j (x - centre))``.
+
+    omega: w [J], angular frequencies, ascending; amplitude: a [J].
+    """
+
+    omega: np.ndarray
+    amplitude: np.ndarray
+    centre: float
+
+    def __call__(self, x: np.ndarray, order: int) -> np.ndarray:
+        """Their derivatives [n, F] at x [n]."""
+        phase = np.multiply.outer(x - self.centre, self.omega) + order * math.pi / 2
+        scale = self.amplitude * self.omega**order
+        return np.concatenate([scale * np.cos(phase), (scale * np.sin(phase))[:, self.omega > 0]], 1)
+
+
 def spectral_basis(frequencies: np.ndarray, lengthscales: np.ndarray, nodes: np.ndarray, kept: float = KEPT) -> Basis:
     """The eigenfunctions of a `SpectralMixture` of equal weights, by sums of cosines on a lattice of frequencies.
 
@@ -62,16 +80,8 @@ def spectral_basis(frequencies: np.ndarray, lengthscales: np.ndarray, nodes: np.
     omega = step * np.arange(int(highest / step) + 1)
     omega = omega[(np.abs(omega[:, None] - centres) < widths).any(1)]
     density = spectral_density(mixture(frequencies, lengthscales))(torch.from_numpy(omega)).detach().numpy()
-    amplitude = np.sqrt(density * step / math.pi)
-    amplitude[omega == 0] *= math.sqrt(0.5)
-    centre = float(nodes.mean())
-
-    def features(x: np.ndarray, order: int) -> np.ndarray:
-        phase = np.multiply.outer(x - centre, omega) + order * math.pi / 2
-        scale = amplitude * omega**order
-        return np.concatenate([scale * np.cos(phase), (scale * np.sin(phase))[:, omega > 0]], 1)
-
-    return _factorised(features, nodes, kept, 1.0)
+    amplitude = np.sqrt(density * step / math.pi) * np.where(omega == 0, math.sqrt(0.5), 1.0)
+    return _factorised(Cosines(omega, amplitude, float(nodes.mean())), nodes, kept, 1.0)
 
 
 def mixture(frequencies: np.ndarray, lengthscales: np.ndarray) -> SpectralMixture:

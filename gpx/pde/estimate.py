@@ -1,4 +1,4 @@
-"""How far a solution is from the true one: its residual between the nodes, weighted by the inverse of a finite-difference operator.
+"""How far a solution is from the true one: its residual elsewhere, weighted by the inverse of a finite-difference operator.
 
 With the residual r and the boundary mismatch m of an approximate solution, on another, mostly finer grid, its error e solves
 ``J e = r`` and ``R e = m`` up to squares of e. Finite differences are rough but see what the solver's functions cannot, and of an
@@ -27,7 +27,7 @@ TOLERANCE = 0.03  # of GMRES
 
 @dataclass(frozen=True)
 class Judge:
-    """A grid of finite differences, with what the problem asks there; solver: of the operator, where it is that of every state."""
+    """A grid of finite differences, with what the problem asks there; solver: of its operator, None where that varies."""
 
     problem: Problem
     grid: Grid

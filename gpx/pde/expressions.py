@@ -276,7 +276,7 @@ def indices(of: Expression) -> frozenset[Index]:
 
 
 def linearise(of: Expression, jet: Mapping[Index, Tensor], x: Tensor) -> tuple[Tensor, dict[Index, Tensor]]:
-    """Values [n], and their derivatives [n] with respect to each member of the jet: the coefficients of the linearised operator."""
+    """Values [n], and their derivatives [n] by each member of the jet: the coefficients of the linearised operator."""
     variables = {index: value.detach().requires_grad_() for index, value in jet.items()}
     value = of.value(variables, x)
     if not value.requires_grad:

@@ -65,7 +65,7 @@ class Grid:
         return multiply([axis.null.T for axis in self.axes], coefficients)
 
     def lift(self, boundary: Sequence[np.ndarray]) -> np.ndarray:
-        """Coefficients of a function with given boundary values: for every axis, values of its conditions at the nodes of the others."""
+        """Coefficients of a function with given values of the conditions: for every axis, at the nodes of the others."""
         sizes = tuple(len(axis.coefficients) for axis in self.axes)
         found = np.zeros(sizes)
         for d, axis in enumerate(self.axes):

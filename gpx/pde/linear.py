@@ -39,8 +39,8 @@ class KroneckerSum:
         found = np.empty(flat.shape, complex)
         one, two = self.triangles
         for k, value in enumerate(self.values):
-            solved, scale, _ = ztrsyl(one + value * np.eye(len(one)), two, flat[..., k], tranb="C")
-            found[..., k] = solved / scale
+            solution = ztrsyl(one + value * np.eye(len(one)), two, flat[..., k], tranb="C")
+            found[..., k] = solution[0] / solution[1]
         return multiply(self.backward, np.transpose(found.reshape(rotated.shape), np.argsort(self.axes))).real
 
 

@@ -31,7 +31,7 @@ DECADES = 12.0  # of s^2 around its scale
 
 @dataclass(frozen=True)
 class Posterior:
-    """coefficients: the mean [r_1, ..., r_d]; evidence: log density of the source, nats; std [M_1, ..., M_d] of u at the nodes."""
+    """coefficients: the mean [r_1, ..., r_d]; evidence: log density of the source, nats; std [M_1, ..., M_d]: of u."""
 
     coefficients: np.ndarray
     evidence: float

@@ -26,7 +26,8 @@ class Problem:
     face), or a list of `Dirichlet`, `Neumann`, `Robin` and `Periodic`, as many along every axis as the equation has derivatives
     along it. exact: the solution where it is known: read by `Solution.relative_error` and plots alone. grid: points per axis
     that `solve` uses by default, a number or one for each. noise: standard deviation of independent noise in the values of the
-    source on the grid, in its units; 0: none. With noise, source may also be an array of these values [M_1, ..., M_d]. name: for plots.
+    source on the grid, in its units; 0: none. With noise, source may also be an array of these values [M_1, ..., M_d]. name: for
+    plots.
     Raises: InputError for an equation without derivatives or with other axes than the box, conditions that are too many or
     too few, or boundary values that disagree where faces meet.
 
@@ -58,7 +59,7 @@ class Problem:
             )
         if measured and not self.noise:
             raise InputError(
-                "A source that is given by values on the grid needs its noise: write noise=, the standard deviation of an error in"
+                "A source that is given by values on the grid needs its noise: write noise=, the standard deviation of errors in"
                 " them, or give a callable, which is also looked at between the points of the grid."
             )
         object.__setattr__(self, "equation", expression(self.equation))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,8 +65,8 @@ class Solution:
     def std(self) -> Tensor:
         """Standard deviations [M_1, ..., M_d] of u on the grid.
 
-        Those of the posterior where the source has noise. Otherwise those of white residuals at the nodes, seen through the inverse
-        of the linearised operator, with the level that makes their mean square that of the estimated error; by 64 draws.
+        Those of the posterior where the source has noise. Otherwise those of white residuals at the nodes, seen through the
+        inverse of the linearised operator, with the level that makes their mean square that of the estimated error; by 64 draws.
         """
         if self.posterior_std is not None:
             return torch.from_numpy(self.posterior_std)
@@ -110,6 +111,25 @@ class Solution:
         axes = self.problem.domain.axes([TEST_POINTS[len(self.nodes)]] * len(self.nodes))
         truth = exact(points(axes))
         return float((self.on(axes).reshape(-1) - truth).norm() / truth.norm())
+
+    def plot(self, ax: Any = None) -> Any:
+        """A picture of u: a line with a band of two standard deviations (one axis), or its values on two axes (of three: in the
+        middle of the third), with the exact solution where it is known.
+
+        Arguments: ax: matplotlib axes; None makes a figure. Returns: the axes. Raises: InputError without matplotlib.
+        """
+        from gpx.pde.picture import plot
+
+        return plot(self, ax)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the functions and their coefficients to a file; `gpx.pde.load` reads it. The problem, being code, is not.
+
+        Raises: InputError if the file cannot be written.
+        """
+        from gpx.pde.storage import save
+
+        save(self, path)
 
     def _points(self, X: Any) -> Tensor:
         x = torch.as_tensor(np.asarray(X, dtype=float)) if not isinstance(X, Tensor) else X.detach().double()

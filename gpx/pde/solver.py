@@ -21,7 +21,7 @@ from gpx.pde.noise import condition, mean_square
 from gpx.pde.problem import Problem
 from gpx.pde.select import Search, Setting, select, spectra
 from gpx.pde.solution import Solution
-from gpx.pde.spectrum import frequencies, frequencies_of_values
+from gpx.pde.spectrum import complaint, resolved, tones, tones_of_values
 
 DOUBTFUL = 0.01  # estimated errors that are worth a warning
 NOISY_LADDER = (1.0, 0.5, 0.25, 0.12, 0.06)  # lengthscales, of the range
@@ -55,16 +55,19 @@ def solve(problem: Problem, grid: int | Sequence[int] | None = None, *, kernel: 
     if problem.noise:
         return _with_noise(problem, nodes, kernel)
     search = Search(problem, nodes, _source(problem, nodes), boundary_values(problem, nodes), judge(problem, counts))
+    found = tones(problem, counts)
     if kernel is None:
-        best = select(search, frequencies(problem, counts))
+        best = select(search, [resolved(f, n) for f, n in zip(found, nodes, strict=True)])
     else:
         best = search.solved(search.of(_bases(problem, nodes, kernel)))
+    complaints = [c for axis, (f, n) in enumerate(zip(found, nodes, strict=True)) if (c := complaint(f, n, axis))]
     if best.error > DOUBTFUL:
-        warnings.warn(
+        complaints.append(
             f"The estimated relative error of the solution is {best.error:.2g}: give more points than grid={counts}, or a domain"
-            " in which the solution is smoother.",
-            FitWarning,
+            " in which the solution is smoother."
         )
+    if complaints:
+        warnings.warn(" ".join(complaints), FitWarning)
     bases = tuple(axis.basis for axis in best.grid.axes)
     return Solution(problem, nodes, bases, best.state.coefficients, best.error, best.setting)  # pyright: ignore
 
@@ -78,7 +81,8 @@ def _with_noise(problem: Problem, nodes: tuple[np.ndarray, ...], kernel: Any) ->
     if kernel is not None:
         settings, grids = [None], [search.of(_bases(problem, nodes, kernel))]
     else:
-        settings = _noisy_settings(frequencies_of_values(problem, nodes, source))
+        found = tones_of_values(problem, nodes, source)
+        settings = _noisy_settings([resolved(f, n) for f, n in zip(found, nodes, strict=True)])
         grids = map(search.grid, settings)
     found = []
     for setting, grid in zip(settings, grids, strict=True):
@@ -94,15 +98,15 @@ def _with_noise(problem: Problem, nodes: tuple[np.ndarray, ...], kernel: Any) ->
     return Solution(problem, nodes, bases, best.coefficients, float(error), setting, std)  # pyright: ignore
 
 
-def _noisy_settings(tones: Sequence[np.ndarray]) -> list[Setting]:
+def _noisy_settings(frequencies: Sequence[np.ndarray]) -> list[Setting]:
     """Lengthscales for the bumps of the tones, and apart from them for the one at zero; with the tones and without."""
-    with_tones, *without = spectra(tones)
+    with_tones, *without = spectra(frequencies)
     apart = [
-        Setting(with_tones, (part,) * len(tones), smooth=other / part)
+        Setting(with_tones, (part,) * len(frequencies), smooth=other / part)
         for part in NOISY_LADDER
         for other in NOISY_LADDER
     ]
-    return apart + [Setting(chosen, (part,) * len(tones)) for chosen in without for part in NOISY_LADDER]
+    return apart + [Setting(chosen, (part,) * len(frequencies)) for chosen in without for part in NOISY_LADDER]
 
 
 def _source(problem: Problem, nodes: tuple[np.ndarray, ...]) -> Tensor:

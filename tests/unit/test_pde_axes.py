@@ -108,6 +108,8 @@ def test_upwind_differences_look_one_way(wind):
     first = difference_matrices(x, 1, wind)[1]
     np.testing.assert_allclose(first @ (3 * x), 3)
     assert np.all(np.triu(first, 1)[1:] == 0) if wind > 0 else np.all(np.tril(first, -1)[:-1] == 0)
+    inner = slice(2, None) if wind > 0 else slice(None, -2)
+    np.testing.assert_allclose((difference_matrices(x, 2, wind)[2] @ x**2)[inner], 2)
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 5), (5, 3, 4)])
