@@ -34,6 +34,7 @@ MODULES = {
     "sic-accuracy": "benchmarks.tasks.sic_accuracy",
     "sic-tables": "benchmarks.tasks.sic_tables",
     "grids": "benchmarks.tasks.grids",
+    "pde": "benchmarks.tasks.pde",
     "selection": "benchmarks.tasks.selection",
     "classification": "benchmarks.tasks.classification",
     "classification-gpytorch": "benchmarks.tasks.classification_gpytorch",

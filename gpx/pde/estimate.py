@@ -1,0 +1,65 @@
+"""How far a solution is from the true one: its residual elsewhere, weighted by the inverse of a finite-difference operator.
+
+With the residual r and the boundary mismatch m of an approximate solution, on another, mostly finer grid, its error e solves
+``J e = r`` and ``R e = m`` up to squares of e. Finite differences are rough but see what the solver's functions cannot, and of an
+error estimate one digit is wanted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpx.pde.axes import differences
+from gpx.pde.expressions import evaluate, linearise
+from gpx.pde.grids import Grid, boundary_values
+from gpx.pde.linear import Solver, axis_matrices, kronecker_sum, solve_linear
+from gpx.pde.newton import State
+from gpx.pde.problem import Problem
+
+FINER = 2  # times as many points per axis
+LIMITS = {1: 1000, 2: 240, 3: 48}  # points per axis
+TOLERANCE = 0.03  # of GMRES
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A grid of finite differences, with what the problem asks there; solver: of its operator, None where that varies."""
+
+    problem: Problem
+    grid: Grid
+    source: Tensor
+    boundary: list[np.ndarray]
+    solver: Solver | None
+
+    def error(self, grid: Grid, state: State) -> float:
+        """The estimated relative L2 error of a solution; infinite where it is not finite."""
+        here = grid.at([axis.nodes for axis in self.grid.axes])
+        jet = here.jet(state.coefficients, sorted({(), *self.problem.jet}))
+        value, slopes = linearise(self.problem.equation, jet, self.grid.x)
+        if not bool(torch.isfinite(value).all()):
+            return float("inf")
+        mismatch = [a - b for a, b in zip(here.traces(state.coefficients), self.boundary, strict=True)]
+        lift = self.grid.lift(mismatch)
+        lifted = self.grid.jet(lift, tuple(slopes))
+        rest = value - self.source - sum(slopes[index] * lifted[index] for index in slopes)
+        error = lift + self.grid.extend(solve_linear(self.grid, slopes, self.grid.test(rest), TOLERANCE, self.solver))
+        size = float(jet[()].norm())
+        found = float(np.linalg.norm(error)) / size if size else float(np.linalg.norm(error))
+        return found if np.isfinite(found) else float("inf")
+
+
+def judge(problem: Problem, counts: tuple[int, ...]) -> Judge:
+    """The judge of solutions on grids of so many points per axis."""
+    limit = LIMITS[problem.domain.dims]
+    nodes = problem.domain.axes([min(FINER * n, max(limit, n // 2)) + 1 for n in counts])
+    grid = Grid(tuple(differences(problem, axis, points) for axis, points in enumerate(nodes)))
+    source = evaluate(problem.source, grid.x, "The source")
+    solver = None
+    if problem.linear:
+        zero = {index: torch.zeros(len(grid.x), dtype=torch.float64) for index in problem.jet}
+        solver = kronecker_sum(axis_matrices(grid, linearise(problem.equation, zero, grid.x)[1]))
+    return Judge(problem, grid, source, boundary_values(problem, nodes), solver)

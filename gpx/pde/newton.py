@@ -1,0 +1,90 @@
+"""Newton's method for the coefficients of a solution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpx.errors import NumericalError
+from gpx.pde.expressions import Index, linearise
+from gpx.pde.grids import Grid
+from gpx.pde.linear import axis_matrices, kronecker_sum, solve_linear
+from gpx.pde.problem import Problem
+
+MAX_STEPS = 25
+ACCURACY = 1e-13  # of the solution: steps below it end the search
+ROUGH = 1e-6  # of the solution, or of the first residual: what is below it and gets no smaller is rounding
+HALVINGS = 8
+FORCING = 1e-3  # relative tolerance of GMRES
+
+
+@dataclass(frozen=True)
+class State:
+    """Where Newton's method ended.
+
+    coefficients [r_1, ..., r_d]; slopes: those of the linearised operator at the nodes; residuals: norms of tested residuals.
+    """
+
+    coefficients: np.ndarray
+    slopes: dict[Index, Tensor]
+    residuals: tuple[float, ...]
+
+
+def newton(
+    problem: Problem, grid: Grid, source: Tensor, boundary: Sequence[np.ndarray], start: np.ndarray | None = None
+) -> State:
+    """Coefficients whose residual, tested, vanishes. For a linear problem: its solution and a step of refinement.
+
+    Arguments: source [n] at the nodes; boundary: see `Grid.lift`; start: coefficients to begin from.
+    Raises: NumericalError if the steps do not get small, with the residuals.
+    """
+    coefficients = grid.lift(boundary)
+    if start is not None:
+        coefficients = coefficients + grid.extend(grid.restrict(start - coefficients))
+    residuals: list[float] = []
+    previous = np.inf
+    solver = None
+    for _ in range(MAX_STEPS):
+        value, slopes = linearise(problem.equation, grid.jet(coefficients, problem.jet), grid.x)
+        tested = grid.test(value - source)
+        residuals.append(float(np.linalg.norm(tested)))
+        if solver is None or not problem.linear:
+            solver = kronecker_sum(axis_matrices(grid, slopes))
+        step = grid.extend(solve_linear(grid, slopes, -tested, FORCING, solver))
+        size, norm = float(np.linalg.norm(step)), float(np.linalg.norm(coefficients + step))
+        if not np.isfinite(size):
+            break
+        settled = size > 0.3 * previous or residuals[-1] > 0.3 * min(residuals[:-1], default=np.inf)
+        if size <= ACCURACY * norm or (settled and min(size / norm, residuals[-1] / residuals[0]) < ROUGH):
+            return State(coefficients + step if size < previous else coefficients, slopes, tuple(residuals))
+        previous = size
+        damping = _damping(problem, grid, source, coefficients, step, residuals[-1])
+        if not damping:
+            break
+        coefficients = coefficients + damping * step
+    raise NumericalError(
+        f"Newton's method did not converge on a grid of {grid.shape}: norms of the residual"
+        f" {', '.join(f'{r:.2g}' for r in (*residuals[:4], *residuals[-3:]))}; steps were halved up to {HALVINGS} times."
+        " Give more points (grid=) or a larger coefficient of the highest derivative."
+    )
+
+
+def _damping(
+    problem: Problem, grid: Grid, source: Tensor, coefficients: np.ndarray, step: np.ndarray, residual: float
+) -> float:
+    """The first of 1, 1/2, 1/4, ... that makes the residual smaller; 0 if none does."""
+    if problem.linear:
+        return 1.0
+    damping = 1.0
+    for _ in range(HALVINGS + 1):
+        jet = grid.jet(coefficients + damping * step, problem.jet)
+        with torch.no_grad():
+            trial = grid.test(problem.equation.value(jet, grid.x) - source)
+        if np.linalg.norm(trial) < residual:
+            return damping
+        damping /= 2
+    return 0.0

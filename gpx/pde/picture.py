@@ -1,0 +1,50 @@
+"""Pictures of solutions (need matplotlib: the extra `plot`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from gpx.pde.domains import points
+from gpx.plot import COLOURS, INK, _axes, _dress
+
+if TYPE_CHECKING:
+    from gpx.pde.solution import Solution
+
+LINE, IMAGE = 1500, 240  # points per axis
+
+
+def plot(solution: Solution, ax: Any = None) -> Any:
+    """See `Solution.plot`."""
+    ax = _axes() if ax is None else ax
+    problem = solution.problem
+    ax.set_title(f"{problem.name or 'Solution'}: estimated error {solution.error_estimate:.1e}", loc="left", color=INK)
+    if problem.domain.dims == 1:
+        return _line(solution, ax)
+    axes = problem.domain.axes([IMAGE] * problem.domain.dims)
+    axes[2:] = [np.array([np.mean(bounds)]) for bounds in problem.domain.bounds[2:]]
+    values = solution.on(axes).reshape(IMAGE, IMAGE)
+    extent = [*problem.domain.bounds[0], *problem.domain.bounds[1]]
+    image = ax.imshow(values.T.numpy(), origin="lower", extent=extent, aspect="auto", cmap="RdBu_r")
+    ax.figure.colorbar(image, ax=ax, label="u")
+    ax.set_xlabel("axis 0")
+    ax.set_ylabel("axis 1")
+    return ax
+
+
+def _line(solution: Solution, ax: Any) -> Any:
+    x = solution.problem.domain.axes([LINE])
+    nodes, std = solution.nodes[0], solution.std.numpy()
+    if solution.problem.exact is not None:
+        truth = solution.problem.exact(points(x)).detach()
+        ax.plot(x[0], torch.as_tensor(truth), color=COLOURS[1], lw=3, alpha=0.4, label="exact")
+    mean = solution.u.numpy()
+    ax.fill_between(
+        nodes, mean - 2 * std, mean + 2 * std, color=COLOURS[0], alpha=0.2, lw=0, label="two standard deviations"
+    )
+    ax.plot(x[0], solution.on(x), color=COLOURS[0], lw=1.2, label="u")
+    ax.set_xlabel("x")
+    ax.legend(loc="best")
+    return _dress(ax)

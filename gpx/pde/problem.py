@@ -1,0 +1,131 @@
+"""A differential equation on a box, with its source and boundary conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from gpx.errors import InputError
+from gpx.pde.boundary import Condition, Dirichlet, Periodic, Robin, check_corners
+from gpx.pde.domains import Box
+from gpx.pde.expressions import Expression, Field, Index, expression, indices
+
+DEFAULT_GRID = {1: 400, 2: 100, 3: 40}  # points per axis
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """``equation = source`` in a box, with conditions on its faces.
+
+    Arguments: domain: a `Box` of d axes. equation: an expression in u, D(u, axis, order), numbers and callables. source,
+    boundary, exact: numbers or callables of torch float64 x [n, d] with values [n]; boundary: one of these (Dirichlet on every
+    face), or a list of `Dirichlet`, `Neumann`, `Robin` and `Periodic`, as many along every axis as the equation has derivatives
+    along it. exact: the solution where it is known: read by `Solution.relative_error` and plots alone. grid: points per axis
+    that `solve` uses by default, a number or one for each. noise: standard deviation of independent noise in the values of the
+    source on the grid, in its units; 0: none. With noise, source may also be an array of these values [M_1, ..., M_d]. name: for
+    plots.
+    Raises: InputError for an equation without derivatives or with other axes than the box, conditions that are too many or
+    too few, or boundary values that disagree where faces meet.
+
+    >>> from gpx.pde import D, Interval, u
+    >>> Problem(Interval(0, 1), D(u, 0, 2), -1.0, 0.0).orders
+    (2,)
+    """
+
+    domain: Box
+    equation: Expression
+    source: Field | float | Tensor | np.ndarray
+    boundary: Any
+    exact: Field | None = None
+    grid: int | Sequence[int] | None = None
+    noise: float = 0.0
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.domain, Box):
+            raise InputError(f"Problem needs a Box or Interval as its domain, got {type(self.domain).__name__}.")
+        if not (self.exact is None or callable(self.exact)):
+            raise InputError(f"exact is None or a callable of x [n, d], got {type(self.exact).__name__}.")
+        if not self.noise >= 0:
+            raise InputError(f"noise is a standard deviation >= 0, got {self.noise!r}.")
+        measured = isinstance(self.source, (Tensor, np.ndarray))
+        if not (measured or callable(self.source) or isinstance(self.source, (int, float))):
+            raise InputError(
+                f"The source of a Problem is a number or a callable of x [n, d], got {type(self.source).__name__}."
+            )
+        if measured and not self.noise:
+            raise InputError(
+                "A source that is given by values on the grid needs its noise: write noise=, the standard deviation of errors in"
+                " them, or give a callable, which is also looked at between the points of the grid."
+            )
+        object.__setattr__(self, "equation", expression(self.equation))
+        highest = max((axis for index in self.jet for axis in index), default=-1)
+        if highest < 0:
+            raise InputError(f"The equation {self.equation!r} has no derivative of u; write it with D(u, axis, order).")
+        if highest >= self.domain.dims:
+            raise InputError(f"The equation has D(u, {highest}), the domain has axes 0..{self.domain.dims - 1}.")
+        self._check_conditions()
+        check_corners(self.domain, self.conditions)
+
+    @property
+    def jet(self) -> tuple[Index, ...]:
+        """The derivatives of u that the equation has, ascending."""
+        return tuple(sorted(indices(self.equation)))
+
+    @property
+    def orders(self) -> tuple[int, ...]:
+        """The highest derivative along every axis."""
+        return tuple(max(index.count(axis) for index in self.jet) for axis in range(self.domain.dims))
+
+    @property
+    def linear(self) -> bool:
+        """Whether the equation is affine in u."""
+        return self.equation.degree() <= 1
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """The boundary conditions, one by one."""
+        if callable(self.boundary) or isinstance(self.boundary, (int, float)):
+            return tuple(Dirichlet((axis, end), self.boundary) for axis in range(self.domain.dims) for end in (0, 1))
+        return tuple(self.boundary)
+
+    def along(self, axis: int) -> list[Robin]:
+        """The conditions on the two faces of an axis."""
+        return [c for c in self.conditions if isinstance(c, Robin) and c.face[0] == axis]
+
+    def periodic(self, axis: int) -> bool:
+        """Whether both faces of an axis are one."""
+        return any(isinstance(c, Periodic) and c.axis == axis for c in self.conditions)
+
+    def counts(self, grid: int | Sequence[int] | None = None) -> tuple[int, ...]:
+        """Points per axis. Raises: InputError unless they are integers of at least 4, one or one for each axis."""
+        given = next((g for g in (grid, self.grid) if g is not None), DEFAULT_GRID[self.domain.dims])
+        counts = tuple(given) if isinstance(given, Sequence) else (given,) * self.domain.dims
+        if len(counts) != self.domain.dims or not all(isinstance(n, int) and n >= 4 for n in counts):
+            raise InputError(
+                f"grid is a number of points >= 4, or one for each of {self.domain.dims} axes, got {given!r}."
+            )
+        return counts
+
+    def _check_conditions(self) -> None:
+        for condition in self.conditions:
+            if not isinstance(condition, (Robin, Periodic)):
+                raise InputError(
+                    "boundary is one callable or a list of Dirichlet, Neumann, Robin and Periodic, got"
+                    f" {type(condition).__name__} in it."
+                )
+            self.domain.check_face((condition.axis, 0) if isinstance(condition, Periodic) else condition.face)
+        for axis, order in enumerate(self.orders):
+            count = len(self.along(axis)) + order * self.periodic(axis)
+            if count != order:
+                kind, advice = ("under", "add") if count < order else ("over", "remove")
+                raise InputError(
+                    f"The problem is {kind}-determined along axis {axis}: the equation has {order} derivative(s) along it, the"
+                    f" boundary {count} condition(s); {advice} {abs(count - order)}, giving boundary as a list of Dirichlet,"
+                    f" Neumann, Robin or Periodic (an initial condition is Dirichlet(({axis}, 0), g); none belongs on the face"
+                    " where a first-order equation flows out)."
+                )

@@ -1,0 +1,129 @@
+"""`solve`: one configuration for all problems."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import softmax
+from torch import Tensor
+
+from gpx.errors import FitWarning, InputError
+from gpx.pde.basis import kernel_basis
+from gpx.pde.domains import points
+from gpx.pde.estimate import judge
+from gpx.pde.expressions import evaluate
+from gpx.pde.grids import boundary_values
+from gpx.pde.noise import condition, mean_square
+from gpx.pde.problem import Problem
+from gpx.pde.select import Search, Setting, select, spectra
+from gpx.pde.solution import Solution
+from gpx.pde.spectrum import complaint, resolved, tones, tones_of_values
+
+DOUBTFUL = 0.01  # estimated errors that are worth a warning
+NOISY_LADDER = (1.0, 0.5, 0.25, 0.12, 0.06)  # lengthscales, of the range
+
+
+def solve(problem: Problem, grid: int | Sequence[int] | None = None, *, kernel: Any = None) -> Solution:
+    """The solution of a differential equation, as the mean of a Gaussian process that satisfies it on a uniform grid.
+
+    The process is a product over axes of spectral mixtures: bumps at the frequencies of the source and of the boundary values,
+    and at zero. In the eigenfunctions of its kernel, truncated where they are lost in rounding, the equation, tested by those
+    that meet the boundary conditions, is solved by Newton's method: directly where it is linear and a sum over axes, otherwise
+    with GMRES, preconditioned by the nearest such sum. Frequencies, lengthscales and the truncation are those of least estimated
+    error; where the source has noise (`problem.noise`), those of the largest evidence, and the solution is the posterior mean.
+    Nothing reads `problem.exact`.
+
+    Arguments: grid: points per axis, a number or one for each; None: the problem's. kernel: a stationary kernel of one input
+    for every axis, or a list with one for each, instead of the choice. Result: a `Solution`.
+    Raises: InputError for grids too small; NumericalError if Newton's method does not converge; StructureError for a kernel
+    that is not as often differentiable as the equation asks.
+    Warns: FitWarning where the grid is too coarse for the source, or the estimated error is above 1 %.
+    Cost: per candidate, O(sum_d (M_d r_d^2 + r_d^3) + M sum_d r_d) time, r_d functions per axis; O(M) memory.
+    Source: kernel and collocation of Fang et al. (2024), "Solving high frequency and multi-scale PDEs with Gaussian processes";
+    the rest is in docs/theory/pde.md.
+
+    >>> from gpx.pde import problems
+    >>> solve(problems.poisson_1d_p1()).relative_error() < 1e-9
+    True
+    """
+    counts = problem.counts(grid)
+    nodes = tuple(problem.domain.axes(counts))
+    if problem.noise:
+        return _with_noise(problem, nodes, kernel)
+    search = Search(problem, nodes, _source(problem, nodes), boundary_values(problem, nodes), judge(problem, counts))
+    found = tones(problem, counts)
+    if kernel is None:
+        best = select(search, [resolved(f, n) for f, n in zip(found, nodes, strict=True)])
+    else:
+        best = search.solved(search.of(_bases(problem, nodes, kernel)))
+    complaints = [c for axis, (f, n) in enumerate(zip(found, nodes, strict=True)) if (c := complaint(f, n, axis))]
+    if best.error > DOUBTFUL:
+        complaints.append(
+            f"The estimated relative error of the solution is {best.error:.2g}: give more points than grid={counts}, or a domain"
+            " in which the solution is smoother."
+        )
+    if complaints:
+        warnings.warn(" ".join(complaints), FitWarning)
+    bases = tuple(axis.basis for axis in best.grid.axes)
+    return Solution(problem, nodes, bases, best.state.coefficients, best.error, best.setting)  # pyright: ignore
+
+
+def _with_noise(problem: Problem, nodes: tuple[np.ndarray, ...], kernel: Any) -> Solution:
+    """The posterior mean of the kernel of the largest evidence; mean squares around it are averaged over all kernels, by their
+    evidence, since what the noise hides of u depends on the kernel.
+    """
+    source, boundary = _source(problem, nodes), boundary_values(problem, nodes)
+    search = Search(problem, nodes, source, boundary, None)
+    if kernel is not None:
+        settings, grids = [None], [search.of(_bases(problem, nodes, kernel))]
+    else:
+        found = tones_of_values(problem, nodes, source)
+        settings = _noisy_settings([resolved(f, n) for f, n in zip(found, nodes, strict=True)])
+        grids = map(search.grid, settings)
+    found = []
+    for setting, grid in zip(settings, grids, strict=True):
+        posterior = condition(problem, grid, source, boundary)
+        values = grid.jet(posterior.coefficients, [()])[()].numpy().reshape(grid.shape)
+        found.append((posterior, grid, setting, values))
+    best, chosen, setting, values = max(found, key=lambda item: item[0].evidence)
+    weights = softmax([posterior.evidence for posterior, *_ in found])
+    square = sum(w * (p.std**2 + (v - values) ** 2) for w, (p, _, _, v) in zip(weights, found, strict=True))
+    std = np.sqrt(square)
+    error = np.sqrt(mean_square(std, nodes) / max(mean_square(values, nodes), 1e-300))
+    bases = tuple(axis.basis for axis in chosen.axes)
+    return Solution(problem, nodes, bases, best.coefficients, float(error), setting, std)  # pyright: ignore
+
+
+def _noisy_settings(frequencies: Sequence[np.ndarray]) -> list[Setting]:
+    """Lengthscales for the bumps of the tones, and apart from them for the one at zero; with the tones and without."""
+    with_tones, *without = spectra(frequencies)
+    apart = [
+        Setting(with_tones, (part,) * len(frequencies), smooth=other / part)
+        for part in NOISY_LADDER
+        for other in NOISY_LADDER
+    ]
+    return apart + [Setting(chosen, (part,) * len(frequencies)) for chosen in without for part in NOISY_LADDER]
+
+
+def _source(problem: Problem, nodes: tuple[np.ndarray, ...]) -> Tensor:
+    """The values [M] of the source at the nodes."""
+    if not isinstance(problem.source, (Tensor, np.ndarray)):
+        return evaluate(problem.source, points(nodes), "The source")
+    values = torch.as_tensor(problem.source, dtype=torch.float64)
+    shape = tuple(len(n) for n in nodes)
+    if tuple(values.shape) != shape:
+        raise InputError(
+            f"The source has values of shape {list(values.shape)}, the grid {list(shape)}; give grid= the same."
+        )
+    return values.reshape(-1)
+
+
+def _bases(problem: Problem, nodes: tuple[np.ndarray, ...], kernel: Any) -> list[Any]:
+    kernels = list(kernel) if isinstance(kernel, (list, tuple)) else [kernel] * len(nodes)
+    if len(kernels) != len(nodes):
+        raise InputError(f"kernel is one kernel or a list of one for each of {len(nodes)} axes, got {len(kernels)}.")
+    return [kernel_basis(k, n, order) for k, n, order in zip(kernels, nodes, problem.orders, strict=True)]

@@ -1,0 +1,118 @@
+"""Problems and their conditions: what is well posed, and what is refused."""
+
+import pytest
+import torch
+
+import gpx
+from gpx.pde import Box, D, Dirichlet, Interval, Neumann, Periodic, Problem, Robin, problems, u
+
+UNIT = Box([(0, 1), (0, 1)])
+LAPLACE = D(u, 0, 2) + D(u, 1, 2)
+
+
+def test_boxes_multiply():
+    assert Interval(0, 1) * Box([(2, 3)]) == Box([(0, 1), (2, 3)])
+
+
+@pytest.mark.parametrize("bounds", [[], [(1, 0)], [(0, 1)] * 4, [(0, float("inf"))], [0, 1], 3])
+def test_boxes_need_intervals(bounds):
+    with pytest.raises(gpx.InputError, match=r"Box needs .* got"):
+        Box(bounds)
+
+
+@pytest.mark.parametrize(("equation", "boundary", "kind", "advice"), [
+    (D(u, 0) + D(u, 1), 0.0, "over", "remove 1"),
+    (D(u, 1) - D(u, 0, 2), [Dirichlet((0, 0), 0.0), Dirichlet((0, 1), 0.0)], "under", "add 1"),
+    (D(u, 0, 4) + D(u, 1, 2), 0.0, "under", "add 2"),
+    (LAPLACE, [Periodic(0), Dirichlet((0, 0), 0.0), Dirichlet((1, 0), 0.0), Dirichlet((1, 1), 0.0)], "over", "remove 1"),
+])  # fmt: skip
+def test_conditions_are_counted(equation, boundary, kind, advice):
+    with pytest.raises(gpx.InputError, match=f"{kind}-determined along axis .*{advice}"):
+        Problem(UNIT, equation, 0.0, boundary)
+
+
+def test_boundary_values_must_agree_at_corners():
+    values = [
+        Dirichlet((0, 0), 0.0),
+        Dirichlet((0, 1), lambda x: x[:, 1]),
+        Dirichlet((1, 0), 0.0),
+        Dirichlet((1, 1), 0.25),
+    ]
+    with pytest.raises(gpx.InputError, match=r"faces \(0, 0\) and \(1, 1\) disagree.*x = \[0\.0, 1\.0\] by 0\.25"):
+        Problem(UNIT, LAPLACE, 0.0, values)
+
+
+def test_corners_of_neumann_conditions_are_free():
+    Problem(
+        UNIT,
+        LAPLACE,
+        0.0,
+        [Dirichlet((0, 0), 0.0), Neumann((0, 1), 5.0), Dirichlet((1, 0), 0.0), Robin((1, 1), 1.0, 1.0, 3.0)],
+    )
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ((UNIT, u**2, 0.0, 0.0), "no derivative of u"),
+    ((Interval(0, 1), LAPLACE, 0.0, 0.0), r"has D\(u, 1\), the domain has axes 0\.\.0"),
+    (((0, 1), LAPLACE, 0.0, 0.0), "needs a Box"),
+    ((UNIT, LAPLACE, "f", 0.0), "source of a Problem is a number or a callable"),
+    ((UNIT, LAPLACE, 0.0, [0.0]), "list of Dirichlet"),
+    ((UNIT, LAPLACE, 0.0, [Dirichlet((2, 0), 0.0)]), r"axis in 0\.\.1; got \(2, 0\)"),
+])  # fmt: skip
+def test_what_is_no_problem_is_named(arguments, message):
+    with pytest.raises(gpx.InputError, match=message):
+        Problem(*arguments)
+
+
+@pytest.mark.parametrize("grid", [3, (10,), (10, 2), 7.5, (10, 10, 10)])
+def test_grids_are_checked(grid):
+    with pytest.raises(gpx.InputError, match="number of points >= 4"):
+        Problem(UNIT, LAPLACE, 0.0, 0.0).counts(grid)
+
+
+def test_noise_is_a_deviation():
+    with pytest.raises(gpx.InputError, match="standard deviation >= 0"):
+        Problem(UNIT, LAPLACE, 0.0, 0.0, noise=-1.0)
+
+
+NAMES = [name for name, value in vars(problems).items()
+         if getattr(value, "__module__", "") == problems.__name__ and name not in ("manufactured", "laplacian", "cole_hopf") and name[0] != "_"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_exact_solution_solves_the_problem(name):
+    """By automatic differentiation at random points of the interior, and on the faces."""
+    problem = getattr(problems, name)()
+    low, high = torch.tensor(problem.domain.bounds, dtype=torch.float64).T
+    x = low + (
+        0.05 + 0.9 * torch.rand(20, len(low), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ) * (high - low)
+    jet = {index: problems._along(problem.exact, x, index) for index in problem.jet}
+    value = problem.equation.value(jet, x)
+    source = problem.source(x) if callable(problem.source) else torch.full((20,), problem.source, dtype=torch.float64)
+    torch.testing.assert_close(value, source, rtol=1e-7, atol=1e-7 * float(max(v.abs().max() for v in jet.values())))
+    for condition in problem.conditions:
+        x[:, condition.face[0]] = problem.domain.end(condition.face)
+        given = condition.g(x) if callable(condition.g) else torch.full((20,), float(condition.g), dtype=torch.float64)
+        torch.testing.assert_close(problem.exact(x), given, atol=1e-9, rtol=0)
+
+
+def test_the_contract_names_these_problems():
+    expected = {
+        *(f"poisson_1d_p{i}" for i in range(1, 6)),
+        "poisson_2d_sines",
+        "poisson_2d_sum",
+        "allen_cahn_1d_p1",
+        "allen_cahn_1d_p2",
+    }
+    assert expected | {
+        "allen_cahn_2d",
+        "advection",
+        "elliptic_2d",
+        "burgers",
+        "eikonal",
+        "darcy",
+        "helmholtz",
+        "heat",
+        "poisson_3d",
+    } == set(NAMES)
