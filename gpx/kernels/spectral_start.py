@@ -52,7 +52,7 @@ def spectral_starts(owner: str, data: Data, count: int) -> Iterator[Start]:
     The strongest tones of the targets along every column, without those that other terms of a sum have, are joined by mixtures
     at frequency zero for what does not repeat, whose lengthscales fall from the range of the inputs to their spacing, and the
     first of which starts with the variance of the trend. How many there are at least, how sure a tone must be, and how slowly
-    tones drift, differ from one start to the next; the last has no tones.
+    tones drift, differ from one start to the next; one has no tones.
 
     Raises: InputError for fewer observed targets than mixtures.
     """
