@@ -234,12 +234,13 @@ class Parameterised:
         spread: float = WEAK,
         box: tuple[float, float] = (1e-5, 1e5),
         scale: float | Tensor = 1.0,
+        median: Any = None,
     ) -> None:
         """Start a value that the user did not give from the data, with a weak prior and wide bounds.
 
-        A positive value gets the prior ``log value ~ N(log start, spread^2)`` and the bounds ``box x start``; a value of
-        either sign gets the unit `scale`, one for all or one per column. What the user chose stays; a list without numbers
-        has no start.
+        A positive value gets the prior ``log value ~ N(log median, spread^2)``, whose median is the start if None is given, and
+        the bounds ``box x start``; a value of either sign gets the unit `scale`, one for all or one per column. What the user
+        chose stays; a list without numbers has no start.
         """
         spec, choice, raw = type(self).values()[name], self.choices[name], getattr(self, f"raw_{name}")
         self.choices[name] = replace(choice, scale=scale.tolist() if isinstance(scale, Tensor) else scale)
@@ -255,7 +256,7 @@ class Parameterised:
             lower, upper = float(value.min()) * box[0], float(value.max()) * box[1]
             self.register_constraint(f"raw_{name}", LogInterval(lower, upper))
         if not choice.has_prior:
-            centre = value.log().expand(raw.shape).clone()
+            centre = torch.as_tensor(value if median is None else median).to(value).log().expand(raw.shape).clone()
             self._set_prior(name, LogNormalPrior(centre, torch.full_like(centre, spread)))
 
     def settle(self, name: str, value: Any, **how: Any) -> None:

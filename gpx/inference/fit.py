@@ -16,13 +16,14 @@ from gpx.errors import NumericalError, StructureError
 from gpx.inference.adam import adam
 from gpx.inference.admm import admm
 from gpx.inference.alternate import alternate
-from gpx.inference.coordinates import Coordinate, Coordinates
+from gpx.inference.coordinates import Coordinates
 from gpx.inference.infer import MAX_STEPS
 from gpx.inference.multiplicative import multiplicative, multiplies
 from gpx.inference.objectives import Objective, prepared
 from gpx.inference.problem import Problem
 from gpx.inference.result import FitOptions, FitResult
 from gpx.inference.stage import Keep, Reached, Trace, late
+from gpx.inference.starts import random_starts, shifts
 from gpx.progress import progress_bar
 from gpx.sites import Sites
 
@@ -34,9 +35,7 @@ PLATEAU = 3  # evaluations in a row that may be equal
 REACH = 10.0  # standard errors of one datum: the optimum of all rows is so near that of a part of them
 WARM_STEPS = 30  # from the sites of a neighbour: where these do not do, it is no neighbour
 COARSE = 1e-3  # residual of the sites above which an objective is not trusted
-LENGTHSCALE_FACTORS = (0.03, 0.1, 0.3, 1.0, 3.0)
-NOISE_FACTORS = (1.0, 0.01)
-RESTART_SPREAD = 1.5
+TRIAL = 10  # iterations from each start that modules offer, before the worse half goes
 
 
 class _Timeout(Exception):
@@ -169,13 +168,16 @@ def fit(
 
     The engine may ask for several rounds, on more and more of the rows, each from the end of the one before.
     Starts: those of `start` if given, in the round where that was; else the data-driven values, with the lengthscales and the
-    noise that the data decide multiplied by the best of a few factors (judged on at most 500 rows, unless the objective needs all
-    of them); then `restarts` random ones. The best end is kept. keep: is handed what is reached, after every iteration.
+    noise that the data decide multiplied by the best of a few factors, judged on at most 500 rows, unless the objective needs all
+    of them; where modules offer alternatives, the end of short searches from each on these rows, of which the better half goes
+    on; then `restarts` random ones. The best end is kept. keep: is handed what is reached, after every iteration.
     Raises: NumericalError if the objective is not finite at any start.
     """
     began = time.monotonic()
     deadline = began + (math.inf if options.max_seconds is None else options.max_seconds)
     objective = prepared(objective, problem)
+    team = problem.data.team
+    options = options if team.rank == 0 else replace(options, verbose=False)
     bounds = coordinates.bounds()
     first = coordinates.read()
     if not len(first):
@@ -184,21 +186,19 @@ def fit(
     first = np.clip(first if start is None else start.points[0], bounds[:, 0], bounds[:, 1])
     if start is None:
         coarse = replace(problem, engine=problem.engine.early(len(_rounds(problem, objective)) - 1))
-        first = _choose_start(coarse, objective, coordinates, first, deadline)
+        first = _choose_start(coarse, objective, coordinates, first, options, deadline)
     coordinates.assign(first)
     start_values = coordinates.values()
-    team = problem.data.team
     if start is not None and start.drawn:
         starts = [np.clip(z, bounds[:, 0], bounds[:, 1]) for z in start.points]
     else:
-        starts = team.share(lambda: [first, *_random_starts(first, bounds, options)])
+        starts = team.share(lambda: [first, *random_starts(first, bounds, options.restarts, options.seed)])
     rounds = _rounds(problem, objective)
     before = None if start is None else start.plan(problem)
     rounds = rounds if start is None else rounds[-start.left :]
     searches: list[_Search] = []
     here, runs, precision = problem, [], 0.0
-    verbose = options.verbose if team.rank == 0 else False
-    with progress_bar(options.max_iter * (len(starts) + len(rounds) - 1), "fit", verbose) as bar:
+    with progress_bar(options.max_iter * (len(starts) + len(rounds) - 1), "fit", options.verbose) as bar:
         for index, rows in enumerate(rounds):
             early = replace(problem, engine=problem.engine.early(len(rounds) - 1 - index))
             here = _thinned(early, rows, here.plan if index else before, precision)
@@ -390,50 +390,45 @@ def _baseline(problem: Problem) -> float:
 
 
 def _choose_start(
-    problem: Problem, objective: Objective, coordinates: Coordinates, z: np.ndarray, deadline: float
+    problem: Problem,
+    objective: Objective,
+    coordinates: Coordinates,
+    z: np.ndarray,
+    options: FitOptions,
+    deadline: float,
 ) -> np.ndarray:
-    """Of the starts that the modules offer, with the lengthscales and the noise that the data decide multiplied by some factors,
-    that with the best objective on some rows.
+    """Of z, with the lengthscales and the noise that the data decide multiplied by some factors, that with the best objective on
+    some rows. Where modules offer other starts, short searches go on from the better half, again and again, until one is left.
+
+    Source: Jamieson & Talwalkar (2016), "Non-stochastic best arm identification and hyperparameter optimization" (halving).
     """
-    lengths, noise = _free(coordinates, _is_length), _free(coordinates, lambda module, name: name == "noise")
-    # The smoothness within a period is no length, but as uncertain; it has no finer scales.
-    scales = np.maximum(lengths, _free(coordinates, lambda module, name: name == "lengthscale"))
     engine, whole = problem.engine, getattr(objective, "needs_all_rows", False)
     small = problem if whole else _thinned(problem, engine.start_rows)
     search = _Search(small, objective, coordinates, _baseline(small))
-    bounds = coordinates.bounds()
-    fine = _finer(problem.data.count) if whole or engine.consecutive else []
-    moves = [math.log(f) * lengths for f in fine] + [math.log(f) * scales for f in LENGTHSCALE_FACTORS]
-    shifts = [move + math.log(g) * noise for move in moves for g in NOISE_FACTORS]
+    moved = shifts(coordinates, problem.data.count, whole or engine.consecutive)
     offered = [z, *coordinates.starts()[1:]]
-    candidates = [np.clip(start + s, bounds[:, 0], bounds[:, 1]) for start in offered for s in [0 * z, *shifts]]
-    candidates = np.unique(candidates, axis=0)
+    judged = [_shifted(search, start, moved, deadline) for start in offered]
+    if len(offered) == 1:
+        return judged[0][1]
+    starts = [start for _, start in sorted(judged, key=lambda found: found[0])]
+    short, pace = replace(options, max_iter=min(TRIAL, options.max_iter)), _Pace(_share(deadline, 2))
+    with progress_bar(None, "starts", options.verbose) as bar:
+        while len(starts) > 1 and not late(pace.deadline, problem.data.team):
+            ends = [search for search, _ in _round(small, objective, coordinates, starts, short, pace, bar, None)]
+            kept = sorted((e for e in ends if e.best_z is not None), key=lambda e: e.best)[: len(starts) // 2]
+            starts = [e.best_z for e in kept if e.best_z is not None] or starts[:1]
+    return starts[0]
+
+
+def _shifted(search: _Search, z: np.ndarray, steps: list[np.ndarray], deadline: float) -> tuple[float, np.ndarray]:
+    """The best loss at z and some steps from it, and where."""
+    bounds = search.coordinates.bounds()
+    candidates = np.unique([np.clip(z + s, bounds[:, 0], bounds[:, 1]) for s in steps], axis=0)
     if len(candidates) == 1:
-        return z
-    losses = [math.inf if late(deadline, problem.data.team) else search.loss(c) for c in candidates]
-    return candidates[int(np.argmin(losses))] if np.isfinite(losses).any() else z
-
-
-def _finer(rows: int) -> list[float]:
-    """Factors below the usual ones, down to about the spacing of the rows: a long series may vary that fast."""
-    ratio, smallest = 0.3, min(LENGTHSCALE_FACTORS)
-    count = math.floor(math.log(2 / (rows * smallest)) / math.log(ratio)) if rows * smallest > 2 else 0
-    return [smallest * ratio**j for j in range(count, 0, -1)]
-
-
-def _free(coordinates: Coordinates, wanted: Callable[[Any, str], bool]) -> np.ndarray:
-    """1 for coordinates of wanted values (module, name) that the data decide, 0 for others."""
-
-    def free(entry: Coordinate) -> bool:
-        choices = getattr(entry.module, "choices", {})
-        return entry.name in choices and not choices[entry.name].given and wanted(entry.module, entry.name)
-
-    parts = [np.full(e.raw.numel(), float(free(e))) for e in coordinates.entries]
-    return np.concatenate(parts)
-
-
-def _is_length(module: Any, name: str) -> bool:
-    return type(module).values()[name].length
+        return math.inf, candidates[0]
+    losses = [math.inf if late(deadline, search.problem.data.team) else search.loss(c) for c in candidates]
+    best = int(np.argmin(losses))
+    return (losses[best], candidates[best]) if math.isfinite(losses[best]) else (math.inf, z)
 
 
 @torch.no_grad()
@@ -452,12 +447,6 @@ def _thinned(problem: Problem, rows: int, before: Any = None, precision: float =
     data, engine = problem.data if kept is None else problem.data.rows(kept), problem.engine
     plan = engine.plan(problem.prior, data) if before is None else engine.replan(problem.prior, data, before, precision)
     return replace(problem.anew(), data=data, plan=plan)
-
-
-def _random_starts(first: np.ndarray, bounds: np.ndarray, options: FitOptions) -> list[np.ndarray]:
-    random = np.random.default_rng(options.seed)
-    draws = [first + RESTART_SPREAD * random.standard_normal(len(first)) for _ in range(options.restarts)]
-    return [np.clip(d, bounds[:, 0], bounds[:, 1]) for d in draws]
 
 
 def diagnose(problem: Problem) -> str:

@@ -81,12 +81,13 @@ class Mixture(Kernel):
     def _init_from(self, data: Data) -> None:
         starts = [self._values(start) for start in spectral_starts(type(self).__name__, data, self.num_mixtures)]
         ranges = bearings(data)
-        for name, value in starts[0].items():
-            if name == "mixture_means":
-                # A frequency is seen to a fraction of a cycle over the range, wherever it lies: its unit is 1 / span.
-                self.start(name, value, scale=torch.from_numpy(1 / ranges.spans))
-            else:
-                self.start(name, value)
+        spans = torch.from_numpy(ranges.spans)
+        # A frequency is seen to a fraction of a cycle over the range, wherever it lies: its unit is 1 / span.
+        self.start("mixture_means", starts[0]["mixture_means"], scale=1 / spans)
+        # Priors are those of any mixture, so that no start is favoured, whatever the order of its mixtures.
+        medians = {"mixture_weights": data.variance / self.num_mixtures, self.width: self.widths(spans)}
+        for name, median in medians.items():
+            self.start(name, starts[0][name], median=median)
         if not self.choices["mixture_means"].bounded:
             present = self.mixture_means.detach().cpu().abs().reshape(-1, len(ranges.highest)).amax(0)
             highest = torch.maximum(torch.from_numpy(ranges.highest), present)

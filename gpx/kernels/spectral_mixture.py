@@ -24,8 +24,9 @@ class SpectralMixture(Mixture):
     Arguments: num_mixtures: Q; mixture_weights: [Q], in squared target units, k(0) is their sum; mixture_means: [Q, D],
     frequencies in cycles per input unit ([Q] where there is one column); mixture_scales: v [Q, D], standard deviations of the
     bumps, in cycles per input unit: a lengthscale is 1 / (2 pi v). None starts at tones that the data show (the peaks of their
-    periodogram along every column) and a ladder of lengthscales at frequency zero; `fit` takes the best of several such starts.
-    Frequencies are kept below Nyquist's, of which a few near-duplicate inputs know nothing.
+    periodogram along every column) and a ladder of lengthscales at frequency zero; `fit` tries several such starts and goes on
+    from that with the best objective after short searches. Frequencies are kept below Nyquist's, of which a few near-duplicate
+    inputs know nothing.
     Raises: InputError for shapes that do not agree, or (from `init_from`) fewer targets than mixtures.
     Cost: O(N M Q D) time; memory of a few N x M arrays, forward and backward, whatever Q and D.
     Source: Wilson & Adams (2013), "Gaussian process kernels for pattern discovery and extrapolation", eq. 12.

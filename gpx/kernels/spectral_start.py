@@ -9,9 +9,10 @@ import numpy as np
 
 from gpx.errors import InputError
 from gpx.inputs import Data
-from gpx.linalg.tones import Tones, find_tones, highest_frequency
+from gpx.linalg.tones import FALSE_ALARM, Tones, find_tones, highest_frequency
 
 MAX_ROWS = 10_000  # consecutive ones, in which tones are sought
+ALARMS = (FALSE_ALARM, np.inf)  # probabilities that noise shows a tone: broad bumps are no tones, but are found as some
 RUNGS = (1, 3)  # the least numbers of mixtures at frequency zero: the others are for tones
 DRIFTS = (1.0, 0.1)  # lengthscales of tones, in ranges of the inputs
 LEAST = 1e-3  # share of the variance that the ladder starts with
@@ -50,22 +51,23 @@ def spectral_starts(owner: str, data: Data, count: int) -> Iterator[Start]:
 
     The strongest tones of the targets along every column, without those that other terms of a sum have, are joined by mixtures
     at frequency zero for what does not repeat, whose lengthscales fall from the range of the inputs to their spacing, and the
-    first of which starts with the variance of the trend. How many there are at least, and how slowly tones drift, differ from
-    one start to the next.
+    first of which starts with the variance of the trend. How many there are at least, how sure a tone must be, and how slowly
+    tones drift, differ from one start to the next; one has no tones.
 
     Raises: InputError for fewer observed targets than mixtures.
     """
     x, y = _seen(owner, data, count)
     ranges = bearings(data)
-    columns = [find_tones(c, y, count) for c in x.T]
-    seen: set[int] = set()
-    for rungs in RUNGS:
-        tones = _strongest(columns, data, ranges, max(count - rungs, 0))
-        if len(tones) not in seen:
-            seen.add(len(tones))
-            trend, rest = max(c.trend for c in columns), min(c.rest for c in columns)
-            for drift in DRIFTS if tones else DRIFTS[:1]:
-                yield _start(data, ranges, count, tones, drift, trend, rest)
+    seen: set[tuple[tuple[float, int, float], ...]] = set()
+    for false_alarm in ALARMS:
+        columns = [find_tones(c, y, count, false_alarm) for c in x.T]
+        for rungs in (*RUNGS, count):
+            tones = _strongest(columns, data, ranges, max(count - rungs, 0))
+            if tuple(tones) not in seen:
+                seen.add(tuple(tones))
+                trend, rest = max(c.trend for c in columns), min(c.rest for c in columns)
+                for drift in DRIFTS if tones else DRIFTS[:1]:
+                    yield _start(data, ranges, count, tones, drift, trend, rest)
 
 
 def _seen(owner: str, data: Data, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -42,14 +42,15 @@ def highest_frequency(t: np.ndarray) -> float | None:
     return float(min(0.5 / spacing, len(stamps) / (stamps[-1] - stamps[0])))
 
 
-def find_tones(t: np.ndarray, y: np.ndarray, count: int) -> Tones:
+def find_tones(t: np.ndarray, y: np.ndarray, count: int, false_alarm: float = FALSE_ALARM) -> Tones:
     """At most so many tones of y(t), beside a line.
 
     The highest peak of the Lomb-Scargle periodogram of what is left joins a regression on a line and the tones so far; their
     frequencies are then refined together by steps of Gauss and Newton.
 
-    Arguments: t, y: [N], finite. Result: tones between one cycle over the range and `highest_frequency`, more than the noise
-    that is left would show. Cost: O(K (N K^2 + N log N)).
+    Arguments: t, y: [N], finite; false_alarm: the probability that white noise shows a tone, infinite: every peak is one.
+    Result: tones between one cycle over the range and `highest_frequency`, more than the noise that is left would show.
+    Cost: O(K (N K^2 + N log N)).
     Source: Scargle (1982), Astrophysical Journal 263; Press & Rybicki (1989), Astrophysical Journal 338.
     """
     highest, span = highest_frequency(t), float(np.ptp(t))
@@ -62,7 +63,7 @@ def find_tones(t: np.ndarray, y: np.ndarray, count: int) -> Tones:
         # Less than a cycle from a tone is its drift, which must not end the search.
         power[np.abs(grid[:, None] - cycles).min(1, initial=np.inf) < 1] = 0
         best = int(np.argmax(power))
-        if not power[best] > np.log(len(grid) / FALSE_ALARM) * np.mean(rest**2):
+        if not power[best] > (np.log(len(grid)) - np.log(false_alarm)) * np.mean(rest**2):
             break
         trial = np.append(cycles, grid[best])
         trial, coefficients, left = _refined(unit, y, line, trial, highest * span)

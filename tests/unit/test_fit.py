@@ -13,6 +13,8 @@ import torch
 import gpx
 from gpx import GP, NumericalError, engines
 from gpx.errors import FitWarning
+from gpx.inference import fit as fit_module
+from gpx.inference import starts
 from gpx.inference.coordinates import Coordinates
 from gpx.kernels import RBF, Constant, Linear, Matern, Periodic
 from gpx.likelihoods import Gaussian
@@ -74,6 +76,73 @@ def test_the_result_says_what_happened():
     assert set(result.starts) == {"kernel.lengthscale", "kernel.outputscale", "likelihood.noise", "mean.constant"}
     assert str(result).startswith("converged: ") and f"{result.objective:.4f} nats" in str(result)
     assert "fit: converged" in gp.summary() and "auto: exact inference" in gp.summary()
+
+
+T = torch.linspace(0, 10, 30, dtype=torch.float64)
+WAVES = torch.sin(5 * T) + 0.3 * T
+OFFERED = (3.0, 0.02, 0.3, 1.0)  # the last is where the optimum of this series is
+
+
+class Offering(RBF):
+    """Starts its lengthscale at the first of some, and offers the others."""
+
+    def __init__(self, offered=OFFERED):
+        super().__init__()
+        self.offered = offered
+
+    def arguments(self):
+        return [], {"offered": self.offered}
+
+    def _init_from(self, data):
+        super()._init_from(data)
+        self.assign("lengthscale", self.offered[0])
+        self.alternatives = tuple({"lengthscale": torch.tensor(v).double()} for v in self.offered[1:])
+
+
+def start_of(gp):
+    """The log evidence where the fit began."""
+    at = gp.result_.starts
+    noise, constant = at["likelihood.noise"], at["mean.constant"]
+    kernel = RBF(at["kernel.lengthscale"], at["kernel.outputscale"])
+    return GP(kernel, Gaussian(noise), mean="zero").condition(T, WAVES - constant).log_evidence()
+
+
+@pytest.mark.parametrize("offered", [OFFERED[:2], OFFERED[:3], OFFERED])
+def test_the_best_offer_after_short_searches_is_taken(offered, monkeypatch):
+    """Without lengthscales of its own, the fit goes on from at least as high as a short search from any offer ends."""
+    monkeypatch.setattr(starts, "LENGTHSCALE_FACTORS", (1.0,))
+    for trial in (1, 3):
+        monkeypatch.setattr(fit_module, "TRIAL", trial)
+        whole = start_of(GP(Offering(offered)).fit(T, WAVES, priors=None))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FitWarning)
+            ends = [GP(Offering((v,))).fit(T, WAVES, priors=None, max_iter=trial).log_evidence() for v in offered]
+        assert whole >= max(ends) - 1e-9
+
+
+def test_offers_are_tried_in_the_same_way_every_time():
+    results = [GP(Offering()).fit(T, WAVES).result_ for _ in range(2)]
+    assert results[0].starts == results[1].starts and results[0].objective == results[1].objective
+
+
+def test_the_order_of_offers_does_not_matter():
+    ends = [GP(Offering(o)).fit(T, WAVES, priors=None).log_evidence() for o in (OFFERED, OFFERED[::-1])]
+    assert ends[0] == pytest.approx(ends[1], abs=1e-4)
+
+
+def test_no_offer_is_tried_when_the_time_is_up():
+    """One evaluation where short searches begin, and one where the fit does; none of the other offers."""
+    calls = []
+
+    class Counted(Evidence):
+        def __call__(self, problem):
+            calls.append(problem)
+            return super().__call__(problem)
+
+    with pytest.warns(FitWarning, match="max_seconds is up"):
+        gp = GP(Offering(), objective=Counted()).fit(T, WAVES, max_seconds=0.0)
+    assert len(calls) <= 2
+    assert gp.result_.starts["kernel.lengthscale"] == pytest.approx(OFFERED[0])
 
 
 def test_max_iter():

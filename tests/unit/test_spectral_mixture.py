@@ -273,6 +273,33 @@ def test_starts_of_few_points(y):
     assert float(kernel.outputscale.detach()) == pytest.approx(as_data(list(range(len(y))), y).variance)
 
 
+@pytest.mark.parametrize("kind", [SpectralMixture, StudentMixture])
+def test_priors_know_no_order(kind):
+    """Mixtures are exchangeable: neither a start nor a place among them is favoured."""
+    kernel = started(kind(4), *tone(15.92, 0))
+    prior = lambda: float(Coordinates([("kernel", kernel)]).log_prior().detach())  # noqa: E731
+    before, values = prior(), {name: torch.from_numpy(v) for name, v in summary(kernel).items()}
+    for name, value in values.items():
+        kernel.assign(name, value[[2, 0, 3, 1]])
+    assert prior() == pytest.approx(before, rel=1e-12)
+
+
+def test_offers_differ_and_one_has_no_tones():
+    t, y = tone(15.92, 0)
+    kernel = started(SpectralMixture(4), t, y)
+    offers = [summary(kernel), *kernel.alternatives]
+    found = [np.concatenate([np.asarray(o[n]).ravel() for n in sorted(o)]) for o in offers]
+    assert all(not np.allclose(a, b) for i, a in enumerate(found) for b in found[:i])
+    assert any(not np.asarray(o["mixture_means"]).any() for o in offers)
+
+
+def test_every_peak_is_a_tone_where_false_alarms_do_not_matter():
+    t = np.linspace(0, 1, 200)
+    noise = np.random.default_rng(0).standard_normal(200)
+    found = find_tones(t, noise, 3, math.inf)
+    assert len(found.frequencies) == 3 and found.rest < np.var(noise)
+
+
 def test_starts_fill_batches():
     t, y = tone(15.92, 0)
     kernel = started(SpectralMixture(4, batch_shape=[2]), t, y)
