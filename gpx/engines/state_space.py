@@ -255,11 +255,10 @@ class StateSpacePosterior(Posterior):
         def draw(x: Tensor) -> Tensor:
             chain, places = self._merged(column, x)
             data = torch.ones_like(chain.nu, dtype=torch.bool).index_fill(0, places, False)
+            pseudo = [torch.zeros_like(chain.nu).masked_scatter(data, values) for values in misfits]
+            means = [replace(chain, nu=nu).smoothed.mean[places] for nu in pseudo]
             drawn = (features(x) @ weights).mT
-            for path, values in zip(drawn, misfits, strict=True):
-                nu = torch.zeros_like(chain.nu).masked_scatter(data, values)
-                path += replace(chain, nu=nu).smoothed.mean[places]
-            return drawn
+            return drawn + torch.stack(means) if means else drawn
 
         return draw
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from gpx.errors import StructureError
 from gpx.kernels.dense import dense
 from gpx.linalg.layout import noise_terms, transition_terms
+from gpx.parameters import Box
 from gpx.structure import Draws, FeatureMap, derivatives, feature_map, sparse_features
 from gpx.structure.state_space import Block, read, state_space, time_column
 from gpx.testing.assertions import close, mean_is
@@ -72,14 +73,21 @@ def check_structure(
 def _check_gradients(
     kernel: gpytorch.kernels.Kernel, features: FeatureMap, x: Tensor, generator: torch.Generator
 ) -> None:  # fmt: skip
-    raws = [p for p in kernel.parameters() if p.requires_grad]
+    """Values at a bound, where a square root has no derivative, are left out."""
+    found = [(p, c) for _, p, c in kernel.named_parameters_and_constraints() if p.requires_grad]
+    raws = [raw for raw, _ in found]
     phi = features(x)
     weights = torch.randn(phi.shape, generator=generator, dtype=phi.dtype)
     value = (weights * phi).sum()
     grads = torch.autograd.grad(value, raws, allow_unused=True) if value.requires_grad and raws else [None] * len(raws)
-    for raw, grad in zip(raws, grads, strict=True):
-        got = torch.zeros_like(raw) if grad is None else grad
-        expected = differences(raw, lambda: (weights * features(x)).sum())
+    for (raw, constraint), grad in zip(found, grads, strict=True):
+        inside = (
+            raw.detach() > constraint.lower_bound
+            if isinstance(constraint, Box)
+            else torch.ones_like(raw, dtype=torch.bool)
+        )
+        got = torch.zeros_like(raw) if grad is None else torch.where(inside, grad, 0.0)
+        expected = torch.where(inside.reshape(-1), differences(raw, lambda: (weights * features(x)).sum()), 0.0)
         scale = max(float(weights.norm()), float(expected.abs().max()))
         close(got.reshape(-1), expected, "gradient of a feature map", atol=1e-6 * scale)
 
