@@ -65,8 +65,8 @@ def differences(problem: Problem, axis: int, nodes: np.ndarray) -> Axis:
 
 
 def collocation(problem: Problem, axis: int, nodes: np.ndarray, matrices: Sequence[np.ndarray]) -> Axis:
-    """The axis by values at its nodes, ascending, whose derivatives [M, M] of orders 0, 1, ... are given; the equation holds at all
-    nodes but the outermost, one for every condition.
+    """The axis by values at its nodes, ascending, whose derivatives [M, M] of orders 0, 1, ... are given; the equation holds at
+    all but the outermost, one for every condition.
     """
     count, order = len(nodes), problem.orders[axis]
     rows = _rows(problem, axis, [matrix[[0, -1]] for matrix in matrices])
