@@ -61,7 +61,7 @@ def kronecker_sum(matrices: Sequence[np.ndarray]) -> Solver:
     for place, d in enumerate(axes):
         if place < 2:
             # The second axis is multiplied from the right, by the conjugate transpose of a triangle.
-            triangle, rotation = schur(matrices[d].astype(complex), output="complex", check_finite=False)
+            triangle, rotation = schur(matrices[d].astype(complex), output="complex", check_finite=False)  # pyright: ignore
             triangles.append(triangle if place == 0 else triangle.conj())
             forward[d], backward[d] = rotation.conj().T, rotation
         else:
