@@ -22,6 +22,8 @@ nb_execution_mode = "off"
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
+suppress_warnings = ["ref.python"]  # two classes are called Problem: of inference, and of differential equations
+
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True, "exclude-members": "combine"}

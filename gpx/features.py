@@ -57,7 +57,7 @@ def fourier(x: Tensor, omega: Tensor) -> Tensor:
 def positive(x: Tensor, omega: Tensor, kernel: str = "gaussian") -> Tensor:
     """Positive features [..., N, m] of ``exp(-|x - y|^2 / 2)``, or, with kernel="softmax", of ``exp(x . y)``; omega: [..., m, D].
 
-    ``m^-1/2 exp(omega_k . x - |x|^2)``, or ``- |x|^2 / 2``: unbiased. Errors grow fast with |x|: centre and scale the inputs.
+    ``m^-1/2 exp(omega_k . x - |x|^2)``, or ``- |x|^2 / 2``: unbiased. Errors grow with the norm: centre and scale the inputs.
     Raises: InputError for another kernel. Source: Choromanski et al. (2021), "Rethinking attention with performers", lemma 1.
 
     >>> float(positive(torch.zeros(1, 3).double(), directions(4, 3)).sum())

@@ -63,7 +63,7 @@ class Grid:
         return torch.cat([axis[i.reshape(-1)] for axis, i in zip(self.axes, index, strict=True)], 1)
 
     def targets(self, y: Any) -> Tensor:
-        """y of the grid's shape as [N], or of [*shape, P] as [N, P]. Raises: InputError for another shape."""
+        """y of the grid's shape as [N], or of that shape and [P] as [N, P]. Raises: InputError for another shape."""
         values, shape = (from_frame(y, None) if is_frame(y) else from_array(y, "y"))[0], self.shape
         if tuple(values.shape) == shape:
             return values.reshape(-1)

@@ -65,7 +65,7 @@ class Operator:
 
     @cached_property
     def bound(self) -> float:
-        """No eigenvalue of L is larger: 2, or the largest ``d_i + sum_j |W_ij| d_j / d_i`` (Gershgorin's discs of D^-1 |L| D)."""
+        """No eigenvalue of L is larger: 2, or the largest ``d_i + sum_j |W_ij| d_j / d_i`` (Gershgorin, for ``D^-1 |L| D``)."""
         if self.kind == "normalised":
             return 2.0
         degrees = self.graph.degrees

@@ -22,7 +22,7 @@ from gpx.pde.problem import Problem
 
 FINER = 2  # times as many points per axis
 LIMITS = {1: 1000, 2: 240, 3: 48}  # points per axis
-TOLERANCE = 0.03  # of GMRES
+TOLERANCE = 0.1  # of GMRES
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Judge:
         lifted = self.grid.jet(lift, tuple(slopes))
         rest = value - self.source - sum(slopes[index] * lifted[index] for index in slopes)
         error = lift + self.grid.extend(solve_linear(self.grid, slopes, self.grid.test(rest), TOLERANCE, self.solver))
-        size = float(jet[()].norm())
-        found = float(np.linalg.norm(error)) / size if size else float(np.linalg.norm(error))
+        truth = float(np.linalg.norm(jet[()].numpy().reshape(error.shape) - error))
+        found = float(np.linalg.norm(error)) / truth if truth else 0.0
         return found if np.isfinite(found) else float("inf")
 
 

@@ -165,7 +165,7 @@ def cole_hopf(x: Tensor, viscosity: float, nodes: int = 200) -> Tensor:
 
 
 def eikonal(viscosity: float = 0.1) -> Problem:
-    """|grad u|^2 - viscosity Laplace u = f on (0, 1)^2 (Chen et al. 2021, section 4.3), with
+    """``|grad u|^2 - viscosity Laplace u = f`` on (0, 1)^2 (Chen et al. 2021, section 4.3), with
     ``u = -viscosity log(1 + sin pi x sin pi y)``, for which the source is closed: 0 on the boundary.
     """
     return manufactured(
