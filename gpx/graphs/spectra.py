@@ -7,6 +7,7 @@ square root's are the *modulation* of walks: ``F(L) = (sum_l f_l S^l)^2``. Theor
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import gpytorch
@@ -92,12 +93,12 @@ class Diffusion(Spectrum):
         self.start("beta", 2 * SPREAD / operator.typical)
 
 
-class _Power(Spectrum):
+class _Power(Spectrum, ABC):
     """``F = (1 + a L)^-p``."""
 
+    @abstractmethod
     def _shape(self) -> tuple[Tensor, Tensor]:
         """a and p."""
-        raise NotImplementedError
 
     def at(self, eigenvalues: Tensor, rate: float) -> Tensor:
         a, p = self._shape()
@@ -246,15 +247,15 @@ class InverseCosine(Spectrum):
         self.start("scale", 2 / operator.bound)
 
 
-class _Modulated(Spectrum):
+class _Modulated(Spectrum, ABC):
     """``F = (sum_l f_l S^l)^2``, a polynomial given by its square root."""
 
     scaled = True
     lengths: int
 
+    @abstractmethod
     def coefficients(self) -> Tensor:
         """f [lengths]."""
-        raise NotImplementedError
 
     def root(self, eigenvalues: Tensor, rate: float) -> Tensor:
         s, total = 1 - eigenvalues / rate, torch.zeros_like(eigenvalues)

@@ -6,6 +6,7 @@ which it is taken, ascending: ``()`` is u, ``(0, 0)`` is u_xx, ``(0, 1)`` is u_x
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -22,7 +23,7 @@ Field = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Expression:
+class Expression(ABC):
     """A function of x and of the jet of u; adds, multiplies, divides and takes powers."""
 
     def __add__(self, other: Any) -> Expression:
@@ -57,17 +58,17 @@ class Expression:
             raise InputError(f"The exponent of a power must be a number, got {exponent!r}; use pde.exp for others.")
         return Power(self, float(exponent))
 
+    @abstractmethod
     def value(self, jet: Mapping[Index, Tensor], x: Tensor) -> Tensor:
         """Values [n] at x [n, d], where the jet has the values [n] there."""
-        raise NotImplementedError
 
     def parts(self) -> tuple[Expression, ...]:
         """The expressions that it is made of."""
         return ()
 
+    @abstractmethod
     def derivative(self, axis: int) -> Expression:
         """The total derivative along an axis."""
-        raise NotImplementedError
 
     def degree(self) -> float:
         """0: free of u; 1: affine in u; inf: nonlinear."""
