@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from gpx.engines.grid_solution import Basis, Solution
+from gpx.engines.grid_solution import Level
 from gpx.linalg import kron
 from gpx.linalg.cholesky import Cholesky, factorise
 
@@ -22,23 +22,8 @@ ENTRIES = 40_000_000  # of an array of all cells for each missing one
 
 
 @dataclass(frozen=True, eq=False)
-class Holes(Solution):
-    """precision: of all cells but the missing ones."""
-
-    basis: Basis
-    nu: Tensor
-    tau: Tensor
-    precision: float
-
-    @cached_property
-    def prior(self) -> Tensor:
-        """Lambda."""
-        return kron.outer(self.basis.values)
-
-    @cached_property
-    def share(self) -> Tensor:
-        """``1 / C`` of the complete grid."""
-        return 1 / (1 + self.precision * self.prior)
+class Holes(Level):
+    """A few missing cells."""
 
     @cached_property
     def missing(self) -> Tensor:

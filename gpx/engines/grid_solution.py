@@ -177,18 +177,13 @@ class Solution(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class Even(Solution):
-    """The same precision everywhere, or an outer product over the axes: exact. Such are made equal by scaling f.
-
-    roots: f was multiplied by the outer product of these [n_d]; None: by nothing. precision: of all cells, after that; the basis
-    is that of the scaled covariance.
-    """
+class Level(Solution):
+    """precision: the same for all cells, or for all that are not missing."""
 
     basis: Basis
     nu: Tensor
     tau: Tensor
     precision: float
-    roots: tuple[Tensor, ...] | None = None
 
     @cached_property
     def prior(self) -> Tensor:
@@ -197,8 +192,19 @@ class Even(Solution):
 
     @cached_property
     def share(self) -> Tensor:
-        """``1 / C``."""
+        """``1 / C`` of the complete grid."""
         return 1 / (1 + self.precision * self.prior)
+
+
+@dataclass(frozen=True, eq=False)
+class Even(Level):
+    """The same precision everywhere, or an outer product over the axes: exact. Such are made equal by scaling f.
+
+    roots: f was multiplied by the outer product of these [n_d]; None: by nothing. precision: of all cells, after that; the basis
+    is that of the scaled covariance.
+    """
+
+    roots: tuple[Tensor, ...] | None = None
 
     @cached_property
     def scale(self) -> Tensor:
