@@ -149,7 +149,7 @@ class SICPosterior(Posterior):
     @property
     def log_density_limit(self) -> Tensor:
         """Not known."""
-        return self.sites.nu.newtensor(math.nan)
+        return self.sites.nu.new_tensor(math.nan)
 
     def _response(self, latent: int, members: list[int]) -> Tensor:
         """``sum log N(z; 0, K + 1 / tau)`` of the pseudo-targets z of some columns, each point given its neighbours; the targets

@@ -394,3 +394,13 @@ def test_a_periodic_kernel_of_two_inputs_works_by_blocks(rows):
     kernel = Matern(nu=1.5, active_dims=[0]) * Periodic(period=0.7, active_dims=[1])
     gp = GP(kernel, engine=SIC()).condition(X[:150], y[:150])
     assert float((gp.predict(X[150:200]).mean - torch.as_tensor(y[150:200])).abs().mean()) < 0.4
+
+
+@pytest.mark.parametrize("inducing", [0, 6])
+def test_a_fit_of_repeated_integers_and_a_constant_column_says_what_it_found(inducing):
+    random = np.random.default_rng(5)
+    X = np.c_[random.integers(0, 40, 60), np.ones(60)]
+    y = np.sin(X[:, 0] / 3) + 0.1 * random.standard_normal(60)
+    gp = GP(RBF(), engine=SIC(inducing=inducing)).fit(X, y)
+    assert gp.result_.converged
+    assert float((gp.predict(X, of="f").mean - torch.from_numpy(np.sin(X[:, 0] / 3))).square().mean().sqrt()) < 0.1
