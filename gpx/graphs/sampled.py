@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gpx.errors import InputError
 from gpx.graphs.backends import Backend
-from gpx.graphs.loads import Loads, Pattern, product
+from gpx.graphs.loads import Loads, Pattern, inner, product
 from gpx.graphs.operator import Operator
 from gpx.graphs.spectra import Spectrum
 from gpx.graphs.walks import COUPLINGS, Counts, Law, Transitions, walk
@@ -49,10 +49,12 @@ class SparseBackend(Backend):
             return self.covariance(operator, spectrum, right, left).mT
         f = self._modulation(operator, spectrum)
         ends = [self.loads(operator, nodes.cpu().numpy()) for nodes in (left, right)]
-        columns, placed = _compressed(operator, ends, self.stitches)
+        placed = [Pattern(e.counts.indptr, e.counts.columns, (len(e.counts.rows), e.size)) for e in ends]
         (at_left, of_left), (at_right, of_right) = ((p, load.values(f)) for p, load in zip(placed, ends, strict=True))
+        if self.stitches == 1:
+            return inner(at_left, of_left, at_right, of_right)
         X = product(at_right, of_right, torch.eye(len(right), dtype=f.dtype), transposed=True)
-        return product(at_left, of_left, self._inner(operator, f, X)) if columns else X.new_zeros(len(left), len(right))
+        return product(at_left, of_left, self._inner(operator, f, X))
 
     def _inner(self, operator: Operator, f: Tensor, X: Tensor) -> Tensor:
         """X times the factors after the first and their transposes."""
@@ -176,19 +178,19 @@ class Walks(SparseBackend):
     def _counts(self, operator: Operator, nodes: np.ndarray, stitch: int, walks: int, first: int) -> Counts:
         """The counts of nodes, of which those not drawn before are drawn."""
         law = Law(self.settled_survival, self.coupling, self.directions)
-        seed, transitions = self.seed * 0x10001 + stitch, Transitions.of(operator)
+        seed = self.seed * 0x10001 + stitch
         key = (law, seed, walks, first)
         kept = operator.drawn.get(key)
         known = np.zeros(0, np.int64) if kept is None else kept.rows
         missing = np.setdiff1d(nodes, known)
-        if len(missing):
+        if len(missing) or kept is None:
+            transitions = Transitions.of(operator)
             self._check_memory(transitions, missing, law, len(known))
             new = walk(transitions, missing, walks, law, seed % 2**64, first)
             kept = new if kept is None else kept.followed(new)
             operator.drawn[key] = kept
             for old in list(operator.drawn)[:-KEPT]:
                 del operator.drawn[old]
-        assert kept is not None
         return kept.of(nodes)
 
     def _check_memory(self, transitions: Transitions, rows: np.ndarray, law: Law, known: int) -> None:
@@ -226,14 +228,3 @@ def enough(operator: Operator, spectrum: Spectrum, stitches: int = 1) -> int:
             " or more, lengths=..., a spectrum of less reach, or backend='chebyshev'."
         )
     return int(np.argmax(left <= TAIL)) + 1
-
-
-def _compressed(operator: Operator, ends: list[Loads], stitches: int) -> tuple[int, list[Pattern]]:
-    """Patterns over the columns that are there; all of them where other factors follow."""
-    size, columns = operator.graph.num_nodes, [load.counts.columns for load in ends]
-    if stitches == 1:
-        unique, inverse = np.unique(np.concatenate(columns), return_inverse=True)
-        size, columns = len(unique), np.split(inverse.reshape(-1), [len(columns[0])])
-    return size, [
-        Pattern(load.counts.indptr, c, (len(load.counts.rows), size)) for load, c in zip(ends, columns, strict=True)
-    ]
