@@ -13,15 +13,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
+from gpx import dataset_files as read
 from gpx.errors import InputError
 
 if TYPE_CHECKING:
     import pandas
+
+    from gpx.graphs import Graph
 
 __all__ = ["Dataset", "Entry", "catalogue", "folder", "load", "names", "read_table"]
 
@@ -43,6 +45,7 @@ class Dataset:
     target : name of y.
     description : one line.
     folds : Tensor [N, K], bool, or None. True: a test row of that split.
+    graph : for sets whose inputs are nodes of a graph, that graph; X [N, 1] are the labelled nodes.
 
     Examples
     --------
@@ -61,6 +64,7 @@ class Dataset:
     target: str
     description: str
     folds: torch.Tensor | None = None
+    graph: Graph | None = None
 
     def __repr__(self) -> str:
         unit = f" [{self.units[self.target]}]" if self.target in self.units else ""
@@ -89,87 +93,6 @@ class Dataset:
         return self.X[~test], self.y[~test], self.X[test], self.y[test]
 
 
-class Arrays(NamedTuple):
-    """What a reader gives: X [N, D], y [N], and folds [N, K] (bool) or None."""
-
-    X: np.ndarray
-    y: np.ndarray
-    folds: np.ndarray | None = None
-
-
-def _matrix(path: Path, delimiter: str | None = ",", skip: int = 0) -> np.ndarray:
-    return np.loadtxt(path, delimiter=delimiter, skiprows=skip, ndmin=2)
-
-
-def _columns(
-    path: Path,
-    x: int | slice = slice(None, -1),
-    y: int = -1,
-    delimiter: str | None = ",",
-    skip: int = 0,
-    missing: float | None = None,
-) -> Arrays:
-    """Numbers in columns: inputs ``x``, target ``y``; rows with target ``missing`` are left out."""
-    table = _matrix(path, delimiter, skip)
-    table = table if missing is None else table[table[:, y] != missing]
-    return Arrays(table[:, x].reshape(len(table), -1), table[:, y])
-
-
-def _with_masks(path: Path) -> Arrays:
-    """A table and its splits: ``NAME.folds.csv.gz`` has one column of 0/1 per split, 1 = test row."""
-    X, y, _ = _columns(path)
-    return Arrays(X, y, _matrix(path.with_name(path.name.replace(".csv", ".folds.csv"))) == 1)
-
-
-def _with_order(path: Path, folds: int = 10, **how: Any) -> Arrays:
-    """A table and its splits: equal consecutive pieces of the permutation of its rows in ``NAME.folds.csv``.
-
-    The few rows left over by the division are in no test set (as in the experiments of BayesNewton).
-    """
-    X, y, _ = _columns(path, **how)
-    order = np.loadtxt(path.with_name(path.name.replace(".csv", ".folds.csv"))).astype(int)
-    pieces = order[: folds * (len(order) // folds)].reshape(folds, -1)
-    mask = np.zeros((len(y), folds), dtype=bool)
-    mask[pieces, np.arange(folds)[:, None]] = True
-    return Arrays(X, y, mask)
-
-
-def _halves(path: Path) -> Arrays:
-    """``NAME-train.csv`` and ``NAME-test.csv`` (x, y), merged and sorted by x; one fold is the test half."""
-    train, test = (_matrix(path.with_name(path.name.replace("-train", part))) for part in ("-train", "-test"))
-    table = np.vstack([train, test])
-    mask = np.arange(len(table)) >= len(train)
-    order = np.argsort(table[:, 0], kind="stable")
-    return Arrays(table[order, :1], table[order, 1], mask[order, None])
-
-
-def _events(path: Path, **how: Any) -> Arrays:
-    """One event per row: its place or time is X, and y = 1."""
-    X = _matrix(path, **how)
-    return Arrays(X, np.ones(len(X)))
-
-
-def _dated(path: Path, date: int = 0, value: int | None = None, skip: int = 0) -> Arrays:
-    """ISO dates as decimal years, with a column of values, or as events (y = 1)."""
-    table = np.loadtxt(path, delimiter=",", skiprows=skip, dtype=str, ndmin=2)
-    X = _decimal_year(table[:, date].astype("datetime64[D]"))[:, None]
-    return Arrays(X, np.ones(len(X)) if value is None else table[:, value].astype(float))
-
-
-def _decimal_year(dates: np.ndarray) -> np.ndarray:
-    """Year plus the elapsed fraction of that year, for datetime64[D]."""
-    years = dates.astype("datetime64[Y]")
-    start, end = years.astype("datetime64[D]"), (years + 1).astype("datetime64[D]")
-    return years.astype(int) + 1970 + (dates - start) / (end - start)
-
-
-def _diabetes(_: Path) -> Arrays:
-    from sklearn.datasets import load_diabetes
-
-    X, y = load_diabetes(return_X_y=True, scaled=False)
-    return Arrays(np.asarray(X), np.asarray(y))
-
-
 @dataclass(frozen=True)
 class Entry:
     """One line of the table of data sets.
@@ -179,13 +102,13 @@ class Entry:
     name, description, source, target, units : as in :class:`Dataset`.
     columns : input names; empty: x0, x1, ...
     path : file relative to the data folder, or to the package's own if bundled.
-    read : path -> (X, y, folds).
+    read : path -> (X, y, folds, graph).
     bundled : whether the set comes with an installed package and needs no data folder.
     """
 
     name: str
     path: str
-    read: Callable[[Path], Arrays]
+    read: Callable[[Path], read.Arrays]
     description: str
     source: str
     target: str = "y"
@@ -202,7 +125,7 @@ class Entry:
 
 def _regression(name: str, description: str, target: str = "y", unit: str | None = None) -> Entry:
     return Entry(
-        name, f"regression/{name}.csv.gz", _with_masks, f"{description}; columns are centred",
+        name, f"regression/{name}.csv.gz", read.with_masks, f"{description}; columns are centred",
         "UCI Machine Learning Repository (CC BY 4.0), as prepared in treforevans/uci_datasets",
         target, units={target: unit} if unit else {},
     )  # fmt: skip
@@ -210,16 +133,23 @@ def _regression(name: str, description: str, target: str = "y", unit: str | None
 
 def _classification(name: str, description: str) -> Entry:
     return Entry(
-        name, f"classification/{name}.csv.gz", partial(_columns, skip=1), f"{description}; y in {{0, 1}}",
+        name, f"classification/{name}.csv.gz", partial(read.columns, skip=1), f"{description}; y in {{0, 1}}",
         "UCI Machine Learning Repository and AaltoML repositories", units={"y": "class"},
     )  # fmt: skip
 
 
 def _series(name: str, file: str, description: str, target: str, unit: str | None = None) -> Entry:
     return Entry(
-        name, f"timeseries/tsdlr/{file}-train.csv", _halves, f"{description}; the fold is a random half",
+        name, f"timeseries/tsdlr/{file}-train.csv", read.halves, f"{description}; the fold is a random half",
         "Time Series Data Library, as prepared in jamesrobertlloyd/gpss-research",
         target, ("year",), {"year": "year"} | ({target: unit} if unit else {}),
+    )  # fmt: skip
+
+
+def _graph(name: str, file: str, description: str, **how: Any) -> Entry:
+    return Entry(
+        name, f"graphs/{file}.npz", partial(read.nodes, **how), f"{description}; the largest connected component",
+        "baojian/FastONL (MIT)", "label", ("node",), {"label": "class"},
     )  # fmt: skip
 
 
@@ -231,12 +161,12 @@ _BAYESNEWTON = "AaltoML/BayesNewton"
 
 _ENTRIES = (
     Entry(
-        "co2", "co2.csv", partial(_columns, skip=1),
+        "co2", "co2.csv", partial(read.columns, skip=1),
         "Mauna Loa monthly mean CO2, March 1958 to January 2021, without two interpolated months",
         _CREDIT, "co2", ("date",), {"date": "year", "co2": "ppm"}, bundled=True,
     ),
     Entry(
-        "diabetes", ".", _diabetes, "disease progression one year after baseline, 442 patients",
+        "diabetes", ".", read.diabetes, "disease progression one year after baseline, 442 patients",
         "Efron, Hastie, Johnstone and Tibshirani (2004), Least angle regression; bundled with scikit-learn",
         "progression", ("age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s6"),
         {"age": "year", "bmi": "kg/m^2", "bp": "mmHg"}, bundled=True,
@@ -253,7 +183,7 @@ _ENTRIES = (
     _regression("protein", "log(1 + RMSD in angstrom) of protein tertiary structures", "log_rmsd"),
     _regression("bike", "log number of bikes rented per hour", "log_count"),
     Entry(
-        "neal", "regression/neal.txt", _columns, "one input, 5 % of the targets are outliers",
+        "neal", "regression/neal.txt", read.columns, "one input, 5 % of the targets are outliers",
         "R. M. Neal (1997), Monte Carlo implementation of Gaussian process models",
     ),
     _classification("ionosphere", "radar returns from the ionosphere, good or bad"),
@@ -264,43 +194,43 @@ _ENTRIES = (
     _classification("banana", "two banana-shaped classes in the plane"),
     Entry(
         "co2_weekly", "timeseries/co2_weekly_mlo.txt",
-        partial(_columns, x=3, y=4, delimiter=None, missing=-999.99),
+        partial(read.columns, x=3, y=4, delimiter=None, missing=-999.99),
         "Mauna Loa weekly mean CO2, from May 1974, weeks without data left out",
         _CREDIT, "co2", ("date",), {"date": "year", "co2": "ppm"},
     ),
     Entry(
-        "sunspots", "timeseries/sunspots_monthly.csv", partial(_dated, date=1, value=2, skip=1),
+        "sunspots", "timeseries/sunspots_monthly.csv", partial(read.dated, date=1, value=2, skip=1),
         "monthly mean sunspot numbers from 1749, dated by the last day of the month",
         "WDC-SILSO, Royal Observatory of Belgium, Brussels (CC BY-NC), as in EEA-sensors/parallel-gps",
         "sunspots", ("date",), {"date": "year"},
     ),
     Entry(
-        "coal", "timeseries/coal_binned.csv", partial(_with_order, delimiter=None),
+        "coal", "timeseries/coal_binned.csv", partial(read.with_order, delimiter=None),
         "coal-mining disasters in Great Britain, 1851 to 1962, counted in 333 bins of time",
         _BAYESNEWTON, "disasters", ("date",), {"date": "year", "disasters": "count per bin"},
     ),
     Entry(
-        "coal_events", "timeseries/coal_events.txt", partial(_events, delimiter=None),
+        "coal_events", "timeseries/coal_events.txt", partial(read.events, delimiter=None),
         "dates of 191 coal-mining disasters in Great Britain; one event per row, y = 1",
         _BAYESNEWTON, "event", ("date",), {"date": "year", "event": "count"},
     ),
     Entry(
-        "motorcycle", "timeseries/motorcycle.csv", partial(_with_order, x=1, y=2),
+        "motorcycle", "timeseries/motorcycle.csv", partial(read.with_order, x=1, y=2),
         "head acceleration in a simulated motorcycle accident",
         f"Silverman (1985); {_BAYESNEWTON}", "acceleration", ("time",), {"time": "ms", "acceleration": "g"},
     ),
     Entry(
-        "aircraft", "timeseries/aircraft_accidents.txt", _dated,
+        "aircraft", "timeseries/aircraft_accidents.txt", read.dated,
         "dates of commercial aircraft accidents, 1919 to 2017; one event per row, y = 1",
         _BAYESNEWTON, "event", ("date",), {"date": "year", "event": "count"},
     ),
     Entry(
-        "rainforest", "timeseries/rainforest_TRI2TU.csv", _events,
+        "rainforest", "timeseries/rainforest_TRI2TU.csv", read.events,
         "places of 12,929 trees (Trichilia tuberculata) on 1000 m x 500 m; one event per row, y = 1",
         _BAYESNEWTON, "event", ("east", "north"), {"east": "m", "north": "m", "event": "count"},
     ),
     Entry(
-        "tide", "timeseries/honolulu_tide_2010.asc", partial(_columns, delimiter=None),
+        "tide", "timeseries/honolulu_tide_2010.asc", partial(read.columns, delimiter=None),
         "hourly water level at Honolulu in 2010; time in days since 1 January 1700",
         "wesleybowman/UTide", "level", ("time",), {"time": "day", "level": "mm"},
     ),
@@ -309,6 +239,17 @@ _ENTRIES = (
     _series("mauna", "03-mauna2003", "monthly CO2 at Mauna Loa until 2003, centred", "co2", "ppm"),
     _series("internet", "internet-traffic-data-in-bits-fr-2", "internet traffic of a provider", "traffic"),
     _series("temperature", "daily-minimum-temperatures-in-me", "daily low in Melbourne", "low", "degC"),
+    _graph("cora", "cora", "topics of papers on machine learning, 7 classes; edges are citations"),
+    _graph("pubmed", "pubmed", "kinds of diabetes that papers are about, 3 classes; edges are citations"),
+    _graph(
+        "political_blogs", "political-blog", "liberal or conservative blogs of 2004; edges are links",
+        self_loops="remove",
+    ),
+    Entry(
+        "pems_san_jose", "graphs/pems_san_jose.npz", partial(read.nodes, node="node", target="speed_mph"),
+        "mean speeds at 325 places of San Jose's roads; edges are roads, with weights that fall with their length",
+        "vabor112/pems-regression (Apache-2.0)", "speed", ("node",), {"speed": "mph"},
+    ),
     _series("gas", "monthly-production-of-gas-in-aus", "gas production of Australia per month", "production"),
 )  # fmt: skip
 
@@ -396,8 +337,8 @@ def load(name: str) -> Dataset:
             f"Set the environment variable GPX_DATA, or use a set that needs no folder: {_bundled()}."
         )
     try:
-        X, y, folds = entry.read(path)
-    except (ValueError, IndexError, OSError, EOFError, zlib.error) as error:
+        X, y, folds, graph = entry.read(path)
+    except (KeyError, ValueError, IndexError, OSError, EOFError, zlib.error) as error:
         raise InputError(
             f"data set {name!r}: {str(path)!r} cannot be read ({error}); expected numbers in columns. "
             "Fetch the file again."
@@ -412,6 +353,7 @@ def load(name: str) -> Dataset:
         target=entry.target,
         description=entry.description,
         folds=None if folds is None else torch.tensor(folds),
+        graph=graph,
     )
 
 

@@ -230,14 +230,10 @@ def scores(gp: Any, nodes: ndarray, y: ndarray, scale: float) -> tuple[float, fl
 
 def roads() -> tuple[Any, ndarray, ndarray]:
     """The graph of San Jose's roads, nodes with a detector, and mean speeds there, in mph."""
-    import numpy as np
-    from scipy import sparse
-
     import gpx
 
-    with np.load(gpx.datasets.folder() / "graphs" / "pems_san_jose.npz") as file:
-        W = sparse.csr_array((file["data"], file["indices"], file["indptr"]), tuple(file["shape"]))
-        return gpx.Graph.from_scipy(W), file["node"], file["speed_mph"]
+    data = gpx.datasets.load("pems_san_jose")
+    return data.graph, data.X[:, 0].long().numpy(), data.y.numpy()
 
 
 def run_scipy(setting: Setting) -> dict[str, float]:

@@ -354,11 +354,13 @@ def _path(s: Solution, column: int, features: Any, n: int, generator: torch.Gene
     with torch.no_grad():
         # Pseudo-targets nu / tau with noise of variance 1 / tau, both times root: no precision is divided by.
         root, noise = s.root[:, None], torch.randn(len(s.x), n, **options)
-        correction = s.alpha[:, column : column + 1] - root * s.factor.solve(root * (features(s.x) @ weights) + noise)
+        correction = s.alpha[:, column : column + 1] - root * s.factor.solve(
+            root * features.times(s.x, weights) + noise
+        )
 
     def draw(x: Tensor) -> Tensor:
-        rows = max(1, CHUNK // max(len(s.x), features.size))
-        parts = [features(b) @ weights + dense(s.kernel, b, s.x) @ correction for b in x.split(rows)]
+        rows = max(1, CHUNK // max(len(s.x), 1 if features.combine else features.size))
+        parts = [features.times(b, weights) + dense(s.kernel, b, s.x) @ correction for b in x.split(rows)]
         return torch.cat(parts).mT
 
     return draw

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import gpytorch
 import torch
 from torch import Tensor
 
+from gpx.engines.dense import ExactPosterior
+from gpx.engines.exact import ExactPlan
 from gpx.engines.memory import require_memory
 from gpx.engines.projected import ProjectedPlan, Projecting
 from gpx.engines.projections import Frame, Gaussian, blocks
-from gpx.errors import InputError
+from gpx.engines.wide import WidePlan, WidePosterior
+from gpx.errors import InputError, StructureError
 from gpx.inputs import Data
 from gpx.linalg.directions import check_kind
-from gpx.posterior import make_generator
+from gpx.posterior import Posterior, make_generator
 from gpx.prior import Prior
+from gpx.sites import Sites
 from gpx.structure.draws import Draws
 from gpx.structure.feature_map import FeatureMap, feature_map
+from gpx.structure.sparse_features import sparse_features
 
 FEWEST = 256  # features of the first rounds of a fit
 QUICK = 2e9  # N F^2 up to which one round does
 MATRICES = 4  # F x F, that are held at a time
+ROUGH = 1e-4  # nats per row and unit of a coordinate, that a gradient by random vectors is off by
+SMALL = 4_000  # rows, or features, up to which a dense factorisation is the best
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,12 +101,16 @@ class Features(Projecting):
     the model, and what is said of it (evidence, posterior, paths) is exact. It comes near to that of the kernel as F grows, with
     an error that falls as ``F^(-1/2)``; sums of Linear, Constant and Cosine, and Periodic of one column, need no random features.
     Frequencies scale with the hyperparameters, so that the objective is smooth in these.
+    Sparse features (`kernels.Graph` with walks or push) of which there are more than rows: by Cholesky's factor up to 4,000
+    rows; for more, with a Gaussian likelihood, by conjugate gradients and an estimated log determinant (`Posterior.log_determinant_error`);
+    variances are then those given the 64 data next to a point, upper bounds.
 
     Arguments: num_features: F, even: cosines and sines of F / 2 frequencies (for every stationary term of a sum; times the
     columns of a Linear factor); kind: how frequencies are coupled: "orthogonal" has the smallest errors, "iid", "simplex" (see
     `gpx.features`); seed: of the random numbers; batch_size: `fit` learns from so many rows at a time, None: from all.
     Raises: InputError for another value; StructureError for a kernel without a feature map.
     Cost: O(N F^2 + F^3) per evaluation, O(F^2) per predicted point; memory O(N + F^2). `fit` begins with 256 features.
+    Sparse ones: O(nnz) per step of conjugate gradients, and memory.
     Source: Rahimi & Recht (2007), "Random features for large-scale kernel machines"; Yu et al. (2016), "Orthogonal random
     features".
 
@@ -127,10 +138,22 @@ class Features(Projecting):
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
             raise InputError(f"Features needs batch_size, a number of rows >= 1, or None, got {size!r}.")
 
-    def plan(self, prior: Prior, data: Data) -> FeaturesPlan:
-        """Draw the random numbers, the same for the same seed."""
+    def plan(self, prior: Prior, data: Data) -> FeaturesPlan | ExactPlan | WidePlan:
+        """Draw the random numbers, the same for the same seed; or have sparse features, where there are more than rows."""
+        if is_wide(prior, data):
+            return ExactPlan(data.x) if len(data.x) <= SMALL else WidePlan.of(prior, data.x)
         draws = data.team.share(lambda: self._drawn(prior, data.x.shape[1]))
         return FeaturesPlan(data.x, data.team, draws)
+
+    def condition(self, prior: Prior, plan: Any, params: dict[str, Tensor], sites: Sites) -> Posterior:
+        """Nothing is computed before it is asked for."""
+        if isinstance(plan, ExactPlan):
+            return ExactPosterior.of(prior, plan.x, sites)
+        return (
+            WidePosterior(prior, plan, sites)
+            if isinstance(plan, WidePlan)
+            else super().condition(prior, plan, params, sites)
+        )
 
     def _drawn(self, prior: Prior, dims: int) -> tuple[tuple[Tensor, ...], ...]:
         found, generator = [], make_generator(self.seed)
@@ -150,13 +173,17 @@ class Features(Projecting):
         dims = plan.x.shape[1]
         return [FeatureFrame(k, self.num_features, dims, d) for k, d in zip(prior.kernels, plan.draws, strict=True)]
 
-    def state(self, plan: FeaturesPlan) -> dict[str, Tensor]:
+    def state(self, plan: FeaturesPlan | ExactPlan | WidePlan) -> dict[str, Tensor]:
         """The random numbers."""
+        if not isinstance(plan, FeaturesPlan):
+            return {"features": torch.tensor(self.num_features)}
         named = {f"draw {k} {i}": d for k, draws in enumerate(plan.draws) for i, d in enumerate(draws)}
         return {"features": torch.tensor(self.num_features)} | named
 
-    def restored(self, prior: Prior, data: Data, state: dict[str, Tensor]) -> FeaturesPlan:
+    def restored(self, prior: Prior, data: Data, state: dict[str, Tensor]) -> FeaturesPlan | ExactPlan | WidePlan:
         """With the same random numbers."""
+        if not any(name.startswith("draw") for name in state):
+            return self.plan(prior, data)
         counts = [sum(name.startswith(f"draw {k} ") for name in state) for k in range(len(prior.kernels))]
         draws = tuple(tuple(state[f"draw {k} {i}"] for i in range(n)) for k, n in enumerate(counts))
         return FeaturesPlan(data.x, data.team, draws)
@@ -164,6 +191,10 @@ class Features(Projecting):
     def fits(self, data: Data, state: dict[str, Tensor]) -> bool:
         """Whether there are as many features."""
         return int(state.get("features", 0)) == self.num_features
+
+    def roughness(self, rows: int) -> float:
+        """Of a gradient by random vectors."""
+        return ROUGH * rows if rows > SMALL else 0.0
 
     def early(self, left: int) -> Features:
         """With fewer features: a quarter of them for every round that is left."""
@@ -177,3 +208,14 @@ class Features(Projecting):
         while FEWEST * 4**more < self.num_features:
             more += 1
         return (*self.parts(rows), *(1 + more) * (rows,))
+
+
+def is_wide(prior: Prior, data: Data) -> bool:
+    """Whether all kernels have sparse features, and more of them than there are rows, or than a dense factorisation takes."""
+    try:
+        sizes = [sparse_features(kernel, data.x[:1]).size for kernel in prior.kernels]
+    except StructureError:
+        return False
+    if data.team.size > 1 and max(sizes) > SMALL:
+        raise StructureError("engines.Features has its rows of sparse features in one process: use as many threads.")
+    return data.team.size == 1 and (min(sizes) > min(SMALL, len(data.x)))

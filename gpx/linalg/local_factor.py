@@ -1,7 +1,7 @@
 """Sparse factors of the inverse of ``B = I + A A^T`` for sparse A, from what each row says of a few others. Compiled loops.
 
-Row i of the factor W is that of the inverse Cholesky factor of B among row i and the m earlier rows that have most to do with it:
-``W B W^T`` has a unit diagonal and is near the identity; with all earlier rows it is the identity. Theory: docs/theory/features.md.
+Row i of the factor W is that of the inverse Cholesky factor of B among row i and the m earlier rows that have most to do with
+it: ``W B W^T`` has a unit diagonal and is near the identity; with all earlier rows it is the identity. Theory: docs/theory/features.md.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ TINY = 1e-14  # share of a variance below which its rest is rounding
 
 
 def neighbours(targets: Any, rows: Any, count: int, limit: np.ndarray, rank: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Of rows A [n, M] those j that have the largest ``|<target_i, a_j>|``, [targets, count], -1 where there are fewer; for target i
-    among those with ``rank[j] < limit[i]`` and ``j != own[i]``.
+    """Of rows A [n, M] those j that have the largest ``|<target_i, a_j>|``, [targets, count], -1 where there are fewer; for
+    target i among those with ``rank[j] < limit[i]`` and ``j != own[i]``.
 
     Cost: that of the sparse product ``targets A^T``.
     """
@@ -60,7 +60,7 @@ class LocalFactor:
 
     def matrix(self) -> Any:
         """W [n, n] of A itself, a SciPy array."""
-        n, m = self.near.shape
+        n = len(self.near)
         at = np.concatenate([self.near, np.arange(n, dtype=np.int32)[:, None]], 1)
         seen = at >= 0
         indptr = np.concatenate([[0], np.cumsum(seen.sum(1))])

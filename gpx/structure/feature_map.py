@@ -17,6 +17,8 @@ from gpytorch import kernels as gpytorch_kernels
 from torch import Tensor
 
 from gpx.errors import StructureError
+from gpx.graphs import SparseBackend
+from gpx.graphs.loads import Pattern, product
 from gpx.kernels import (
     RBF,
     Constant,
@@ -48,9 +50,14 @@ class FeatureMap:
     size: int
     apply: Callable[[Tensor], Tensor]
     exact: bool
+    combine: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.apply(x)
+
+    def times(self, x: Tensor, weights: Tensor) -> Tensor:
+        """``phi(x) weights`` [N, n], by `combine` where features are sparse."""
+        return self.apply(x) @ weights if self.combine is None else self.combine(x, weights)
 
 
 @singledispatch
@@ -152,6 +159,15 @@ def _(kernel: Graph, size: int, dims: int, draws: Draws) -> FeatureMap:
         phi = kernel.backend.features(kernel.operator, kernel.spectrum, nodes)
         return kernel.outputscale.sqrt().to(x) * phi.to(x)
 
+    def combine(x: Tensor, weights: Tensor) -> Tensor:
+        loads = backend.loads(kernel.operator, kernel.nodes(select(kernel, x)).cpu().numpy())
+        f = kernel.spectrum.modulation(len(loads.survival), kernel.operator.rate)
+        pattern = Pattern(loads.counts.indptr, loads.counts.columns, (len(x), loads.size))
+        return product(pattern, kernel.outputscale.sqrt() * loads.values(f), weights)
+
+    backend = kernel.backend
+    if isinstance(backend, SparseBackend) and backend.stitches == 1:
+        return FeatureMap(kernel.graph.num_nodes, apply, True, combine)
     apply(torch.zeros(1, dims, dtype=torch.float64))  # says at once if there are none
     return FeatureMap(kernel.graph.num_nodes, apply, exact=True)
 

@@ -190,3 +190,17 @@ def test_without_pandas_the_advice_is_to_install_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(InputError, match=r"gpx-torch\[data\]"):
         datasets.read_table(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "nodes", "edges", "labelled"),
+    [("cora", 2485, 5069, 2485), ("pubmed", 19717, 44324, 19717), ("pems_san_jose", 1016, 1172, 325)],
+)
+def test_graphs_come_with_labels_of_nodes(name, nodes, edges, labelled):
+    if name not in [entry.name for entry in datasets.catalogue() if entry.available]:
+        pytest.skip("needs the data folder")
+    data = datasets.load(name)
+    assert data.graph is not None
+    assert (data.graph.num_nodes, len(data.graph.indices) // 2, len(data.y)) == (nodes, edges, labelled)
+    assert data.X.shape == (labelled, 1) and 0 <= int(data.X.min()) <= int(data.X.max()) < nodes
+    assert datasets.load("co2").graph is None
