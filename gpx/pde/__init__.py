@@ -9,13 +9,14 @@
 from gpx.pde import problems
 from gpx.pde.boundary import Dirichlet, Neumann, Periodic, Robin
 from gpx.pde.domains import Box, Interval
-from gpx.pde.expressions import D, Expression, cos, exp, sin, u
+from gpx.pde.expressions import D, Expression, Unknown, UnknownFunction, cos, exp, sin, u
+from gpx.pde.observations import Observations
 from gpx.pde.problem import Problem
 from gpx.pde.solution import Solution
 from gpx.pde.solver import solve
 from gpx.pde.storage import load
 
 __all__ = [
-    "Box", "D", "Dirichlet", "Expression", "Interval", "Neumann", "Periodic", "Problem", "Robin", "Solution", "cos", "exp",
-    "load", "problems", "sin", "solve", "u",
+    "Box", "D", "Dirichlet", "Expression", "Interval", "Neumann", "Observations", "Periodic", "Problem", "Robin", "Solution",
+    "Unknown", "UnknownFunction", "cos", "exp", "load", "problems", "sin", "solve", "u",
 ]  # fmt: skip

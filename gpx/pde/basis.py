@@ -9,13 +9,13 @@ it could not be told from rounding. See docs/theory/pde.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.linalg import svd
+from scipy.linalg import block_diag, svd
 
 from gpx.kernels import SpectralMixture
 from gpx.structure.derivatives import derivatives
@@ -46,6 +46,27 @@ class Basis:
     def __call__(self, x: np.ndarray, order: int = 0) -> np.ndarray:
         """Derivatives [n, r] of the functions at x [n]."""
         return self.features(x, order) @ self.transform
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The features of several parts, side by side."""
+
+    parts: tuple[Features, ...]
+
+    def __call__(self, x: np.ndarray, order: int) -> np.ndarray:
+        """Their derivatives [n, F] at x [n]."""
+        return np.concatenate([part(x, order) for part in self.parts], 1)
+
+
+def joined(bases: Sequence[Basis]) -> Basis:
+    """The functions of several bases of the same nodes, side by side."""
+    return Basis(
+        Joined(tuple(b.features for b in bases)),
+        block_diag(*(b.transform for b in bases)),
+        np.concatenate([b.deviations for b in bases]),
+        np.concatenate([b.values for b in bases], 1),
+    )
 
 
 @dataclass(frozen=True)
@@ -97,13 +118,28 @@ def kernel_basis(kernel: Any, nodes: np.ndarray, order: int) -> Basis:
 
     Raises: StructureError if the kernel is not 2 `order` times differentiable at zero. Cost: O(M^3).
     """
-    jet = derivatives(kernel, 2 * order)
+    return _factorised(Lags(kernel, nodes, 2 * order), nodes, KEPT_OF_MATRIX, 0.5)
 
-    def features(x: np.ndarray, order: int) -> np.ndarray:
-        lags = torch.from_numpy(np.subtract.outer(x, nodes))
-        return jet(lags)[..., order].detach().numpy() * np.sqrt(trapezoid(nodes))
 
-    return _factorised(features, nodes, KEPT_OF_MATRIX, 0.5)
+@dataclass(frozen=True)
+class Lags:
+    """``k(x - x_m) w_m^1/2`` of a stationary kernel, at nodes x_m with weights w_m; order: of the highest derivative.
+
+    Raises: StructureError for a kernel that is not as often differentiable at zero.
+    """
+
+    kernel: Any
+    nodes: np.ndarray
+    order: int
+
+    def __post_init__(self) -> None:
+        derivatives(self.kernel, self.order)
+
+    def __call__(self, x: np.ndarray, order: int) -> np.ndarray:
+        """Their derivatives [n, M] at x [n]."""
+        lags = torch.from_numpy(np.subtract.outer(x, self.nodes))
+        found = derivatives(self.kernel, self.order)(lags)[..., order]
+        return found.detach().numpy() * np.sqrt(trapezoid(self.nodes))
 
 
 def trapezoid(nodes: np.ndarray) -> np.ndarray:

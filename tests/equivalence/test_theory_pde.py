@@ -11,7 +11,7 @@ from gpx.pde import Box, D, Dirichlet, Interval, Neumann, Problem, u
 from gpx.pde.axes import difference_matrices, galerkin, multiply
 from gpx.pde.basis import REACH, kernel_basis, mixture, spectral_basis
 from gpx.pde.grids import Grid, boundary_values
-from gpx.pde.noise import _residual_matrix, condition, prior_factor
+from gpx.pde.joint import Block, System, condition, measure, prior_factor
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "theory" / "pde.md"
 NODES = np.linspace(0, 1, 30)
@@ -98,11 +98,12 @@ def test_evidence_and_posterior_are_those_of_dense_algebra():
     )
     grid = Grid((galerkin(problem, 0, spectral_basis(TONES, WIDTHS, NODES, 1e-4), NODES),))
     boundary = boundary_values(problem, [NODES])
-    found = condition(problem, grid, problem.source, boundary)
     factor = prior_factor(grid.axes[0])
-    slopes = {(): torch.full((30,), -1.0, dtype=torch.float64), (0, 0): torch.ones(30, dtype=torch.float64)}
-    matrix = _residual_matrix(grid, slopes, [factor])
     lift = grid.lift(boundary)
+    block = Block("u", grid, lift, (factor,))
+    equation = measure([block], problem.equation, None, problem.source.numpy(), np.full(30, noise))
+    found = condition(System((block,), (equation,)), {})
+    matrix = (grid.axes[0].derivatives[2] - grid.axes[0].derivatives[0]) @ factor
     start = grid.jet(lift, [(), (0, 0)])
     target = (problem.source - start[(0, 0)] + start[()]).numpy()
 
@@ -119,8 +120,8 @@ def test_evidence_and_posterior_are_those_of_dense_algebra():
     mean = lift + factor @ np.linalg.solve(precision, matrix.T @ target / noise**2)
     at_nodes = grid.axes[0].derivatives[0] @ factor
     std = np.sqrt(np.einsum("ij,ij->i", at_nodes, np.linalg.solve(precision, at_nodes.T).T))
-    np.testing.assert_allclose(found.coefficients, mean, atol=0.02 * np.abs(mean).max())
-    np.testing.assert_allclose(found.std, std, rtol=0.05, atol=1e-9)
+    np.testing.assert_allclose(block.function(found.state).coefficients, mean, atol=0.02 * np.abs(mean).max())
+    np.testing.assert_allclose(np.linalg.norm(at_nodes @ found.spread, axis=1), std, rtol=0.05, atol=1e-9)
 
 
 def test_layers_are_known_to_the_nyquist_frequency():
