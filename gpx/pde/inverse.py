@@ -8,7 +8,7 @@ so that means and deviations are averaged over the kernels of u, by their eviden
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor
 from gpx.errors import FitWarning, InputError, NumericalError
 from gpx.pde.axes import unconditioned
 from gpx.pde.basis import spectral_basis
-from gpx.pde.climb import curvature, minimise
+from gpx.pde.climb import Loss, curvature, minimise
 from gpx.pde.domains import points
 from gpx.pde.draws import Component, Draws
 from gpx.pde.expressions import indices, linearise, substitute
@@ -40,7 +40,7 @@ DISCRETE = (
 )  # least, first and largest deviation of an equation without noise, of the size of its terms
 MAX_ENTRIES = 30_000_000  # of the matrix of measurements by coordinates
 ROUNDS = 12  # of kernels, given the numbers, and of numbers, given the kernel
-ENOUGH = 0.01  # growth of the evidence, nats, that is worth another round
+SETTLED = 0.01  # change of the numbers, that ends the rounds
 RARE = 1e-3  # weights of kernels that are left out
 START = 0.3  # lengthscale of an unknown function, of the range
 BOUNDS = (0.03, 3.0)
@@ -108,7 +108,27 @@ class Inversion:
         equation = measure(
             blocks, self.problem.equation, None, self.source.numpy(), np.full(len(self.source), self.noise(at))
         )
-        return System(blocks, (equation, *self._observed(blocks)))
+        return System(blocks, equation, tuple(self._observed(blocks)))
+
+    def losses(self, grid: Grid) -> list[tuple[Loss, slice]]:
+        """What is minimised in turn for one kernel of u, and which of the numbers by it.
+
+        With noise in the source: minus the evidence. An equation without noise is a law, no measurement: it is as true for
+        every value of the unknowns, whose loss is that of the observations given the equation.
+        """
+
+        def joint(at: np.ndarray) -> float:
+            found = _posterior(self, grid, at)
+            return -found.evidence if found else np.inf
+
+        def given_equation(at: np.ndarray) -> float:
+            found = _posterior(self, grid, at)
+            return -found.conditional if found else np.inf
+
+        count = len(self.start)
+        if self.problem.noise:
+            return [(joint, slice(0, count))]
+        return [(joint, slice(count - 1, count)), (given_equation, slice(0, count - 1))]
 
     def _observed(self, blocks: Sequence[Block]) -> list[Measurement]:
         return [
@@ -150,17 +170,18 @@ def infer(
     boundary = boundary_values(problem, nodes)
     inversion = Inversion(problem, nodes, source, boundary, _size(problem, nodes, source, boundary))
     grids = [make() for _, make in choices]
-    at, best, reached = inversion.start, 0, -np.inf
+    at, best = inversion.start, 0
     for _ in range(ROUNDS):
         found = [_posterior(inversion, grid, at) for grid in grids]
         evidences = np.array([p.evidence if p else -np.inf for p in found])
         if not np.isfinite(evidences).any():
-            _fail(inversion, grids[0], at)
-        best = int(np.argmax(evidences))
-        if evidences[best] < reached + ENOUGH or not len(at):
+            condition(inversion.system(grids[0], at), inversion.numbers(at))  # raises what all of them did
+        previous, (best, before) = best, (int(np.argmax(evidences)), at)
+        for loss, free in inversion.losses(grids[best]):
+            at = _along(loss, at, free, inversion.bounds)
+        if best == previous and np.abs(at - before).max(initial=0.0) < SETTLED:
             break
-        reached, at = evidences[best], minimise(_loss(inversion, grids[best]), at, inversion.bounds)
-    covariance = _covariance(inversion, curvature(_loss(inversion, grids[best]), at)[1])
+    covariance = _covariance(inversion, grids[best], at)
     weights = softmax(evidences)
     kept = [k for k in np.argsort(weights)[::-1] if weights[k] >= RARE]
     total = sum(weights[k] for k in kept)
@@ -214,30 +235,28 @@ def _posterior(inversion: Inversion, grid: Grid, at: np.ndarray, start: np.ndarr
         return None
 
 
-def _fail(inversion: Inversion, grid: Grid, at: np.ndarray) -> None:
-    condition(inversion.system(grid, at), inversion.numbers(at))
+def _along(loss: Loss, at: np.ndarray, free: slice, bounds: Sequence[tuple[float | None, float | None]]) -> np.ndarray:
+    """The numbers with some of them moved to where a loss is least."""
+
+    def partial_loss(part: np.ndarray) -> float:
+        return loss(np.concatenate([at[: free.start], part, at[free.stop :]]))
+
+    found = minimise(partial_loss, at[free], bounds[free]) if free.stop > free.start else at[free]
+    return np.concatenate([at[: free.start], found, at[free.stop :]])
 
 
-def _loss(inversion: Inversion, grid: Grid) -> Callable[[np.ndarray], float]:
-    """Minus the evidence of one kernel of u."""
+def _covariance(inversion: Inversion, grid: Grid, at: np.ndarray) -> np.ndarray:
+    """Of the unknown numbers [p, p]: from the curvature of the loss, the shapes of unknown functions being optimal too.
 
-    def loss(at: np.ndarray) -> float:
-        found = _posterior(inversion, grid, at)
-        return -found.evidence if found else np.inf
-
-    return loss
-
-
-def _covariance(inversion: Inversion, curvature: np.ndarray) -> np.ndarray:
-    """Of the unknown numbers [p, p]: from the curvature of minus the evidence, what else is searched being optimal too.
-
-    Warns: FitWarning where the evidence has no maximum.
+    Warns: FitWarning where the loss has no minimum.
     """
     count, scale = len(inversion.scales), inversion.scales
     if not count:
         return np.zeros((0, 0))
-    free = [i for i in range(len(curvature)) if i < count or curvature[i, i] > 0]
-    values, vectors = np.linalg.eigh(curvature[np.ix_(free, free)])
+    loss, free = inversion.losses(grid)[-1]
+    bent = curvature(lambda part: loss(np.concatenate([part, at[free.stop :]])), at[free])[1]
+    kept = [i for i in range(len(bent)) if i < count or bent[i, i] > 0]
+    values, vectors = np.linalg.eigh(bent[np.ix_(kept, kept)])
     if values.min() <= 0:
         warnings.warn(
             f"The observations do not determine the unknowns {', '.join(inversion.problem.unknown_numbers)}: their standard"

@@ -2,20 +2,21 @@
 
 The state y has, for every function, coefficients ``c = lift + a H y``, ``y ~ N(0, s^2 I)``: the prior given the conditions on the
 faces. The equation at the nodes and the observations are measurements of it, linearised where they are not linear, with
-independent errors. Divided by their deviations they are ``r = B y + N(0, I)``, and the singular values of B have everything: the
-evidence, by which s^2 and the kernels are chosen, the mean, and the covariance of y. See docs/theory/pde.md.
+independent errors. Divided by its deviations the equation is ``r = B y + N(0, I)``: in the singular vectors of B the posterior
+given the equation is diagonal, for every s^2. The observations, which are few, enter by Woodbury's formula. See
+docs/theory/pde.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import reduce
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.linalg import qr, svd
+from scipy.linalg import cho_solve, qr, solve_triangular, svd
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
@@ -30,7 +31,7 @@ MAX_STEPS = 50
 ACCURACY = 1e-7  # of the state: steps below it end the search
 ENOUGH = 1e-7  # nats that are worth another step
 HALVINGS = 8
-DECADES = 12.0  # of s^2 around its scale
+DECADES = 14.0  # of s^2 around its scale
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,11 @@ class Measurement:
 
 @dataclass(frozen=True)
 class System:
-    """The functions of a state, and what was measured of them."""
+    """The functions of a state, the equation at the nodes, and what was observed of them."""
 
     blocks: tuple[Block, ...]
-    measurements: tuple[Measurement, ...]
+    equation: Measurement
+    observed: tuple[Measurement, ...] = ()
 
     @property
     def size(self) -> int:
@@ -119,24 +121,21 @@ class System:
         return sum(block.size for block in self.blocks)
 
     @property
-    def parts(self) -> list[slice]:
-        """Where every function is in the state."""
-        ends = np.cumsum([block.size for block in self.blocks])
-        return [slice(int(end) - block.size, int(end)) for block, end in zip(self.blocks, ends, strict=True)]
-
-    @property
     def linear(self) -> bool:
         """Whether all measurements are affine in the state."""
-        return all(each.of.degree() <= 1 for each in self.measurements)
+        return all(each.of.degree() <= 1 for each in (self.equation, *self.observed))
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """state [N]: the mean; evidence: log density of all measurements, nats; spread [N, k]: state = mean + spread N(0, I)."""
+    """state [N]: the mean; spread [N, N]: state = mean + spread N(0, I); evidence: log density of all measurements, nats;
+    conditional: that of the observations given the equation.
+    """
 
     state: np.ndarray
-    evidence: float
     spread: np.ndarray
+    evidence: float
+    conditional: float
 
 
 def measure(blocks: Sequence[Block], of: Expression, x: Tensor | None, y: np.ndarray, noise: np.ndarray) -> Measurement:
@@ -157,33 +156,99 @@ def measure(blocks: Sequence[Block], of: Expression, x: Tensor | None, y: np.nda
 def condition(system: System, numbers: Mapping[str, float], start: np.ndarray | None = None) -> Posterior:
     """The posterior of a state, by damped Gauss-Newton steps where the measurements are not linear in it.
 
-    Arguments: numbers: those of the unknown numbers; start: a state to begin from.
-    Raises: NumericalError if the steps do not get small. Cost: O(M N^2) per step, M measurements and N coordinates.
+    Arguments: numbers: those of the unknown numbers; start: a state to begin from. Raises: NumericalError if the steps do not
+    get small. Cost: O(M N^2 + m N^2) per step: M nodes, m observations, N coordinates.
     """
     state = _fitted(system, numbers) if start is None else start
     for _ in range(MAX_STEPS):
-        parts = [each.linearised(state, numbers) for each in system.measurements]
-        residual, matrix = np.concatenate([r for r, _ in parts]), np.concatenate([m for _, m in parts])
-        target = residual + matrix @ state
-        short = max(system.size - len(target), 0)
-        left, values, right = svd(np.pad(matrix, ((0, short), (0, 0))), full_matrices=False, check_finite=False)
-        left = left[: len(target)]
-        rotated = left.T @ target
-        rest = float(np.sum((target - left @ rotated) ** 2))
-        variance = _best_variance(values, rotated)
-        step = right.T @ (variance * values * rotated / (variance * values**2 + 1)) - state
-        damping, gain = (1.0, 0.0) if system.linear else _damping(system, numbers, state, step, variance)
+        update = _update(system, numbers, state)
+        step = update.mean - state
+        damping, gain = (1.0, 0.0) if system.linear else _damping(system, numbers, state, step, update.variance)
         state = state + damping * step
         if not np.isfinite(state).all():
             break
         if damping == 1 and (gain < ENOUGH or np.linalg.norm(step) <= ACCURACY * np.linalg.norm(state)):
-            constants = len(target) * np.log(2 * np.pi) + sum(2 * np.log(m.noise).sum() for m in system.measurements)
-            evidence = _evidence(variance, values, rotated) - 0.5 * (rest + constants)
-            return Posterior(state, float(evidence), right.T * np.sqrt(variance / (variance * values**2 + 1)))
+            both = [
+                -np.log(m.noise).sum() - 0.5 * len(m.y) * np.log(2 * np.pi) for m in (system.equation, *system.observed)
+            ]
+            conditional = update.terms[1] + sum(both[1:])
+            return Posterior(state, update.spread(), float(update.terms[0] + both[0] + conditional), float(conditional))
     raise NumericalError(
         f"Gauss-Newton steps did not get small in {MAX_STEPS} of them: give a smaller noise, more points (grid=), or better"
         " starts of the unknowns."
     )
+
+
+@dataclass(frozen=True)
+class Update:
+    """A linearised system: ``rotated = values z + N(0, I)`` and ``target = matrix z + N(0, I)``, ``z ~ N(0, variance I)``, the
+    state being ``right^T z``; rest: squares of the equation that no state explains.
+    """
+
+    values: np.ndarray
+    rotated: np.ndarray
+    rest: float
+    right: np.ndarray
+    matrix: np.ndarray
+    target: np.ndarray
+    variance: float
+
+    @cached_property
+    def deviations(self) -> np.ndarray:
+        """Of z given the equation."""
+        return np.sqrt(self.variance / (1 + self.variance * self.values**2))
+
+    @cached_property
+    def _factor(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of the observations given the equation, ``I + W^T W``, ``W = deviations matrix^T``; and what they differ by."""
+        weighted = self.matrix * self.deviations
+        rest = self.target - self.matrix @ (self.deviations**2 * self.values * self.rotated)
+        return np.linalg.cholesky(np.eye(len(rest)) + weighted @ weighted.T), rest
+
+    @cached_property
+    def terms(self) -> tuple[float, float]:
+        """Log densities but for constants: of the equation; of the observations given it."""
+        spectrum = 1 + self.variance * self.values**2
+        equation = np.log(spectrum).sum() + np.sum(self.rotated**2 / spectrum) + self.rest
+        root, rest = self._factor
+        observed = 2 * np.log(np.diag(root)).sum() + np.sum(solve_triangular(root, rest, lower=True) ** 2)
+        return -0.5 * float(equation), -0.5 * float(observed)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Of the state, given everything."""
+        root, rest = self._factor
+        z = self.deviations**2 * (self.values * self.rotated + self.matrix.T @ cho_solve((root, True), rest))
+        return self.right.T @ z
+
+    def spread(self) -> np.ndarray:
+        """[N, N]: the state is its mean and this times N(0, I). With ``W = P S Q^T`` it has ``(I + W W^T)^-1/2``."""
+        left, values, _ = svd((self.matrix * self.deviations).T, full_matrices=False, check_finite=False)
+        root = np.eye(len(self.values)) - (left * (1 - 1 / np.sqrt(1 + values**2))) @ left.T
+        return (self.right.T * self.deviations) @ root
+
+
+def _update(system: System, numbers: Mapping[str, float], state: np.ndarray) -> Update:
+    """At a state, with the s^2 of the largest evidence."""
+    residual, matrix = system.equation.linearised(state, numbers)
+    target = residual + matrix @ state
+    short = max(system.size - len(target), 0)
+    left, values, right = svd(np.pad(matrix, ((0, short), (0, 0))), full_matrices=False, check_finite=False)
+    left = left[: len(target)]
+    rotated = left.T @ target
+    parts = [each.linearised(state, numbers) for each in system.observed]
+    rows = np.concatenate([m for _, m in parts]) if parts else np.zeros((0, system.size))
+    seen = np.concatenate([r for r, _ in parts]) if parts else np.zeros(0)
+    rest = float(np.sum((target - left @ rotated) ** 2))
+    update = Update(values, rotated, rest, right, rows @ right.T, seen + rows @ state, 1.0)
+    squares = float(rotated @ rotated + update.target @ update.target)
+    scale = np.log(max(squares, 1.0) / max(float(values @ values + (update.matrix**2).sum()), 1e-300))
+    width = DECADES * np.log(10)
+    found = minimize_scalar(
+        lambda t: -sum(replace(update, variance=np.exp(t)).terms), bounds=(scale - width, scale + width), method="bounded",
+        options={"xatol": 1e-7},
+    )  # fmt: skip
+    return replace(update, variance=float(np.exp(found.x)))
 
 
 def prior_factor(axis: Axis) -> np.ndarray:
@@ -196,11 +261,11 @@ def prior_factor(axis: Axis) -> np.ndarray:
 
 
 def _fitted(system: System, numbers: Mapping[str, float]) -> np.ndarray:
-    """Where to begin: at zero, or where the measurements say that are linear, if others are not."""
-    linear = tuple(each for each in system.measurements if each.of.degree() <= 1)
-    if system.linear or not linear:
+    """Where to begin: at zero; if the equation is not linear, where the observations say that are."""
+    linear = [each for each in system.observed if each.of.degree() <= 1]
+    if system.equation.of.degree() <= 1 or not linear:
         return np.zeros(system.size)
-    return condition(System(system.blocks, linear), numbers).state
+    return condition(System(system.blocks, linear[0], tuple(linear[1:])), numbers).state
 
 
 def _damping(
@@ -209,7 +274,7 @@ def _damping(
     """The first of 1, 1/2, 1/4, ... that makes the posterior density larger (the last of them if none does), by how many nats."""
 
     def loss(at: np.ndarray) -> float:
-        squares = sum(float(np.sum(m.residual(at, numbers) ** 2)) for m in system.measurements)
+        squares = sum(float(np.sum(m.residual(at, numbers) ** 2)) for m in (system.equation, *system.observed))
         return 0.5 * (squares + float(at @ at) / variance)
 
     here, damping, gain = loss(state), 1.0, 0.0
@@ -219,23 +284,6 @@ def _damping(
             break
         damping /= 2
     return damping, gain
-
-
-def _evidence(variance: float, values: np.ndarray, rotated: np.ndarray) -> float:
-    """``log N(rotated | 0, variance values^2 + 1)`` but for constants, nats."""
-    spectrum = variance * values**2 + 1
-    return float(-0.5 * (np.log(spectrum).sum() + np.sum(rotated**2 / spectrum)))
-
-
-def _best_variance(values: np.ndarray, rotated: np.ndarray) -> float:
-    """The s^2 of the largest evidence."""
-    scale = np.log(max(float(rotated @ rotated), 1.0) / max(float(values @ values), 1e-300))
-    width = DECADES * np.log(10)
-    found = minimize_scalar(
-        lambda t: -_evidence(np.exp(t), values, rotated), bounds=(scale - width, scale + width), method="bounded",
-        options={"xatol": 1e-7},
-    )  # fmt: skip
-    return float(np.exp(found.x))
 
 
 def mean_square(values: np.ndarray, nodes: Sequence[np.ndarray]) -> float:

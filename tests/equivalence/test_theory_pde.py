@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gpx
-from gpx.pde import Box, D, Dirichlet, Interval, Neumann, Problem, u
+from gpx.pde import Box, D, Dirichlet, Interval, Neumann, Observations, Problem, u
 from gpx.pde.axes import difference_matrices, galerkin, multiply
 from gpx.pde.basis import REACH, kernel_basis, mixture, spectral_basis
 from gpx.pde.grids import Grid, boundary_values
@@ -18,7 +18,9 @@ NODES = np.linspace(0, 1, 30)
 TONES, WIDTHS = np.array([0.0, 3.3]), np.array([0.2, 0.3])
 
 
-@pytest.mark.parametrize("label", ["kernel", "basis", "conditions", "solver", "error", "noise", "limits"])
+@pytest.mark.parametrize(
+    "label", ["kernel", "basis", "conditions", "solver", "error", "noise", "observations", "unknowns", "limits"]
+)
 def test_sections_exist(label):
     assert f"(pde-{label})=" in DOCUMENT.read_text()
 
@@ -102,7 +104,7 @@ def test_evidence_and_posterior_are_those_of_dense_algebra():
     lift = grid.lift(boundary)
     block = Block("u", grid, lift, (factor,))
     equation = measure([block], problem.equation, None, problem.source.numpy(), np.full(30, noise))
-    found = condition(System((block,), (equation,)), {})
+    found = condition(System((block,), equation), {})
     matrix = (grid.axes[0].derivatives[2] - grid.axes[0].derivatives[0]) @ factor
     start = grid.jet(lift, [(), (0, 0)])
     target = (problem.source - start[(0, 0)] + start[()]).numpy()
@@ -122,6 +124,41 @@ def test_evidence_and_posterior_are_those_of_dense_algebra():
     std = np.sqrt(np.einsum("ij,ij->i", at_nodes, np.linalg.solve(precision, at_nodes.T).T))
     np.testing.assert_allclose(block.function(found.state).coefficients, mean, atol=0.02 * np.abs(mean).max())
     np.testing.assert_allclose(np.linalg.norm(at_nodes @ found.spread, axis=1), std, rtol=0.05, atol=1e-9)
+
+
+def test_observations_enter_by_woodburys_formula():
+    """pde-observations: mean, covariance and log density of the linear-Gaussian system, densely."""
+    problem = Problem(
+        Interval(0, 1), D(u, 0, 2), 1.0, [Dirichlet((0, 0), 0.3)], observations=Observations([0.5], [0.2], 0.1)
+    )
+    grid = Grid((galerkin(problem, 0, spectral_basis(TONES, WIDTHS, NODES, 1e-3), NODES),))
+    block = Block("u", grid, grid.lift(boundary_values(problem, [NODES])), (prior_factor(grid.axes[0]),))
+    x, y, noise = (
+        torch.tensor([[0.2], [0.5], [0.9]], dtype=torch.float64),
+        np.array([0.3, 0.1, -0.4]),
+        np.array([0.1, 0.2, 0.1]),
+    )
+    equation = measure([block], problem.equation, None, np.ones(30), np.full(30, 0.5))
+    observed = measure([block], u + 2 * D(u, 0), x, y, noise)
+    found = condition(System((block,), equation, (observed,)), {})
+    parts = [each.linearised(np.zeros(block.size), {}) for each in (equation, observed)]
+    target, matrix = np.concatenate([r for r, _ in parts]), np.concatenate([m for _, m in parts])
+
+    def density(variance, rows):
+        covariance = variance * matrix[rows] @ matrix[rows].T + np.eye(len(target[rows]))
+        return -0.5 * (
+            np.linalg.slogdet(2 * np.pi * covariance)[1] + target[rows] @ np.linalg.solve(covariance, target[rows])
+        )
+
+    every, first = slice(0, 33), slice(0, 30)
+    variance = max(np.logspace(-6, 4, 2000), key=lambda v: density(v, every))
+    scales = np.log(noise).sum()
+    assert found.evidence == pytest.approx(density(variance, every) - scales - 30 * np.log(0.5), abs=1e-3)
+    assert found.conditional == pytest.approx(density(variance, every) - density(variance, first) - scales, abs=0.02)
+    covariance = np.linalg.inv(matrix.T @ matrix + np.eye(block.size) / variance)
+    at = grid.axes[0].derivatives[0] @ block.factors[0]
+    np.testing.assert_allclose(at @ found.state, at @ covariance @ matrix.T @ target, atol=1e-3)
+    np.testing.assert_allclose(at @ found.spread @ found.spread.T @ at.T, at @ covariance @ at.T, rtol=0.02, atol=1e-6)
 
 
 def test_layers_are_known_to_the_nyquist_frequency():
