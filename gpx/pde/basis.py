@@ -87,12 +87,15 @@ class Cosines:
         return np.concatenate([scale * np.cos(phase), (scale * np.sin(phase))[:, self.omega > 0]], 1)
 
 
-def spectral_basis(frequencies: np.ndarray, lengthscales: np.ndarray, nodes: np.ndarray, kept: float = KEPT) -> Basis:
-    """The eigenfunctions of a `SpectralMixture` of equal weights, by sums of cosines on a lattice of frequencies.
+def spectral_basis(
+    frequencies: np.ndarray, lengthscales: np.ndarray, nodes: np.ndarray, kept: float = KEPT, slow: float = 1.0
+) -> Basis:
+    """The eigenfunctions of a `SpectralMixture`, by sums of cosines on a lattice of frequencies.
 
     Arguments: frequencies [Q] in cycles per unit; lengthscales [Q] of their envelopes; nodes [M], uniform; kept: deviations, of
-    the largest, of the functions. The sums repeat the kernel with a period longer than the range, and end at the Nyquist
-    frequency of the nodes. Cost: O(M F^2), F frequencies of the lattice where the spectrum counts.
+    the largest, of the functions; slow: weight of frequency zero in those of the others, which are equal. The sums repeat the
+    kernel with a period longer than the range, and end at the Nyquist frequency of the nodes. Cost: O(M F^2), F frequencies of
+    the lattice where the spectrum counts.
     """
     span, spacing = float(np.ptp(nodes)), float(nodes[1] - nodes[0])
     step = 2 * math.pi / (span + REACH * lengthscales.max())
@@ -100,16 +103,17 @@ def spectral_basis(frequencies: np.ndarray, lengthscales: np.ndarray, nodes: np.
     highest = min((centres + widths).max(), math.pi / spacing)
     omega = step * np.arange(int(highest / step) + 1)
     omega = omega[(np.abs(omega[:, None] - centres) < widths).any(1)]
-    density = spectral_density(mixture(frequencies, lengthscales))(torch.from_numpy(omega)).detach().numpy()
+    density = spectral_density(mixture(frequencies, lengthscales, slow))(torch.from_numpy(omega)).detach().numpy()
     amplitude = np.sqrt(density * step / math.pi) * np.where(omega == 0, math.sqrt(0.5), 1.0)
     return _factorised(Cosines(omega, amplitude, float(nodes.mean())), nodes, kept, 1.0)
 
 
-def mixture(frequencies: np.ndarray, lengthscales: np.ndarray) -> SpectralMixture:
-    """The kernel of unit variance whose bumps have these frequencies and equal weights."""
+def mixture(frequencies: np.ndarray, lengthscales: np.ndarray, slow: float = 1.0) -> SpectralMixture:
+    """The kernel of unit variance whose bumps have these frequencies and equal weights, but for that of zero."""
     count = len(frequencies)
+    weights = np.where(frequencies == 0, slow, 1.0)
     return SpectralMixture(
-        count, [1 / count] * count, frequencies.tolist(), (1 / (2 * math.pi * lengthscales)).tolist()
+        count, (weights / weights.sum()).tolist(), frequencies.tolist(), (1 / (2 * math.pi * lengthscales)).tolist()
     )
 
 

@@ -31,6 +31,7 @@ from gpx.pde.problem import Problem
 from gpx.pde.select import Setting, spectra
 
 LADDER = (1.0, 0.5, 0.25, 0.12, 0.06)  # lengthscales, of the range
+SLOW = (0.01, 1.0, 100.0)  # variances of what varies slowly, in those of tones: of each the source shows little
 SPACINGS = 3.0  # of the grid, that a lengthscale is at least
 KEPT = 1e-8  # deviations of functions, of the largest: data with noise say nothing of others
 DISCRETE = (
@@ -190,12 +191,18 @@ def infer(
 
 
 def settings(frequencies: Sequence[np.ndarray], counts: Sequence[int]) -> list[Setting]:
-    """Lengthscales for the bumps of the tones, and apart from them for the one at zero; with the tones and without."""
+    """Lengthscales for the bumps of the tones, and apart from them lengthscale and (one axis) weight of the one at zero; with
+    the tones and without.
+    """
     with_tones, *without = spectra(frequencies)
-    ladder = [part for part in LADDER if part * (min(counts) - 1) >= SPACINGS]
-    pairs = [(part, other) for part in ladder for other in (ladder if without else (part,))]
-    found = [Setting(with_tones, (part,) * len(counts), KEPT, other / part) for part, other in pairs]
-    return found + [Setting(chosen, (part,) * len(counts), KEPT) for chosen in without for part in ladder]
+    ladder, dims = [part for part in LADDER if part * (min(counts) - 1) >= SPACINGS], len(counts)
+    slow = [(other, weight) for other in ladder for weight in (SLOW if dims == 1 else (1.0,))] if without else []
+    found = [
+        Setting(with_tones, (part,) * dims, KEPT, other / part, weight)
+        for part in ladder
+        for other, weight in slow or [(part, 1.0)]
+    ]
+    return found + [Setting(chosen, (part,) * dims, KEPT) for chosen in without for part in ladder]
 
 
 def term_sizes(problem: Problem, nodes: Sequence[np.ndarray]) -> float:

@@ -32,13 +32,15 @@ CUTS = (30.0, 1 / 30)
 @dataclass(frozen=True)
 class Setting:
     """A kernel for every axis: frequencies in cycles per unit, zero among them, lengthscales as parts of the range, the
-    deviations kept, of the largest; smooth: lengthscale of the bump at zero, in those of the others.
+    deviations kept, of the largest; smooth: lengthscale of the bump at zero, in those of the others; slow: its weight (a
+    variance) in theirs.
     """
 
     frequencies: tuple[tuple[float, ...], ...]
     lengthscales: tuple[float, ...]
     kept: float = KEPT[0]
     smooth: float = 1.0
+    slow: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Search:
         for frequencies, part, nodes in zip(setting.frequencies, setting.lengthscales, self.nodes, strict=True):
             found = np.array(frequencies)
             lengthscales = part * float(np.ptp(nodes)) * np.where(found == 0, setting.smooth, 1.0)
-            bases.append(spectral_basis(found, lengthscales, nodes, setting.kept))
+            bases.append(spectral_basis(found, lengthscales, nodes, setting.kept, setting.slow))
         return self.of(bases)
 
     def of(self, bases: Sequence[Basis]) -> Grid:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gpx.errors import FitWarning, InputError
+from gpx.pde import map_adam
 from gpx.pde.basis import kernel_basis
 from gpx.pde.domains import points
 from gpx.pde.estimate import judge
@@ -28,7 +29,9 @@ from gpx.pde.spectrum import complaint, resolved, tones, tones_of_values
 DOUBTFUL = 0.01  # estimated errors that are worth a warning
 
 
-def solve(problem: Problem, grid: int | Sequence[int] | None = None, *, kernel: Any = None) -> Solution:
+def solve(
+    problem: Problem, grid: int | Sequence[int] | None = None, *, kernel: Any = None, method: str = "direct"
+) -> Solution:
     """The solution of a differential equation, as the mean of a Gaussian process that satisfies it on a uniform grid.
 
     The process is a product over axes of spectral mixtures: bumps at the frequencies of the source and of the boundary values,
@@ -40,7 +43,8 @@ def solve(problem: Problem, grid: int | Sequence[int] | None = None, *, kernel: 
     Nothing reads `problem.exact`.
 
     Arguments: grid: points per axis, a number or one for each; None: the problem's. kernel: a stationary kernel of one input
-    for every axis, or a list with one for each, instead of the choice. Result: a `Solution`.
+    for every axis, or a list with one for each, instead of the choice. method: "map-adam" for the published training by Adam,
+    2,000 epochs of it, for comparison. Result: a `Solution`.
     Raises: InputError for grids too small; NumericalError if Newton's method does not converge; StructureError for a kernel
     that is not as often differentiable as the equation asks.
     Warns: FitWarning where the grid is too coarse for the source, or the estimated error is above 1 %.
@@ -54,6 +58,12 @@ def solve(problem: Problem, grid: int | Sequence[int] | None = None, *, kernel: 
     """
     counts = problem.counts(grid)
     nodes = tuple(problem.domain.axes(counts))
+    if method not in ("direct", "map-adam"):
+        raise InputError(f'method is "direct" or "map-adam", got {method!r}.')
+    if method == "map-adam":
+        if kernel is not None:
+            raise InputError('method="map-adam" trains its own kernel; leave out kernel=.')
+        return map_adam.solved(problem, counts, nodes)
     if problem.uncertain:
         return _inferred(problem, nodes, kernel)
     search = Search(problem, nodes, _source(problem, nodes), boundary_values(problem, nodes), judge(problem, counts))
