@@ -101,15 +101,19 @@ class Inversion:
             for name, (lengthscale, amplitude) in zip(self.problem.unknown_functions, shapes, strict=True)
         ]
         blocks = (u, *others)
-        if sum(b.size for b in blocks) * len(grid.x) > MAX_ENTRIES:
-            raise InputError(
-                f"Noise or observations ask for a matrix of {len(grid.x)} points by {sum(b.size for b in blocks)} functions; give"
-                " a coarser grid (grid=)."
-            )
         equation = measure(
             blocks, self.problem.equation, None, self.source.numpy(), np.full(len(self.source), self.noise(at))
         )
         return System(blocks, equation, tuple(self._observed(blocks)))
+
+    def checked(self, grid: Grid) -> Grid:
+        """Raises: InputError for a grid of too many points and functions."""
+        size = int(np.prod(grid.free))
+        if size * len(grid.x) > MAX_ENTRIES:
+            raise InputError(
+                f"Noise or observations ask for a matrix of {len(grid.x)} points by {size} functions; give a coarser grid (grid=)."
+            )
+        return grid
 
     def losses(self, grid: Grid) -> list[tuple[Loss, slice]]:
         """What is minimised in turn for one kernel of u, and which of the numbers by it.
@@ -170,7 +174,7 @@ def infer(
     """
     boundary = boundary_values(problem, nodes)
     inversion = Inversion(problem, nodes, source, boundary, _size(problem, nodes, source, boundary))
-    grids = [make() for _, make in choices]
+    grids = [inversion.checked(make()) for _, make in choices]
     at, best = inversion.start, 0
     for _ in range(ROUNDS):
         found = [_posterior(inversion, grid, at) for grid in grids]

@@ -9,7 +9,10 @@ import torch
 
 import gpx
 from gpx.pde import Box, D, Dirichlet, Interval, Neumann, Periodic, Problem, Robin, cos, exp, problems, sin, solve, u
+from gpx.pde.grids import boundary_values
+from gpx.pde.newton import newton
 from gpx.pde.problems import laplacian, manufactured
+from gpx.pde.select import Search, Setting
 
 UNIT = Box([(0, 1), (0, 1)])
 # issue 9's bars: relative errors with the one configuration
@@ -155,6 +158,24 @@ def test_newtons_failure_says_what_was_tried():
     """u'' = exp(u) with a large negative source has no solution (Bratu's problem beyond its fold)."""
     with pytest.raises(gpx.NumericalError, match="converged for no lengthscale .* line search"):
         solve(Problem(Interval(0, 1), D(u, 0, 2) + 50 * exp(u), 0.0, 0.0), grid=30)
+
+
+def test_steps_in_pseudo_time_reach_what_newtons_do_not():
+    """Allen and Cahn's equation, forced out of zero: Newton's method fails from there, and a solution is near one constant."""
+    problem = Problem(UNIT, 0.05**2 * laplacian(2) + u - u**3, 1.0, 0.0, grid=40)
+    nodes = tuple(problem.domain.axes((40, 40)))
+    grid = Search(problem, nodes, torch.ones(1600, dtype=torch.float64), boundary_values(problem, nodes), None).grid(
+        Setting(((0.0,), (0.0,)), (0.25, 0.25))
+    )
+    with pytest.raises(gpx.NumericalError, match="did not converge"):
+        newton(problem, grid, torch.ones(1600, dtype=torch.float64), boundary_values(problem, nodes))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", gpx.FitWarning)
+        solution = solve(problem)
+    middle = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+    constant = np.roots([-1.0, 0.0, 1.0, -1.0])
+    assert float(solution(middle)[0]) == pytest.approx(float(constant[np.isreal(constant)][0].real), abs=1e-3)
+    assert float((solution(middle, problem.equation) - 1).abs()[0]) < 1e-3
 
 
 @pytest.mark.parametrize("kernel", [gpx.kernels.Matern(nu=3.5, lengthscale=0.5), gpx.kernels.RBF(lengthscale=0.3)])
