@@ -111,7 +111,8 @@ class Inversion:
         size = int(np.prod(grid.free))
         if size * len(grid.x) > MAX_ENTRIES:
             raise InputError(
-                f"Noise or observations ask for a matrix of {len(grid.x)} points by {size} functions; give a coarser grid (grid=)."
+                f"Noise or observations ask for a matrix of {len(grid.x)} points by {size} functions; give a coarser grid"
+                " (grid=)."
             )
         return grid
 

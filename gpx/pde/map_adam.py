@@ -67,7 +67,10 @@ class Data:
 
 
 def data_of(problem: Problem, nodes: Sequence[np.ndarray]) -> Data:
-    """Raises: InputError unless all conditions are Dirichlet's, no derivative is above the second, nothing is noisy or unknown."""
+    """What the objective reads.
+
+    Raises: InputError unless all conditions are Dirichlet's, no derivative is above the second, nothing is noisy or unknown.
+    """
     dirichlet = all(isinstance(c, Dirichlet) for c in problem.conditions)
     if problem.uncertain or not dirichlet or max(problem.orders) > 2:
         raise InputError(
@@ -108,8 +111,8 @@ def lag_kernel(lags: Tensor, log_weights: Tensor, log_widths: Tensor, frequencie
 def objective(state: State, data: Data) -> Tensor:
     """Minus the log joint density, as published, but for constants.
 
-    ``log N(vec u | 0, kron_d C_d) + w (N_b/2 log tau - tau/2 |u_b - g|^2) + M/2 log v - v/2 |F(u) - f|^2``, derivatives of u being
-    its conditional means under the prior, w = BOUNDARY. Flat in the logarithms of weights, which is Jeffreys' prior of each.
+    ``log N(vec u | 0, kron_d C_d) + w (N_b/2 log tau - tau/2 |u_b - g|^2) + M/2 log v - v/2 |F(u) - f|^2``, derivatives of u
+    being its conditional means under the prior, w = BOUNDARY. Flat in the logarithms of weights: Jeffreys' prior of each.
     """
     kernels = []
     for axis, nodes in enumerate(data.nodes):

@@ -117,8 +117,8 @@ def select(search: Search, frequencies: Sequence[np.ndarray]) -> Candidate:
     if best is None:
         raise NumericalError(
             f"Newton's method converged for no lengthscale from {LADDER[0]:g} to {LADDER[-1]:g} of the range, from zero with line"
-            " search, nor did steps in pseudo-time reach a solution: give more points (grid=), or a larger coefficient of the highest"
-            " derivative (viscosity)."
+            " search, nor did steps in pseudo-time reach a solution: give more points (grid=), or a larger coefficient of the"
+            " highest derivative (viscosity)."
         )
     return _refined(search, best)
 

@@ -208,7 +208,9 @@ def noisy(problem, grid, level, seed):
     return replace(problem, source=(f + noise * random).reshape([len(a) for a in axes]), noise=noise, grid=grid)
 
 
-@pytest.mark.parametrize("name", ["Neumann and Robin", "mixed conditions", "initial value"])
+@pytest.mark.parametrize(
+    "name", ["Neumann and Robin", "mixed conditions", pytest.param("initial value", marks=pytest.mark.slow)]
+)
 def test_bands_cover_the_truth_where_the_source_has_noise(name):
     """Pointwise 95 % bands, 6 seeds: a few degrees of freedom each, so that coverage of 0.75 or less has a chance below 1e-3."""
     problem, covered = CASES[name], []
