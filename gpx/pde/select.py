@@ -16,6 +16,7 @@ from gpx.pde.estimate import Judge
 from gpx.pde.grids import Grid
 from gpx.pde.newton import State, newton, pseudo_time
 from gpx.pde.problem import Problem
+from gpx.pde.spectrum import resolved, tones_of_values
 
 LADDER = (1.0, 0.5, 0.25, 0.12, 0.06, 0.03, 0.02, 0.012)  # lengthscales, of the range
 KEPT = (1e-12, 1e-5)  # deviations, of the largest: functions of less are left out
@@ -120,7 +121,21 @@ def select(search: Search, frequencies: Sequence[np.ndarray]) -> Candidate:
             " search, nor did steps in pseudo-time reach a solution: give more points (grid=), or a larger coefficient of the"
             " highest derivative (viscosity)."
         )
-    return _refined(search, best)
+    return _refreshed(search, _refined(search, best))
+
+
+def _refreshed(search: Search, best: Candidate) -> Candidate:
+    """Of an equation that is not linear, with the frequencies of the solution itself: those of the source need not be all."""
+    if search.problem.linear or best.error <= FAIR or best.setting is None:
+        return best
+    values = best.grid.jet(best.state.coefficients, [()])[()]
+    left = tones_of_values(search.problem, search.nodes, values)
+    own = spectra([resolved(found, n) for found, n in zip(left, search.nodes, strict=True)])[0]
+    if own == best.setting.frequencies:
+        return best
+    settings = tuple(Setting(own, (ratio,) * len(own)) for ratio in LADDER)
+    found = _descended(search, settings, best)
+    return _refined(search, found) if found is not None and found.error < WORTHWHILE * best.error else best
 
 
 def _best_of(search: Search, frequencies: Sequence[np.ndarray], best: Candidate | None) -> Candidate | None:

@@ -178,6 +178,16 @@ def test_steps_in_pseudo_time_reach_what_newtons_do_not():
     assert float((solution(middle, problem.equation) - 1).abs()[0]) < 1e-3
 
 
+def test_frequencies_of_a_nonlinear_problem_come_from_its_solution_too():
+    """u'' + 80^2 u + u^2 with u = sin 80x: the source, sin^2 80x, has a tone at twice the frequency alone."""
+    problem = manufactured(
+        "", Interval(0, 1), D(u, 0, 2) + 80.0**2 * u + u**2, lambda x: torch.sin(80 * x[:, 0]), grid=60
+    )
+    solution = solve(problem)
+    assert solution.setting.frequencies[0][1:] == pytest.approx((80 / (2 * np.pi),), rel=1e-6)
+    assert solution.relative_error() < 1e-9
+
+
 @pytest.mark.parametrize("kernel", [gpx.kernels.Matern(nu=3.5, lengthscale=0.5), gpx.kernels.RBF(lengthscale=0.3)])
 def test_a_kernel_can_be_given(kernel):
     solution = solve(CASES["mixed conditions"], grid=24, kernel=[kernel, kernel])
