@@ -82,6 +82,11 @@ class Inversion:
         """The units of unknown numbers."""
         return np.array([abs(n) or 1.0 for n in self.problem.unknown_numbers.values()])
 
+    @property
+    def law(self) -> bool:
+        """Whether the equation only ties functions together, all of them unknown: then it says nothing of their sizes."""
+        return bool(self.problem.unknown_functions) and not self.problem.noise
+
     def numbers(self, at: np.ndarray) -> dict[str, float]:
         """The unknown numbers."""
         values = at[: len(self.scales)] * self.scales
@@ -104,7 +109,7 @@ class Inversion:
         equation = measure(
             blocks, self.problem.equation, None, self.source.numpy(), np.full(len(self.source), self.noise(at))
         )
-        return System(blocks, equation, tuple(self._observed(blocks)))
+        return System(blocks, equation, tuple(self._observed(blocks)), self.law)
 
     def checked(self, grid: Grid) -> Grid:
         """Raises: InputError for a grid of too many points and functions."""
@@ -132,6 +137,8 @@ class Inversion:
             return -found.conditional if found else np.inf
 
         count = len(self.start)
+        if self.law:
+            return [(given_equation, slice(0, count))]
         if self.problem.noise:
             return [(joint, slice(0, count))]
         return [(joint, slice(count - 1, count)), (given_equation, slice(0, count - 1))]
@@ -179,7 +186,7 @@ def infer(
     at, best = inversion.start, 0
     for _ in range(ROUNDS):
         found = [_posterior(inversion, grid, at) for grid in grids]
-        evidences = np.array([p.evidence if p else -np.inf for p in found])
+        evidences = np.array([_worth(inversion, p) if p else -np.inf for p in found])
         if not np.isfinite(evidences).any():
             condition(inversion.system(grids[0], at), inversion.numbers(at))  # raises what all of them did
         previous, (best, before) = best, (int(np.argmax(evidences)), at)
@@ -187,6 +194,8 @@ def infer(
             at = _along(loss, at, free, inversion.bounds)
         if best == previous and np.abs(at - before).max(initial=0.0) < SETTLED:
             break
+    found = [_posterior(inversion, grid, at) for grid in grids]
+    evidences = np.array([_worth(inversion, p) if p else -np.inf for p in found])
     covariance = _covariance(inversion, grids[best], at)
     weights = softmax(evidences)
     kept = [k for k in np.argsort(weights)[::-1] if weights[k] >= RARE]
@@ -237,6 +246,11 @@ def _size(problem: Problem, nodes: Sequence[np.ndarray], source: Tensor, boundar
     ]  # pyright: ignore
     rest = float((source - _slopes(problem, nodes)[0]).abs().max())
     return max(rest, term_sizes(problem, nodes) * max(data, default=0.0)) or 1.0
+
+
+def _worth(inversion: Inversion, found: Posterior) -> float:
+    """The evidence that kernels of u are compared by."""
+    return found.conditional if inversion.law else found.evidence
 
 
 def _posterior(inversion: Inversion, grid: Grid, at: np.ndarray, start: np.ndarray | None = None) -> Posterior | None:

@@ -109,11 +109,14 @@ class Measurement:
 
 @dataclass(frozen=True)
 class System:
-    """The functions of a state, the equation at the nodes, and what was observed of them."""
+    """The functions of a state, the equation at the nodes, and what was observed of them; law: whether s^2 is that of the
+    observations given the equation, not of all.
+    """
 
     blocks: tuple[Block, ...]
     equation: Measurement
     observed: tuple[Measurement, ...] = ()
+    law: bool = False
 
     @property
     def size(self) -> int:
@@ -244,10 +247,11 @@ def _update(system: System, numbers: Mapping[str, float], state: np.ndarray) -> 
     squares = float(rotated @ rotated + update.target @ update.target)
     scale = np.log(max(squares, 1.0) / max(float(values @ values + (update.matrix**2).sum()), 1e-300))
     width = DECADES * np.log(10)
-    found = minimize_scalar(
-        lambda t: -sum(replace(update, variance=np.exp(t)).terms), bounds=(scale - width, scale + width), method="bounded",
-        options={"xatol": 1e-7},
-    )  # fmt: skip
+
+    def loss(log_variance: float) -> float:
+        return -sum(replace(update, variance=np.exp(log_variance)).terms[system.law :])
+
+    found = minimize_scalar(loss, bounds=(scale - width, scale + width), method="bounded", options={"xatol": 1e-7})
     return replace(update, variance=float(np.exp(found.x)))
 
 
