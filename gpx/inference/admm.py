@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from gpx.engines.agents import QuantisedADMM
     from gpx.parallel import Team
 
-TOLERANCE = 1e-3  # of both residuals: root mean squares of what amplitudes are apart and have moved, in units of penalty^-1/2
+TOLERANCE = (
+    1e-3  # of both residuals: root mean squares of what amplitudes are apart and have moved, in units of penalty^-1/2
+)
 REFRESH = 10  # rounds with the same penalties
 HALVINGS = 80  # of an interval of logarithms
 
@@ -56,7 +58,9 @@ def proximal(rises: Tensor, slopes: Tensor, curvatures: Tensor) -> Tensor:
     return torch.where(rises > 0, high.exp(), (-slopes / curvatures).clamp_min(0.0))
 
 
-def common_deviation(mean: float, penalty: float, prior: tuple[float, float] | None, limits: tuple[float, float]) -> float:
+def common_deviation(
+    mean: float, penalty: float, prior: tuple[float, float] | None, limits: tuple[float, float]
+) -> float:
     """The noise's standard deviation that agrees best with the agents' mean and a normal prior of the logarithm of its square,
     which is between limits.
     """
@@ -115,7 +119,7 @@ def admm(search: Any, start: np.ndarray, bounds: np.ndarray, options: Any, bar: 
     own = replace(whole, team=ALONE, noise_prior=None)
     agent = Agent(own, consensus, torch.zeros_like(consensus), generator)
     penalty, sent, number, ended, settled = torch.ones_like(consensus), 0, 0, "", False
-    for number in range(1, settings.rounds + 1):  # noqa: B007
+    for number in range(1, settings.rounds + 1):
         mean = _at(whole, consensus).mean
         if number % REFRESH == 1:
             penalty, cost = _penalties(agent, mean, team, settings.penalty)

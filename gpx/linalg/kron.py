@@ -87,10 +87,14 @@ def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     even = near + far
     if len(matrix) % 2:
         side = 2**0.5 * matrix[:half, half : half + 1]
-        even = torch.cat([torch.cat([even, side], 1), torch.cat([side.mT, matrix[half : half + 1, half : half + 1]], 1)])
+        even = torch.cat(
+            [torch.cat([even, side], 1), torch.cat([side.mT, matrix[half : half + 1, half : half + 1]], 1)]
+        )
     (same, left), (other, right) = torch.linalg.eigh(even), torch.linalg.eigh(near - far)
     top, turned = (v[:half] * 0.5**0.5 for v in (left, right))
-    vectors = torch.cat([torch.cat([top, left[half:], top.flip(0)]), torch.cat([turned, 0 * left[half:, :half], -turned.flip(0)])], 1)
+    vectors = torch.cat(
+        [torch.cat([top, left[half:], top.flip(0)]), torch.cat([turned, 0 * left[half:, :half], -turned.flip(0)])], 1
+    )
     values, order = torch.cat([same, other]).sort(descending=True)
     return values.clamp_min(0), vectors[:, order]
 

@@ -145,13 +145,16 @@ def check_fit(
     >>> check_fit(Exact())
     """
     x = points(24, 1, seed) if x is None else x.detach().double()
-    gp = GP(Matern(nu=2.5, lengthscale=0.8, outputscale=1.0) if kernel is None else kernel, Gaussian(0.3), engine=engine)
+    gp = GP(
+        Matern(nu=2.5, lengthscale=0.8, outputscale=1.0) if kernel is None else kernel, Gaussian(0.3), engine=engine
+    )
     before, y = repr(engine), targets(x, seed=seed)
     reached = [copy.deepcopy(gp).condition(x, y).log_evidence()]
     for iterations in (1, 3):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FitWarning)  # so few iterations need not be enough
             fitted = copy.deepcopy(gp).fit(x, y, max_iter=iterations, priors=None)
+        assert fitted.result_ is not None
         reached.append(fitted.result_.objective)
     name = type(engine).__name__
     finite(torch.tensor(reached), f"objectives of a fit ({name})")

@@ -218,7 +218,9 @@ def test_quantised_consensus_is_that_of_sums():
     assert ours.converged and ours.reason == "both residuals are small"
     assert square[1] == pytest.approx(square[0], rel=0.05)
     assert ours.objective + ours.log_prior == pytest.approx(theirs.objective + theirs.log_prior, abs=0.05)
-    assert 0 < ours.bits_sent < 4 * 64 * (COMPONENTS + 1) * ours.iterations and f"{ours.bits_sent:,} bits sent" in str(ours)
+    assert 0 < ours.bits_sent < 4 * 64 * (COMPONENTS + 1) * ours.iterations and f"{ours.bits_sent:,} bits sent" in str(
+        ours
+    )
 
 
 def with_fixed_noise(engine):
