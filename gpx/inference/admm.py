@@ -48,7 +48,7 @@ def bits(values: Tensor, quantum: float) -> int:
 
 
 def proximal(rises: Tensor, slopes: Tensor, curvatures: Tensor) -> Tensor:
-    """The minimum over s > 0 of ``rises / (2 s^2) + slopes s + curvatures s^2 / 2``: the root of a quartic; no rise: of a line."""
+    """The minimum over s > 0 of ``rises / (2 s^2) + slopes s + curvatures s^2 / 2``, the root of a quartic (or a line)."""
     low, high = torch.full_like(rises, -350.0), torch.full_like(rises, 150.0)
     for _ in range(HALVINGS):
         middle = 0.5 * (low + high)
