@@ -13,6 +13,7 @@ from gpx.errors import InputError
 from gpx.pde.boundary import Condition, Dirichlet, Periodic, Robin, check_corners
 from gpx.pde.domains import Box
 from gpx.pde.expressions import Expression, Field, Index, expression, indices
+from gpx.pde.points import Points
 
 DEFAULT_GRID = {1: 400, 2: 100, 3: 40}  # points per axis
 
@@ -21,13 +22,13 @@ DEFAULT_GRID = {1: 400, 2: 100, 3: 40}  # points per axis
 class Problem:
     """``equation = source`` in a box, with conditions on its faces.
 
-    Arguments: domain: a `Box` of d axes. equation: an expression in u, D(u, axis, order), numbers and callables. source,
-    boundary, exact: numbers or callables of torch float64 x [n, d] with values [n]; boundary: one of these (Dirichlet on every
-    face), or a list of `Dirichlet`, `Neumann`, `Robin` and `Periodic`, as many along every axis as the equation has derivatives
-    along it. exact: the solution where it is known: read by `Solution.relative_error` and plots alone. grid: points per axis
-    that `solve` uses by default, a number or one for each. noise: standard deviation of independent noise in the values of the
-    source on the grid, in its units; 0: none. With noise, source may also be an array of these values [M_1, ..., M_d]. name: for
-    plots.
+    Arguments: domain: a `Box` of d axes, or `Points` of a domain of any shape. equation: an expression in u, D(u, axis, order),
+    numbers and callables. source, boundary, exact: numbers or callables of torch float64 x [n, d] with values [n]; boundary: one
+    of these (Dirichlet on every face), or, for a box, a list of `Dirichlet`, `Neumann`, `Robin` and `Periodic`, as many along
+    every axis as the equation has derivatives along it. exact: the solution where it is known: read by `Solution.relative_error`
+    and plots alone. grid: points per axis that `solve` uses by default, a number or one for each. noise: standard deviation of
+    independent noise in the values of the source on the grid, in its units; 0: none. With noise, source may also be an array of
+    these values [M_1, ..., M_d]. name: for plots.
     Raises: InputError for an equation without derivatives or with other axes than the box, conditions that are too many or
     too few, or boundary values that disagree where faces meet.
 
@@ -36,7 +37,7 @@ class Problem:
     (2,)
     """
 
-    domain: Box
+    domain: Any  # Box or Points
     equation: Expression
     source: Field | float | Tensor | np.ndarray
     boundary: Any
@@ -46,8 +47,10 @@ class Problem:
     name: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.domain, Box):
-            raise InputError(f"Problem needs a Box or Interval as its domain, got {type(self.domain).__name__}.")
+        if not isinstance(self.domain, (Box, Points)):
+            raise InputError(
+                f"Problem needs a Box, an Interval or Points as its domain, got {type(self.domain).__name__}."
+            )
         if not (self.exact is None or callable(self.exact)):
             raise InputError(f"exact is None or a callable of x [n, d], got {type(self.exact).__name__}.")
         if not self.noise >= 0:
@@ -68,8 +71,11 @@ class Problem:
             raise InputError(f"The equation {self.equation!r} has no derivative of u; write it with D(u, axis, order).")
         if highest >= self.domain.dims:
             raise InputError(f"The equation has D(u, {highest}), the domain has axes 0..{self.domain.dims - 1}.")
-        self._check_conditions()
-        check_corners(self.domain, self.conditions)
+        if isinstance(self.domain, Points):
+            self._check_points()
+        else:
+            self._check_conditions()
+            check_corners(self.domain, self.conditions)
 
     @property
     def jet(self) -> tuple[Index, ...]:
@@ -110,6 +116,17 @@ class Problem:
                 f"grid is a number of points >= 4, or one for each of {self.domain.dims} axes, got {given!r}."
             )
         return counts
+
+    def _check_points(self) -> None:
+        if not (callable(self.boundary) or isinstance(self.boundary, (int, float))):
+            raise InputError(
+                "On Points the boundary of a Problem is a number or a callable of x [n, d], the values of u there, got"
+                f" {type(self.boundary).__name__}."
+            )
+        if self.noise or self.grid is not None or isinstance(self.source, (Tensor, np.ndarray)):
+            raise InputError(
+                "A Problem on Points has no grid= and no noise=, and its source is a number or a callable."
+            )
 
     def _check_conditions(self) -> None:
         for condition in self.conditions:

@@ -18,7 +18,9 @@ from gpx.pde.estimate import judge
 from gpx.pde.expressions import evaluate
 from gpx.pde.grids import boundary_values
 from gpx.pde.noise import condition, mean_square
+from gpx.pde.points import Points
 from gpx.pde.problem import Problem
+from gpx.pde.scattered import PointSolution, solve_at_points
 from gpx.pde.select import Search, Setting, select, spectra
 from gpx.pde.solution import Solution
 from gpx.pde.spectrum import complaint, resolved, tones, tones_of_values
@@ -27,7 +29,7 @@ DOUBTFUL = 0.01  # estimated errors that are worth a warning
 NOISY_LADDER = (1.0, 0.5, 0.25, 0.12, 0.06)  # lengthscales, of the range
 
 
-def solve(problem: Problem, grid: int | Sequence[int] | None = None, *, kernel: Any = None) -> Solution:
+def solve(problem: Problem, grid: int | Sequence[int] | None = None, *, kernel: Any = None) -> Solution | PointSolution:
     """The solution of a differential equation, as the mean of a Gaussian process that satisfies it on a uniform grid.
 
     The process is a product over axes of spectral mixtures: bumps at the frequencies of the source and of the boundary values,
@@ -37,8 +39,11 @@ def solve(problem: Problem, grid: int | Sequence[int] | None = None, *, kernel: 
     error; where the source has noise (`problem.noise`), those of the largest evidence, and the solution is the posterior mean.
     Nothing reads `problem.exact`.
 
+    On `Points` the process is given the equation at them, linearised around its own mean by the Gauss-Newton method; the kernel,
+    a product of Gaussian or Matern ones, is that of the largest evidence, and the estimated error is the posterior's.
+
     Arguments: grid: points per axis, a number or one for each; None: the problem's. kernel: a stationary kernel of one input
-    for every axis, or a list with one for each, instead of the choice. Result: a `Solution`.
+    for every axis, or a list with one for each, instead of the choice. Result: a `Solution`; on `Points`, a `PointSolution`.
     Raises: InputError for grids too small; NumericalError if Newton's method does not converge; StructureError for a kernel
     that is not as often differentiable as the equation asks.
     Warns: FitWarning where the grid is too coarse for the source, or the estimated error is above 1 %.
@@ -50,6 +55,10 @@ def solve(problem: Problem, grid: int | Sequence[int] | None = None, *, kernel: 
     >>> solve(problems.poisson_1d_p1()).relative_error() < 1e-9
     True
     """
+    if isinstance(problem.domain, Points):
+        if grid is not None:
+            raise InputError("grid= is for boxes; a domain of Points has its points.")
+        return solve_at_points(problem, kernel)
     counts = problem.counts(grid)
     nodes = tuple(problem.domain.axes(counts))
     if problem.noise:
