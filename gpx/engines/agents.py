@@ -60,6 +60,10 @@ class Agents(Exact):
     private: ClassVar[bool] = True
     consensus: QuantisedADMM | None = None
 
+    @property
+    def minimiser(self) -> str:
+        return "l-bfgs" if self.consensus is None else "admm"
+
     def plan(self, prior: Prior, data: Data) -> AgentsPlan:
         """Keep the inputs, and who has the others."""
         return AgentsPlan(data.x, data.team)

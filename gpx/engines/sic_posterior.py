@@ -138,6 +138,13 @@ class SICPosterior(Posterior):
         return total
 
     @property
+    def rough_log_partition(self) -> Tensor:
+        observed = [
+            s for (_, members), s in zip(self.groups, self.solved, strict=True) if self.sites.present[:, members].any()
+        ]
+        return self.sites.nu.new_tensor([s.rough_log_partition() for s in observed]).sum()
+
+    @property
     def log_density(self) -> Tensor:
         """By "sites", a lower bound of that of the prior ``(U U^T)^-1``; by "response", that of the targets, each given its
         neighbours.
