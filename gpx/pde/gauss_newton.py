@@ -27,7 +27,7 @@ WORTHWHILE = 1.0  # nats: what is no better is not followed
 ROUNDS = 2  # choices of the kernel, for nonlinear equations, each around the solution of the one before
 MAX_STEPS = 30
 ACCURACY = 1e-11  # of the solution: steps below it end the search
-ROUGH = 1e-5  # of the solution: steps that are below it and get no smaller are rounding
+ROUGH = 1e-5  # of the solution, or of the largest residual: what is below it and gets no smaller is rounding
 HALVINGS = 10
 
 Jets = dict[Index, Tensor]
@@ -106,7 +106,8 @@ def solved(measured: Measured, kernels: Sequence[Any]) -> tuple[Posterior | Spar
         found = {index: posterior.mean(values_at(measured.x, index)) for index in measured.indices}
         residuals.append(measured.residual(jets))
         change = float((found[()] - jets[()]).norm()) / max(float(found[()].norm()), 1e-300)
-        settled = change > 0.3 * previous and change < ROUGH
+        stalled = residuals[-1] > 0.3 * min(residuals[:-1], default=np.inf)
+        settled = (change > 0.3 * previous and change < ROUGH) or (stalled and residuals[-1] < ROUGH * max(residuals))
         if change <= ACCURACY or settled:
             return posterior, jets
         previous = change
