@@ -14,6 +14,7 @@ from gpx.pde.boundary import Condition, Dirichlet, Periodic, Robin, check_corner
 from gpx.pde.domains import Box
 from gpx.pde.expressions import Expression, Field, Index, Jet, Unknown, expression, indices, leaves
 from gpx.pde.observations import Observations
+from gpx.pde.points import Points
 
 DEFAULT_GRID = {1: 400, 2: 100, 3: 40}  # points per axis
 DEFAULT_UNCERTAIN = {1: 400, 2: 30, 3: 12}  # where data with noise determine the solution, which costs more
@@ -23,14 +24,14 @@ DEFAULT_UNCERTAIN = {1: 400, 2: 30, 3: 12}  # where data with noise determine th
 class Problem:
     """``equation = source`` in a box, with conditions on its faces.
 
-    Arguments: domain: a `Box` of d axes. equation: an expression in u, D(u, axis, order), numbers and callables. source,
-    boundary, exact: numbers or callables of torch float64 x [n, d] with values [n]; boundary: one of these (Dirichlet on every
-    face), or a list of `Dirichlet`, `Neumann`, `Robin` and `Periodic`, as many along every axis as the equation has derivatives
-    along it. exact: the solution where it is known: read by `Solution.relative_error` and plots alone. grid: points per axis
-    that `solve` uses by default, a number or one for each. noise: standard deviation of independent noise in the values of the
-    source on the grid, in its units; 0: none. With noise, source may also be an array of these values [M_1, ..., M_d]. name: for
-    plots. observations: `Observations`, or a list of these; with them conditions may be missing, and the equation, or the source
-    as an expression, may have an `Unknown` or an `UnknownFunction`.
+    Arguments: domain: a `Box` of d axes, or `Points` of a domain of any shape. equation: an expression in u, D(u, axis, order),
+    numbers and callables. source, boundary, exact: numbers or callables of torch float64 x [n, d] with values [n]; boundary: one
+    of these (Dirichlet on every face), or, for a box, a list of `Dirichlet`, `Neumann`, `Robin` and `Periodic`, as many along
+    every axis as the equation has derivatives along it. exact: the solution where it is known: read by `Solution.relative_error`
+    and plots alone. grid: points per axis that `solve` uses by default, a number or one for each. noise: standard deviation of
+    independent noise in the values of the source on the grid, in its units; 0: none. With noise, source may also be an array of
+    these values [M_1, ..., M_d]. name: for plots. observations: `Observations`, or a list of these; with them conditions may be
+    missing, and the equation, or the source as an expression, may have an `Unknown` or an `UnknownFunction`.
     Raises: InputError for an equation without derivatives or with other axes than the box, conditions that are too many or
     too few, or boundary values that disagree where faces meet.
 
@@ -39,7 +40,7 @@ class Problem:
     (2,)
     """
 
-    domain: Box
+    domain: Any  # Box or Points
     equation: Expression
     source: Field | float | Tensor | np.ndarray
     boundary: Any
@@ -50,8 +51,10 @@ class Problem:
     observations: Observations | Sequence[Observations] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.domain, Box):
-            raise InputError(f"Problem needs a Box or Interval as its domain, got {type(self.domain).__name__}.")
+        if not isinstance(self.domain, (Box, Points)):
+            raise InputError(
+                f"Problem needs a Box, an Interval or Points as its domain, got {type(self.domain).__name__}."
+            )
         if not (self.exact is None or callable(self.exact)):
             raise InputError(f"exact is None or a callable of x [n, d], got {type(self.exact).__name__}.")
         if not self.noise >= 0:
@@ -80,9 +83,12 @@ class Problem:
             raise InputError(f"The equation {self.equation!r} has no derivative of u; write it with D(u, axis, order).")
         if highest >= self.domain.dims:
             raise InputError(f"The equation has D(u, {highest}), the domain has axes 0..{self.domain.dims - 1}.")
-        self._check_unknowns()
-        self._check_conditions()
-        check_corners(self.domain, self.conditions)
+        if isinstance(self.domain, Points):
+            self._check_points()
+        else:
+            self._check_unknowns()
+            self._check_conditions()
+            check_corners(self.domain, self.conditions)
 
     @property
     def jet(self) -> tuple[Index, ...]:
@@ -155,6 +161,19 @@ class Problem:
             )
         for each in self.observations:  # pyright: ignore[reportGeneralTypeIssues]
             each.check(self.domain)
+
+    def _check_points(self) -> None:
+        if not (callable(self.boundary) or isinstance(self.boundary, (int, float))):
+            raise InputError(
+                "On Points the boundary of a Problem is a number or a callable of x [n, d], the values of u there, got"
+                f" {type(self.boundary).__name__}."
+            )
+        arrays = isinstance(self.source, (Tensor, np.ndarray))
+        if self.noise or self.grid is not None or arrays or self.observations or self.unknown_numbers:
+            raise InputError(
+                "A Problem on Points has no grid=, noise=, observations= or unknowns, and its source is a number or a callable;"
+                " take a Box for these."
+            )
 
     def _check_conditions(self) -> None:
         for condition in self.conditions:

@@ -21,7 +21,9 @@ from gpx.pde.functions import Function, Functions
 from gpx.pde.grids import boundary_values
 from gpx.pde.inverse import infer, settings
 from gpx.pde.joint import mean_square
+from gpx.pde.points import Points
 from gpx.pde.problem import Problem
+from gpx.pde.scattered import PointSolution, solve_at_points
 from gpx.pde.select import Search, Setting, select
 from gpx.pde.solution import Solution
 from gpx.pde.spectrum import complaint, resolved, tones, tones_of_values
@@ -31,7 +33,7 @@ DOUBTFUL = 0.01  # estimated errors that are worth a warning
 
 def solve(
     problem: Problem, grid: int | Sequence[int] | None = None, *, kernel: Any = None, method: str = "direct"
-) -> Solution:
+) -> Solution | PointSolution:
     """The solution of a differential equation, as the mean of a Gaussian process that satisfies it on a uniform grid.
 
     The process is a product over axes of spectral mixtures: bumps at the frequencies of the source and of the boundary values,
@@ -42,9 +44,12 @@ def solve(
     with the unknown numbers and functions of the equation in `Solution.unknowns`.
     Nothing reads `problem.exact`.
 
+    On `Points` the process is given the equation at them, linearised around its own mean by the Gauss-Newton method; the kernel,
+    a product of Gaussian or Matern ones, is that of the largest evidence, and the estimated error is the posterior's.
+
     Arguments: grid: points per axis, a number or one for each; None: the problem's. kernel: a stationary kernel of one input
     for every axis, or a list with one for each, instead of the choice. method: "map-adam" for the published training by Adam,
-    2,000 epochs of it, for comparison. Result: a `Solution`.
+    2,000 epochs of it, for comparison. Result: a `Solution`; on `Points`, a `PointSolution`.
     Raises: InputError for grids too small; NumericalError if Newton's method does not converge; StructureError for a kernel
     that is not as often differentiable as the equation asks.
     Warns: FitWarning where the grid is too coarse for the source, or the estimated error is above 1 %.
@@ -56,6 +61,10 @@ def solve(
     >>> solve(problems.poisson_1d_p1()).relative_error() < 1e-9
     True
     """
+    if isinstance(problem.domain, Points):
+        if grid is not None or method != "direct":
+            raise InputError("grid= and method= are for boxes: leave them out for a domain of Points.")
+        return solve_at_points(problem, kernel)
     counts = problem.counts(grid)
     nodes = tuple(problem.domain.axes(counts))
     if method not in ("direct", "map-adam"):

@@ -13,8 +13,12 @@ from gpx.files import FORMAT, as_path, read, write
 from gpx.io import decode_module, encode_module
 from gpx.pde.basis import Basis, Cosines, Features, Joined, Lags
 from gpx.pde.draws import Estimate
+from gpx.pde.expressions import Index
 from gpx.pde.functions import Function, Functions
+from gpx.pde.gauss_newton import Choice, Measured, conditioned
+from gpx.pde.points import Points
 from gpx.pde.problem import Problem
+from gpx.pde.scattered import PointSolution
 from gpx.pde.select import Setting
 from gpx.pde.solution import Solution
 
@@ -48,16 +52,52 @@ def save(solution: Solution, path: str | os.PathLike[str]) -> None:
     write(as_path(path), header, {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()})
 
 
-def load(path: str | os.PathLike[str], problem: Problem) -> Solution:
+def save_at_points(solution: PointSolution, path: str | os.PathLike[str]) -> None:
+    """Write a solution at points; see `load`.
+
+    Raises: InputError if the file cannot be written; StructureError for a solution with a kernel that was given to `solve`.
+    """
+    if solution.choice is None:
+        raise StructureError("Solutions with a kernel= are not written to files; solve again.")
+    header = {
+        "format": FORMAT,
+        "solution at points": {"equation": repr(solution.problem.equation), "choice": vars(solution.choice)},
+    }
+    tensors = {_name(index): value for index, value in solution.jets.items()}
+    write(as_path(path), header, tensors | {"points": solution.points})
+
+
+def _name(index: Index) -> str:
+    return "u" + "".join(map(str, index))
+
+
+def _load_at_points(path: str | os.PathLike[str], problem: Problem, stored: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(problem.domain, Points) or not torch.equal(problem.domain.all, tensors["points"]):
+        raise InputError(f"{path} has a solution at other points than those of this problem.")
+    if stored["equation"] != repr(problem.equation):
+        raise InputError(f"{path} has a solution of {stored['equation']}, this problem is {problem.equation!r}.")
+    choice = Choice(stored["choice"]["nu"], tuple(stored["choice"]["lengthscales"]))
+    measured = Measured.of(problem, problem.domain)
+    jets = {index: tensors[_name(index)] for index in measured.indices}
+    posterior = conditioned(measured, choice.kernels(problem.domain.bounds), jets)
+    return PointSolution(problem, posterior, jets, choice)
+
+
+def load(path: str | os.PathLike[str], problem: Problem) -> Solution | PointSolution:
     """The solution of a problem that `Solution.save` wrote, equal to the one that was saved, but for its posterior, from which
     `Solution.paths` draws.
 
     Raises: InputError if the file is missing, damaged or none of a solution, or the problem has another domain or equation.
+    Cost: at points, one step of Gauss-Newton's method; otherwise that of reading.
     """
     header, tensors = read(as_path(path))
+    if "solution at points" in header:
+        return _load_at_points(path, problem, header["solution at points"], tensors)
     if "solution" not in header:
         raise InputError(f"{path} is no file of a solution; read models with gpx.load.")
     stored = header["solution"]
+    if isinstance(problem.domain, Points):
+        raise InputError(f"{path} has a solution on a box, the domain of this problem is Points.")
     asked = {"bounds": [list(pair) for pair in problem.domain.bounds], "equation": repr(problem.equation)}
     for name, value in asked.items():
         if stored[name] != value:

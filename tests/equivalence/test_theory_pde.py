@@ -19,7 +19,8 @@ TONES, WIDTHS = np.array([0.0, 3.3]), np.array([0.2, 0.3])
 
 
 @pytest.mark.parametrize(
-    "label", ["kernel", "basis", "conditions", "solver", "error", "noise", "observations", "unknowns", "limits"]
+    "label",
+    ["kernel", "basis", "conditions", "solver", "error", "noise", "observations", "unknowns", "limits", "points"],
 )
 def test_sections_exist(label):
     assert f"(pde-{label})=" in DOCUMENT.read_text()
@@ -173,6 +174,42 @@ def test_layers_are_known_to_the_nyquist_frequency():
     assert np.exp(-np.pi * rho * 69 / 2) == pytest.approx(1e-3, rel=0.2) and np.exp(
         -np.pi * rho * 139 / 2
     ) == pytest.approx(1e-6, rel=0.2)
+
+
+def test_where_points_are_decides_what_they_know_of_a_layer():
+    """pde-limits: 70 Chebyshev points, as they are and moved by ``rho sinh(a xi)``, on the slope of a layer."""
+    rho, fine = np.pi * 0.02, np.linspace(-1, 1, 2001)
+    stretch = np.arcsinh(1 / rho)
+    nodes = np.cos(np.pi * np.arange(70) / 69)
+    slope = lambda x: 1 / np.cosh(x / 0.04) ** 2  # noqa: E731
+    plain = np.polynomial.chebyshev.chebfit(nodes, slope(nodes), 69)
+    moved = np.polynomial.chebyshev.chebfit(nodes, slope(rho * np.sinh(stretch * nodes)), 69)
+    errors = [
+        np.abs(np.polynomial.chebyshev.chebval(at, c) - slope(fine)).max()
+        for c, at in ((plain, fine), (moved, np.arcsinh(fine / rho) / stretch))
+    ]
+    assert 1 < errors[0] / (rho + np.sqrt(1 + rho**2)) ** -69 < 40 and errors[1] < 1e-6
+
+
+def test_uniform_nodes_leave_the_second_derivative_open_at_the_ends():
+    """pde-limits: a broadband solution, in functions of a band and 400 uniform nodes."""
+    nodes, fine = np.linspace(0, 1, 400), np.linspace(0, 1, 2001)
+    k = np.arange(1, 200)
+    amplitudes = np.random.default_rng(0).standard_normal(199) / k**2
+    exact = lambda x: np.sin(np.pi * np.multiply.outer(x, k)) @ amplitudes  # noqa: E731
+    second = -np.sin(np.pi * np.multiply.outer(fine, k)) @ (amplitudes * (np.pi * k) ** 2)
+    basis = spectral_basis(np.arange(0, 100.0), np.full(100, 0.35), nodes)
+    functions = basis(fine)
+    best = np.linalg.lstsq(functions, exact(fine), rcond=1e-14)[0]
+    found = np.linalg.lstsq(basis.values, exact(nodes))[0]
+
+    def relative(a, b):
+        return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+    of_best, of_found = (relative(functions @ c, exact(fine)) for c in (best, found))
+    error = np.abs(basis(fine, 2) @ found - second) / np.abs(second).max()
+    assert of_best < 1e-11 and of_found > 10 * of_best
+    assert error[(fine > 0.1) & (fine < 0.9)].max() < 1e-8 and error.max() > 1e-6
 
 
 def test_multiplication_along_all_axes():

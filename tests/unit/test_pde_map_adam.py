@@ -70,6 +70,7 @@ def test_derivatives_of_the_kernel_include_lag_zero():
     torch.testing.assert_close(second, (ahead + behind - 2 * k) / h**2, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_decreases_the_objective_and_nears_the_solution(monkeypatch):
     monkeypatch.setattr(hm, "EPOCHS", 400)
     problem = problems.manufactured("", Interval(0, 1), D(u, 0, 2), lambda x: torch.sin(6 * x[:, 0]), grid=20)

@@ -160,6 +160,8 @@ def test_newtons_failure_says_what_was_tried():
         solve(Problem(Interval(0, 1), D(u, 0, 2) + 50 * exp(u), 0.0, 0.0), grid=30)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_steps_in_pseudo_time_reach_what_newtons_do_not():
     """Allen and Cahn's equation, forced out of zero: Newton's method fails from there, and a solution is near one constant."""
     problem = Problem(UNIT, 0.05**2 * laplacian(2) + u - u**3, 1.0, 0.0, grid=40)
@@ -219,7 +221,11 @@ def noisy(problem, grid, level, seed):
 
 
 @pytest.mark.parametrize(
-    "name", ["Neumann and Robin", "mixed conditions", pytest.param("initial value", marks=pytest.mark.slow)]
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("Neumann and Robin", "initial value")),
+        "mixed conditions",
+    ],
 )
 def test_bands_cover_the_truth_where_the_source_has_noise(name):
     """Pointwise 95 % bands, 6 seeds: a few degrees of freedom each, so that coverage of 0.75 or less has a chance below 1e-3."""
