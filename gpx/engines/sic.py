@@ -24,7 +24,6 @@ from gpx.structure.metric import metric
 
 METHODS = ("sites", "dkl", "response")
 FIRST_ROUND = 2_000  # rows
-LOOSE = 0.1  # of the tolerance: changes that count for nothing
 ROUGH = 2e-4  # nats per row and unit of a coordinate
 CANDIDATES = 10_000  # rows that inducing inputs are chosen from
 SMALL = 500  # points up to which variances are exact whatever the tolerance
@@ -205,7 +204,7 @@ class SIC(Engine):
 
     def looseness(self, rows: int) -> float:
         """Above 500 rows variances have an error of their own, by `tolerance`."""
-        return LOOSE * self.tolerance if rows > SMALL else 0.0
+        return self.tolerance if rows > SMALL else 0.0
 
     def condition(self, prior: Prior, plan: SICPlan, params: dict[str, Tensor], sites: Sites) -> SICPosterior:
         """Nothing is computed before it is asked for."""

@@ -210,8 +210,11 @@ class SICPosterior(Posterior):
             dm[:, members] = tensor(solution.times_covariance(numbers(push)), dm)[slots]
         if bool(direction.tau.any()):
             step = self._step(direction)
-            up, down = (self._moved(direction, h).site_marginals.variance for h in (step, -step))
-            dv = (up - down) / (2 * step)
+            ends = (step, 0.0 if any(s.tolerance for s in self.solved) else -step)
+            up, down = (
+                self._moved(direction, h).site_marginals.variance if h else self.site_marginals.variance for h in ends
+            )
+            dv = (up - down) / (ends[0] - ends[1])
         return dm, dv
 
     def _moved(self, direction: Sites, step: float) -> SICPosterior:

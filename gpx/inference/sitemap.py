@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from gpx.inference.problem import Problem
 
 NEWTON = (1e-3, 30)  # relative residual of the linear solve of a Newton step, and products with the map at most
-ADJOINT = (1e-9, 200)  # likewise of an implicit gradient
-ROUGHLY = 10.0  # times the engine's looseness: the implicit part of a gradient need not be better
+ADJOINT = (1e-9, 200)  # likewise of an implicit gradient; no better than the engine's marginals
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +77,7 @@ class SiteMap:
         # One step of Neumann's series: where the rule is Newton's method, the map is constant to first order, and this exact.
         through = self._backward(gradient)
         start = Sites(2 * gradient.nu - through.nu, 2 * gradient.tau - through.tau)
-        tolerance = max(ADJOINT[0], ROUGHLY * self.problem.engine.looseness(self.problem.data.count))
+        tolerance = max(ADJOINT[0], self.problem.engine.looseness(self.problem.data.count))
         return self._solve(self._backward, gradient, tolerance, ADJOINT[1], transposed=True, start=start)
 
     def pull(self, weights: Sites) -> tuple[Tensor, Tensor]:
