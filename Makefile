@@ -27,12 +27,12 @@ demo: .venv/.stamp-demo  ## fit the Mauna Loa CO2 series; writes demo/
 	$(BIN)/gpx fit co2 --output demo
 
 # One thread per worker: more only compete for the cores.
-test: export OMP_NUM_THREADS := 1
+test test-slow notebooks-check: export OMP_NUM_THREADS := 1
 test: .venv/.stamp-test  ## all tests but the slow ones, with coverage
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" --cov --cov-report=term --cov-fail-under=85
 
 test-slow: .venv/.stamp-test  ## the slow tests (SELECT="slow and ci": those of continuous integration)
-	$(BIN)/python -m pytest -m "$(SELECT)" --durations=10
+	$(BIN)/python -m pytest -n $(WORKERS) -m "$(SELECT)" --durations=10
 
 lint: .venv/.stamp-lint  ## ruff and pyright
 	$(BIN)/ruff check .
@@ -51,7 +51,7 @@ notebooks: .venv/.stamp-docs  ## run the notebooks anew and keep their outputs
 
 notebooks-check: export GPX_SMOKE := 1
 notebooks-check: .venv/.stamp-docs  ## run the notebooks at reduced size, writing nothing
-	$(BIN)/python docs/execute.py notebooks/*.ipynb
+	printf '%s\n' notebooks/*.ipynb | xargs -P $(WORKERS) -n 1 $(BIN)/python docs/execute.py
 
 bench: .venv/.stamp-bench  ## one benchmark (BENCH=exact BENCH_FLAGS=--quick)
 	$(BIN)/python -m benchmarks $(BENCH) $(BENCH_FLAGS)

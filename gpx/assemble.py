@@ -79,8 +79,7 @@ def assemble(gp: GP, data: Data) -> tuple[Problem, Objective, str]:
     objective = choose_objective(gp.objective, likelihood, rule, engine)
     _check_team(data, engine, objective)
     problem = Problem.planned(prior, data, likelihood, engine, rule)
-    if hasattr(objective, "check"):
-        objective.check(problem)
+    objective.check(problem)
     return problem, objective, reason
 
 
@@ -119,7 +118,7 @@ def _check_team(data: Data, engine: Engine, objective: Objective) -> None:
             " engines.SparseVariational(M) or engines.Coreset(M), or let every process fit a model of its own, with"
             " team=gpx.parallel.ALONE."
         )
-    if getattr(objective, "needs_all_rows", False):
+    if objective.needs_all_rows:
         raise StructureError(
             f"objectives.{type(objective).__name__} needs all rows in one process, here are {data.team.size}: use"
             " objective='auto'."

@@ -146,6 +146,21 @@ def load(path: str | os.PathLike[str]) -> GP:
     return gp._revive(tensors["data.x"], y, columns, result, header["engine_reason"], sites, plan)
 
 
+def encode_module(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """A kernel as JSON; its parameters go to `tensors`, under its name.
+
+    Raises: StructureError for a class that is not registered.
+    """
+    return {"constructor": _encode(module, tensors), "state": _state(name, module, tensors)}
+
+
+def decode_module(name: str, stored: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
+    """The kernel that `encode_module` stored. Raises: StructureError for a class that is not registered."""
+    module = _decode(stored["constructor"], tensors)
+    _restore(name, module, stored["state"], tensors)
+    return module
+
+
 def _modules(mean: nn.Module, own: Any, likelihood: nn.Module) -> dict[str, nn.Module]:
     return dict(trainable_modules(mean, own, likelihood))  # type: ignore[arg-type]
 

@@ -34,7 +34,7 @@ def plot_gp(gp: GP, ax: Any = None) -> Any:
     x, y = data.x.detach().cpu().numpy(), data.y.detach().cpu().numpy()
     if x.shape[1] == 1:
         grid = _grid(x[:, 0])
-        known = getattr(gp.likelihood_, "known_noise", None) is not None
+        known = gp.likelihood_.bound_to_rows
         prediction = gp.predict(torch.from_numpy(grid).to(data.x), of="f" if known else "y")
         _curves(ax, x[:, 0], y, grid, prediction, "f" if known else "y")
         ax.set_xlabel(_input_name(gp) or "x")

@@ -33,6 +33,11 @@ class Posterior(ABC):
         """``log int p(f) prod_n t_n(f_n) df``, in nats; differentiable in the hyperparameters and sites."""
 
     @property
+    def rough_log_partition(self) -> Tensor:
+        """The same up to an error that hardly changes from step to step of a search for sites; without a gradient."""
+        return self.log_partition
+
+    @property
     @abstractmethod
     def log_density(self) -> Tensor:
         """``log N(nu / tau; mean, K + 1 / tau)`` over the sites with tau > 0: for a Gaussian likelihood, the log evidence.
@@ -170,6 +175,10 @@ class Shifted(Posterior):
     @property
     def log_partition(self) -> Tensor:
         return self.centred.log_partition + self._at_mean(self.sites.nu, self.sites.tau)
+
+    @property
+    def rough_log_partition(self) -> Tensor:
+        return self.centred.rough_log_partition + self._at_mean(self.sites.nu, self.sites.tau)
 
     def _at_mean(self, nu: Tensor, tau: Tensor) -> Tensor:
         mu = self.at_sites

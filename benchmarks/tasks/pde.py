@@ -18,7 +18,7 @@ PROBLEMS = (
 QUICK = ("poisson_1d_p1", "allen_cahn_1d_p1", "advection", "elliptic_2d")
 BROADBAND, SEEDS = 400, 5  # points, draws
 COVERED = 4  # seeds of noise
-# Relative errors as published: Fang et al. (2024), table of 1-D Poisson problems, the better of both kernels of GP-HM, trained by
+# Relative errors as recalled from the papers, not read there again: Fang et al. (2024), 1-D Poisson problems, the better of both kernels of GP-HM, trained by
 # Adam for 1e5 to 1e6 epochs, the least error of 20 checkpoints against the exact solution. Chen et al. (2021) at 2,400 points
 # (elliptic) and 4,800 (Burgers).
 PUBLISHED = {
@@ -174,7 +174,7 @@ def collocation_error(problem: Any, nodes: Any, matrices: Any) -> float:
 
 
 def run_published(setting: Setting) -> dict[str, float]:
-    """Numbers printed in papers, not run here."""
+    """Numbers of papers as recalled, not run here and not verified."""
     return {f"{name}: error": PUBLISHED[name] for name in chosen(setting) if name in PUBLISHED}
 
 

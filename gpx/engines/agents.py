@@ -22,18 +22,21 @@ from gpx.sites import Sites
 class QuantisedADMM:
     """Consensus of weights by the alternating direction method of multipliers, with what is sent rounded at random.
 
-    Arguments: quantum: the step of the rounding, as a share of the variance of the targets. penalty: the first one, in units of
-    one over that variance squared; balanced by the residuals afterwards. rounds: at most. updates: of every agent per round.
+    It is one of amplitudes, the roots of weights and noise, for which agents agree on penalties by a few more bits: with weights
+    themselves, and one penalty for all, agents end apart (docs/theory/multiple_kernel.md, section 5).
+
+    Arguments: quantum: the step of the rounding, as a share of the accuracy ``penalty^-1/2`` of an amplitude. penalty: as a share
+    of the curvature of what agents maximise. rounds: at most. updates: of every agent per round.
     Raises: InputError unless all are positive. Source: Suwandi et al. (2023), arXiv 2309.08201, section IV.
 
-    >>> QuantisedADMM(quantum=1e-5)
-    QuantisedADMM(quantum=1e-05, penalty=1.0, rounds=200, updates=3)
+    >>> QuantisedADMM(quantum=1e-2)
+    QuantisedADMM(quantum=0.01, penalty=1.0, rounds=300, updates=1)
     """
 
-    quantum: float = 1e-6
+    quantum: float = 2e-3
     penalty: float = 1.0
-    rounds: int = 200
-    updates: int = 3
+    rounds: int = 300
+    updates: int = 1
 
     def __post_init__(self) -> None:
         if not all(value > 0 for value in (self.quantum, self.penalty, self.rounds, self.updates)):
@@ -59,6 +62,10 @@ class Agents(Exact):
     additive: ClassVar[bool] = True
     private: ClassVar[bool] = True
     consensus: QuantisedADMM | None = None
+
+    @property
+    def minimiser(self) -> str:
+        return "l-bfgs" if self.consensus is None else "admm"
 
     def plan(self, prior: Prior, data: Data) -> AgentsPlan:
         """Keep the inputs, and who has the others."""

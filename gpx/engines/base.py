@@ -30,7 +30,7 @@ class Engine(ABC):
     starts; consecutive: whether these are neighbours of each other; responsive: whether marginals are the derivatives of the log
     partition, and `Posterior.response` costs so little that sites are sought by Newton's method; precision: change of an
     objective, relative to its gain over white noise, that is not worth another step; batch_size: how many rows a step of `fit`
-    sees, None: all of them; minimiser: how `fit` optimises, "l-bfgs" or "adam".
+    sees, None: all of them; minimiser: how `fit` optimises, "l-bfgs", "adam" or "admm".
     """
 
     exact: ClassVar[bool] = True

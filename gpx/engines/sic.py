@@ -24,10 +24,9 @@ from gpx.structure.metric import metric
 
 METHODS = ("sites", "dkl", "response")
 FIRST_ROUND = 2_000  # rows
-LOOSE = 0.1  # of the tolerance: changes that count for nothing
 ROUGH = 2e-4  # nats per row and unit of a coordinate
 CANDIDATES = 10_000  # rows that inducing inputs are chosen from
-SMALL = 2_000  # points up to which variances are exact whatever the tolerance
+SMALL = 500  # points up to which variances are exact whatever the tolerance
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,8 +203,8 @@ class SIC(Engine):
         return ROUGH * rows
 
     def looseness(self, rows: int) -> float:
-        """Above 2,000 rows variances have an error of their own, by `tolerance`."""
-        return LOOSE * self.tolerance if rows > SMALL else 0.0
+        """Above 500 rows variances have an error of their own, by `tolerance`."""
+        return self.tolerance if rows > SMALL else 0.0
 
     def condition(self, prior: Prior, plan: SICPlan, params: dict[str, Tensor], sites: Sites) -> SICPosterior:
         """Nothing is computed before it is asked for."""

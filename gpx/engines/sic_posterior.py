@@ -138,6 +138,13 @@ class SICPosterior(Posterior):
         return total
 
     @property
+    def rough_log_partition(self) -> Tensor:
+        observed = [
+            s for (_, members), s in zip(self.groups, self.solved, strict=True) if self.sites.present[:, members].any()
+        ]
+        return self.sites.nu.new_tensor([s.rough_log_partition() for s in observed]).sum()
+
+    @property
     def log_density(self) -> Tensor:
         """By "sites", a lower bound of that of the prior ``(U U^T)^-1``; by "response", that of the targets, each given its
         neighbours.
@@ -203,8 +210,11 @@ class SICPosterior(Posterior):
             dm[:, members] = tensor(solution.times_covariance(numbers(push)), dm)[slots]
         if bool(direction.tau.any()):
             step = self._step(direction)
-            up, down = (self._moved(direction, h).site_marginals.variance for h in (step, -step))
-            dv = (up - down) / (2 * step)
+            ends = (step, 0.0 if any(s.tolerance for s in self.solved) else -step)
+            up, down = (
+                self._moved(direction, h).site_marginals.variance if h else self.site_marginals.variance for h in ends
+            )
+            dv = (up - down) / (ends[0] - ends[1])
         return dm, dv
 
     def _moved(self, direction: Sites, step: float) -> SICPosterior:

@@ -35,8 +35,11 @@ def choose_objective(objective: Any, likelihood: Likelihood, rule: Rule, engine:
     Raises: InputError for what is no objective.
     """
     if not (isinstance(objective, str) and objective == "auto"):
-        if isinstance(objective, (str, type)) or not callable(objective):
-            raise InputError(f"objective must be 'auto' or an object such as objectives.Evidence(), got {objective!r}.")
+        if not isinstance(objective, Objective):
+            raise InputError(
+                f"objective must be 'auto' or an object such as objectives.Evidence(), got {objective!r}; one of your own is a"
+                " subclass of objectives.Objective."
+            )
         return objective
     if likelihood.conjugate or isinstance(rule, Laplace):
         return Evidence()

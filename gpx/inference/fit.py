@@ -19,7 +19,7 @@ from gpx.inference.alternate import alternate
 from gpx.inference.coordinates import Coordinates
 from gpx.inference.infer import MAX_STEPS
 from gpx.inference.multiplicative import multiplicative, multiplies
-from gpx.inference.objectives import Objective, prepared
+from gpx.inference.objectives import Objective
 from gpx.inference.problem import Problem
 from gpx.inference.result import FitOptions, FitResult
 from gpx.inference.stage import Keep, Reached, Trace, late
@@ -175,7 +175,7 @@ def fit(
     """
     began = time.monotonic()
     deadline = began + (math.inf if options.max_seconds is None else options.max_seconds)
-    objective = prepared(objective, problem)
+    objective = objective.prepared(problem)
     team = problem.data.team
     options = options if team.rank == 0 else replace(options, verbose=False)
     bounds = coordinates.bounds()
@@ -245,7 +245,7 @@ Run = tuple[_Search, tuple[bool, str, int]]
 
 def _rounds(problem: Problem, objective: Objective) -> tuple[int, ...]:
     rows = problem.data.count
-    return (rows,) if getattr(objective, "needs_all_rows", False) else problem.engine.rounds(rows)
+    return (rows,) if objective.needs_all_rows else problem.engine.rounds(rows)
 
 
 def _share(deadline: float, rounds: int) -> float:
@@ -282,17 +282,17 @@ def _minimiser(
     problem: Problem, objective: Objective, coordinates: Coordinates
 ) -> Callable[..., tuple[bool, str, int]]:
     """That of the objective, or of what is learned, or of the engine."""
-    if getattr(objective, "alternates", False):
+    if objective.alternates:
         return alternate
-    quantised = getattr(problem.engine, "consensus", None) is not None
+    name = problem.engine.minimiser
     if multiplies(problem, objective, coordinates):
-        return admm if quantised else multiplicative
-    if quantised:
+        return admm if name == "admm" else multiplicative
+    if name == "admm":
         raise StructureError(
             "QuantisedADMM learns weights of fixed components, with Gaussian noise, and nothing else: use engines.Agents() for"
             " other kernels, whose gradients are added up."
         )
-    return MINIMISERS[problem.engine.minimiser]
+    return MINIMISERS[name]
 
 
 def _best(runs: list[Run], problem: Problem) -> Run:
@@ -402,7 +402,7 @@ def _choose_start(
 
     Source: Jamieson & Talwalkar (2016), "Non-stochastic best arm identification and hyperparameter optimization" (halving).
     """
-    engine, whole = problem.engine, getattr(objective, "needs_all_rows", False)
+    engine, whole = problem.engine, objective.needs_all_rows
     small = problem if whole else _thinned(problem, engine.start_rows)
     search = _Search(small, objective, coordinates, _baseline(small))
     moved = shifts(coordinates, problem.data.count, whole or engine.consecutive)
@@ -442,7 +442,7 @@ def _thinned(problem: Problem, rows: int, before: Any = None, precision: float =
     """The problem on at most so many rows, if the engine takes fewer and the likelihood is not bound to them; planned anew, from
     the plan of a round before and the precision of its sites if there was one.
     """
-    bound = getattr(problem.likelihood, "known_noise", None) is not None
+    bound = problem.likelihood.bound_to_rows
     kept = None if bound or rows >= problem.data.count else problem.engine.few(problem.data, problem.plan, rows)
     data, engine = problem.data if kept is None else problem.data.rows(kept), problem.engine
     plan = engine.plan(problem.prior, data) if before is None else engine.replan(problem.prior, data, before, precision)

@@ -7,9 +7,10 @@ All but two are one formula: the log partition of the sites plus a sum over the 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,25 +26,30 @@ from gpx.sites import SiteMarginals, Sites
 GRADIENTS = ("implicit", "fixed-sites")
 
 
-class Objective(Protocol):
+class Objective(ABC):
     """A function of a problem, to be maximised, differentiable in the hyperparameters.
 
-    An objective may have a method ``prepared(problem)``: itself, with what does not depend on the hyperparameters done once;
-    `fit` then evaluates that. ``needs_all_rows = True`` keeps `fit` from judging starts on some rows only.
+    needs_all_rows: whether some rows of the data are another problem: `fit` judges its starts on all, and processes cannot share
+    them; alternates: whether sites and hyperparameters are moved in turn.
     """
 
+    needs_all_rows: ClassVar[bool] = False
+    alternates: bool = False
+
+    @abstractmethod
     def __call__(self, problem: Problem) -> Tensor:
         """The value, in nats."""
-        ...
 
+    def check(self, problem: Problem) -> None:  # noqa: B027
+        """Raise StructureError for a problem that it is not defined for."""
 
-def prepared(objective: Any, problem: Problem) -> Objective:
-    """The objective to evaluate many times on the data of a problem; see `Objective`."""
-    return objective.prepared(problem) if hasattr(objective, "prepared") else objective
+    def prepared(self, problem: Problem) -> Objective:
+        """Itself for many evaluations on the data of a problem, with what does not depend on the hyperparameters done once."""
+        return self
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Evidence(Objective):
     """The log marginal likelihood ``log p(y)``, summed over outputs; with `rules.Laplace`, its Laplace approximation.
 
     Raises: StructureError for a likelihood that is not Gaussian with another rule. Source: Rasmussen & Williams (2006),
@@ -77,7 +83,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class ELBO:
+class ELBO(Objective):
     """The evidence lower bound ``E_q log p(y | f) - KL(q || p)`` at the sites of the rule.
 
     At the sites of `rules.Variational` it is stationary in them. Source: Khan & Lin (2017); Opper & Archambeau (2009).
@@ -96,7 +102,7 @@ class ELBO:
 
 
 @dataclass(frozen=True)
-class EPEvidence:
+class EPEvidence(Objective):
     """The evidence of (power) expectation propagation at the sites of the rule, as a function of the hyperparameters alone.
 
     ``log Z + sum_n [log Zhat_n - log int cavity_n t_n^power] / power``; power: that of the rule if it has one, else 1.
@@ -119,8 +125,8 @@ class EPEvidence:
             raise InputError(f"EPEvidence needs gradient='implicit' or gradient='fixed-sites', got {self.gradient!r}.")
 
     @property
-    def alternates(self) -> bool:
-        """Whether sites and hyperparameters are moved in turn."""
+    def alternates(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """With fixed sites."""
         return self.gradient == "fixed-sites"
 
     def __call__(self, problem: Problem) -> Tensor:
@@ -149,7 +155,7 @@ class EPEvidence:
 
 
 @dataclass(frozen=True)
-class DataEmphasisedELBO:
+class DataEmphasisedELBO(Objective):
     """``kappa E_q log p(y | f) - KL(q || p)`` at the sites of the rule: no bound on the evidence unless kappa <= 1.
 
     Arguments: kappa: positive; above 1 the hyperparameters follow the data more than the evidence would have them do. Only the
@@ -178,7 +184,7 @@ class DataEmphasisedELBO:
 
 
 @dataclass(frozen=True)
-class LeaveOneOut:
+class LeaveOneOut(Objective):
     """The log pseudo-likelihood ``sum_n log p(y_n | y_without_n)``: less sensitive to a wrong prior than the evidence.
 
     Exact for Gaussian likelihoods; from the cavities of the sites for others. Cost: the evidence and two more products of

@@ -67,7 +67,7 @@ class Variational:
     def merit(self, likelihood: Likelihood, data: Data, posterior: Shifted, target: Sites) -> Tensor:
         """The ELBO."""
         terms = elbo_terms(likelihood, data, posterior.site_marginals, posterior.sites)
-        return posterior.log_partition + data.team.sum(terms)
+        return posterior.rough_log_partition + data.team.sum(terms)
 
     def residual(self, marginals: SiteMarginals, sites: Sites, target: Sites) -> Tensor:
         """Changes of the natural parameters in units of the posterior standard deviation."""

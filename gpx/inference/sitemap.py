@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gpx.inference.problem import Problem
 
 NEWTON = (1e-3, 30)  # relative residual of the linear solve of a Newton step, and products with the map at most
-ADJOINT = (1e-9, 200)
+ADJOINT = (1e-9, 200)  # likewise of an implicit gradient; no better than the engine's marginals
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,8 @@ class SiteMap:
         # One step of Neumann's series: where the rule is Newton's method, the map is constant to first order, and this exact.
         through = self._backward(gradient)
         start = Sites(2 * gradient.nu - through.nu, 2 * gradient.tau - through.tau)
-        return self._solve(self._backward, gradient, *ADJOINT, transposed=True, start=start)
+        tolerance = max(ADJOINT[0], self.problem.engine.looseness(self.problem.data.count))
+        return self._solve(self._backward, gradient, tolerance, ADJOINT[1], transposed=True, start=start)
 
     def pull(self, weights: Sites) -> tuple[Tensor, Tensor]:
         """The gradient in (m, v) of ``weights . T``."""

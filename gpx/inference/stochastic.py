@@ -46,7 +46,7 @@ def check(problem: Problem, objective: Objective) -> None:
         raise StructureError(
             "Several processes share the rows of every step: leave batch_size out, or fit in one process."
         )
-    if getattr(likelihood, "known_noise", None) is not None:
+    if likelihood.bound_to_rows:
         raise StructureError(
             f"{type(likelihood).__name__} with a noise variance per row cannot be mini-batched: it is bound to the rows in their"
             " order. Leave batch_size out, or learn one noise variance."

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from gpx.errors import InputError, StructureError
+from gpx.inference.objectives import Objective
 from gpx.inference.problem import Problem
 from gpx.inputs import Data
 from gpx.kernels.dense import dense
@@ -30,7 +31,7 @@ ADVICE = "use objectives.Evidence(), which needs neither a lattice nor a station
 
 
 @dataclass(frozen=True)
-class Whittle:
+class Whittle(Objective):
     """The Whittle likelihood of a series on a regular lattice, gaps allowed: ``-sum_k w_k [log(2 pi S_k) + I_k / S_k]``.
 
     I is the periodogram of ``y - mean`` at the Fourier frequencies without zero, w_k = 1 (1/2 at Nyquist), and S its exact
@@ -54,6 +55,7 @@ class Whittle:
     Whittle(debiased=True)
     """
 
+    needs_all_rows: ClassVar[bool] = True  # some rows of a series are another series
     debiased: bool = True
 
     def __post_init__(self) -> None:
@@ -82,10 +84,10 @@ class Whittle:
 
 
 @dataclass(frozen=True)
-class Periodograms:
+class Periodograms(Objective):
     """`Whittle` for one set of data: its rows [N'] on a lattice, and its outputs with two observed targets or more."""
 
-    needs_all_rows: ClassVar[bool] = True  # some rows of a series are another series
+    needs_all_rows: ClassVar[bool] = True
 
     debiased: bool
     rows: Tensor

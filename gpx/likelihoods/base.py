@@ -26,6 +26,7 @@ class Likelihood(Parameterised, gpytorch.Module):
 
     num_latents = 1
     conjugate = False  # whether it has exact sites
+    bound_to_rows = False  # whether it knows something of every row of the data, in their order
     domain = "finite numbers"  # what targets are allowed, in words
 
     def __init__(self) -> None:

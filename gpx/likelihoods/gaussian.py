@@ -50,6 +50,10 @@ class Gaussian(Likelihood):
             )
         self.register_buffer("known_noise", known)
 
+    @property
+    def bound_to_rows(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.known_noise is not None
+
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
         return [], {} if self.known_noise is None else {"noise": self.known_noise}
 

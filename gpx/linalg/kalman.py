@@ -25,7 +25,8 @@ from gpx.linalg.layout import TERMS, Layout, tables
 
 COMPILATION: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "reassoc"}, "cache": True}
 LONGEST = 700.0  # a gap in units of 1 / rate beyond which nothing is remembered
-SMALL_TERMS, SMALL = 18, 1.0  # terms of the series for the incomplete gamma function that do below this argument
+TINY_TERMS, TINY = 12, 0.25  # terms of the series for the incomplete gamma function that do below this argument
+SMALL_TERMS, SMALL = 18, 1.0
 MANY = 50_000  # times from which compiling for a layout pays
 ROOM = 256  # numbers of a matrix on the stack
 LARGE = 1e150  # products of innovation variances are turned into logarithms beyond
@@ -84,7 +85,7 @@ def _process_noise(x, decay, W, series, inverses, d, gamma, Q):
     z, tail, top = 2 * x, decay * decay, 2 * d - 1
     if z < top + 1:
         even, odd, square = 0.0, 0.0, z * z
-        for k in range((SMALL_TERMS if z < SMALL else TERMS) - 2, -1, -2):
+        for k in range((TINY_TERMS if z < TINY else SMALL_TERMS if z < SMALL else TERMS) - 2, -1, -2):
             even = even * square + series[k]
             odd = odd * square + series[k + 1]
         power, back = tail, (1 / z if z > 0 else 0.0)

@@ -15,6 +15,8 @@ from torch import Tensor
 
 CHUNK = 1 << 22  # entries
 ROUNDING = 64  # units of it by which a tensor may differ from an outer product
+REVERSED = 1024  # of it by which a matrix may differ from its reverse: values such as years are rounded too
+HALVED = 64  # rows from which eigenvectors of a matrix that is its own reverse are found by halves
 
 
 def along(matrix: Tensor, values: Tensor, axis: int) -> Tensor:
@@ -70,9 +72,37 @@ def rank_one(values: Tensor) -> list[Tensor] | None:
 
 
 def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, descending and not negative, and eigenvectors of a positive semi-definite matrix."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return values.flip(0).clamp_min(0), vectors.flip(1).contiguous()
+    """Eigenvalues, descending and not negative, and eigenvectors of a positive semi-definite matrix.
+
+    A matrix that is the same from both ends, ``J K J = K`` with J the reversal, such as that of a stationary kernel on even
+    values, has symmetric and antisymmetric eigenvectors, which are those of two matrices of half the size: a quarter of the cost.
+    Source: Cantoni & Butler (1976), "Eigenvalues and eigenvectors of symmetric centrosymmetric matrices".
+    """
+    if len(matrix) < HALVED or not _is_reversible(matrix):
+        values, vectors = torch.linalg.eigh(matrix)
+        return values.flip(0).clamp_min(0), vectors.flip(1).contiguous()
+    half = len(matrix) // 2
+    # Columns of this orthogonal matrix are (e_i + e_j) / sqrt(2), the middle one, and (e_i - e_j) / sqrt(2), j = n - 1 - i.
+    near, far = matrix[:half, :half], matrix[:half, half + len(matrix) % 2 :].flip(1)
+    even = near + far
+    if len(matrix) % 2:
+        side = 2**0.5 * matrix[:half, half : half + 1]
+        even = torch.cat(
+            [torch.cat([even, side], 1), torch.cat([side.mT, matrix[half : half + 1, half : half + 1]], 1)]
+        )
+    (same, left), (other, right) = torch.linalg.eigh(even), torch.linalg.eigh(near - far)
+    top, turned = (v[:half] * 0.5**0.5 for v in (left, right))
+    vectors = torch.cat(
+        [torch.cat([top, left[half:], top.flip(0)]), torch.cat([turned, 0 * left[half:, :half], -turned.flip(0)])], 1
+    )
+    values, order = torch.cat([same, other]).sort(descending=True)
+    return values.clamp_min(0), vectors[:, order]
+
+
+def _is_reversible(matrix: Tensor) -> bool:
+    """Whether it is the same with rows and columns in reverse order, up to rounding."""
+    allowed = REVERSED * torch.finfo(matrix.dtype).eps * matrix.abs().max()
+    return bool((matrix - matrix.flip(0, 1)).abs().max() <= allowed)
 
 
 def rows(features: Sequence[Tensor], values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 
 from gpx.linalg.threads import in_runs
 
-RUN = 4096  # columns that a thread takes at once
+RUN = 1024  # columns that a thread takes at once
 FIRST_SHIFT = 1e-6  # of the diagonal, where the incomplete factorisation breaks down; doubled until it does not
 GROWTH = 4.0
 BATCH = 16  # right-hand sides that are solved for at once

@@ -51,6 +51,14 @@ def galerkin(problem: Problem, axis: int, basis: Basis, nodes: np.ndarray) -> Ax
     return Axis(nodes, derivatives, coefficients, rows, lift, null, null.T @ coefficients, basis)
 
 
+def unconditioned(basis: Basis, nodes: np.ndarray, order: int) -> Axis:
+    """The axis of a function of which nothing is asked at the ends, with derivatives up to an order."""
+    count, coefficients = basis.values.shape[1], basis.values.T * trapezoid(nodes)
+    derivatives = (basis.values, *(basis(nodes, n) for n in range(1, order + 1)))
+    none = np.zeros((0, count))
+    return Axis(nodes, derivatives, coefficients, none, none.T, np.eye(count), coefficients, basis)
+
+
 def differences(problem: Problem, axis: int, nodes: np.ndarray) -> Axis:
     """The axis by finite differences: of second order, or of first order and upwind where one end has all conditions."""
     wind = _wind(problem, axis)

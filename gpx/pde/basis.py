@@ -9,13 +9,13 @@ it could not be told from rounding. See docs/theory/pde.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.linalg import svd
+from scipy.linalg import block_diag, svd
 
 from gpx.kernels import SpectralMixture
 from gpx.structure.derivatives import derivatives
@@ -49,6 +49,27 @@ class Basis:
 
 
 @dataclass(frozen=True)
+class Joined:
+    """The features of several parts, side by side."""
+
+    parts: tuple[Features, ...]
+
+    def __call__(self, x: np.ndarray, order: int) -> np.ndarray:
+        """Their derivatives [n, F] at x [n]."""
+        return np.concatenate([part(x, order) for part in self.parts], 1)
+
+
+def joined(bases: Sequence[Basis]) -> Basis:
+    """The functions of several bases of the same nodes, side by side."""
+    return Basis(
+        Joined(tuple(b.features for b in bases)),
+        block_diag(*(b.transform for b in bases)),
+        np.concatenate([b.deviations for b in bases]),
+        np.concatenate([b.values for b in bases], 1),
+    )
+
+
+@dataclass(frozen=True)
 class Cosines:
     """``a_j cos(w_j (x - centre))`` and ``a_j sin(w_j (x - centre))``.
 
@@ -66,12 +87,15 @@ class Cosines:
         return np.concatenate([scale * np.cos(phase), (scale * np.sin(phase))[:, self.omega > 0]], 1)
 
 
-def spectral_basis(frequencies: np.ndarray, lengthscales: np.ndarray, nodes: np.ndarray, kept: float = KEPT) -> Basis:
-    """The eigenfunctions of a `SpectralMixture` of equal weights, by sums of cosines on a lattice of frequencies.
+def spectral_basis(
+    frequencies: np.ndarray, lengthscales: np.ndarray, nodes: np.ndarray, kept: float = KEPT, slow: float = 1.0
+) -> Basis:
+    """The eigenfunctions of a `SpectralMixture`, by sums of cosines on a lattice of frequencies.
 
     Arguments: frequencies [Q] in cycles per unit; lengthscales [Q] of their envelopes; nodes [M], uniform; kept: deviations, of
-    the largest, of the functions. The sums repeat the kernel with a period longer than the range, and end at the Nyquist
-    frequency of the nodes. Cost: O(M F^2), F frequencies of the lattice where the spectrum counts.
+    the largest, of the functions; slow: weight of frequency zero in those of the others, which are equal. The sums repeat the
+    kernel with a period longer than the range, and end at the Nyquist frequency of the nodes. Cost: O(M F^2), F frequencies of
+    the lattice where the spectrum counts.
     """
     span, spacing = float(np.ptp(nodes)), float(nodes[1] - nodes[0])
     step = 2 * math.pi / (span + REACH * lengthscales.max())
@@ -79,16 +103,17 @@ def spectral_basis(frequencies: np.ndarray, lengthscales: np.ndarray, nodes: np.
     highest = min((centres + widths).max(), math.pi / spacing)
     omega = step * np.arange(int(highest / step) + 1)
     omega = omega[(np.abs(omega[:, None] - centres) < widths).any(1)]
-    density = spectral_density(mixture(frequencies, lengthscales))(torch.from_numpy(omega)).detach().numpy()
+    density = spectral_density(mixture(frequencies, lengthscales, slow))(torch.from_numpy(omega)).detach().numpy()
     amplitude = np.sqrt(density * step / math.pi) * np.where(omega == 0, math.sqrt(0.5), 1.0)
     return _factorised(Cosines(omega, amplitude, float(nodes.mean())), nodes, kept, 1.0)
 
 
-def mixture(frequencies: np.ndarray, lengthscales: np.ndarray) -> SpectralMixture:
-    """The kernel of unit variance whose bumps have these frequencies and equal weights."""
+def mixture(frequencies: np.ndarray, lengthscales: np.ndarray, slow: float = 1.0) -> SpectralMixture:
+    """The kernel of unit variance whose bumps have these frequencies and equal weights, but for that of zero."""
     count = len(frequencies)
+    weights = np.where(frequencies == 0, slow, 1.0)
     return SpectralMixture(
-        count, [1 / count] * count, frequencies.tolist(), (1 / (2 * math.pi * lengthscales)).tolist()
+        count, (weights / weights.sum()).tolist(), frequencies.tolist(), (1 / (2 * math.pi * lengthscales)).tolist()
     )
 
 
@@ -97,13 +122,28 @@ def kernel_basis(kernel: Any, nodes: np.ndarray, order: int) -> Basis:
 
     Raises: StructureError if the kernel is not 2 `order` times differentiable at zero. Cost: O(M^3).
     """
-    jet = derivatives(kernel, 2 * order)
+    return _factorised(Lags(kernel, nodes, 2 * order), nodes, KEPT_OF_MATRIX, 0.5)
 
-    def features(x: np.ndarray, order: int) -> np.ndarray:
-        lags = torch.from_numpy(np.subtract.outer(x, nodes))
-        return jet(lags)[..., order].detach().numpy() * np.sqrt(trapezoid(nodes))
 
-    return _factorised(features, nodes, KEPT_OF_MATRIX, 0.5)
+@dataclass(frozen=True)
+class Lags:
+    """``k(x - x_m) w_m^1/2`` of a stationary kernel, at nodes x_m with weights w_m; order: of the highest derivative.
+
+    Raises: StructureError for a kernel that is not as often differentiable at zero.
+    """
+
+    kernel: Any
+    nodes: np.ndarray
+    order: int
+
+    def __post_init__(self) -> None:
+        derivatives(self.kernel, self.order)
+
+    def __call__(self, x: np.ndarray, order: int) -> np.ndarray:
+        """Their derivatives [n, M] at x [n]."""
+        lags = torch.from_numpy(np.subtract.outer(x, self.nodes))
+        found = derivatives(self.kernel, self.order)(lags)[..., order]
+        return found.detach().numpy() * np.sqrt(trapezoid(self.nodes))
 
 
 def trapezoid(nodes: np.ndarray) -> np.ndarray:

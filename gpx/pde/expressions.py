@@ -7,8 +7,8 @@ which it is taken, ascending: ``()`` is u, ``(0, 0)`` is u_xx, ``(0, 1)`` is u_x
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import reduce
 from numbers import Real
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from gpx.errors import InputError
 
 Index = tuple[int, ...]
+Key = Index | tuple[str, Index]
 Field = Callable[[Tensor], Tensor]
 
 
@@ -59,7 +60,7 @@ class Expression(ABC):
         return Power(self, float(exponent))
 
     @abstractmethod
-    def value(self, jet: Mapping[Index, Tensor], x: Tensor) -> Tensor:
+    def value(self, jet: Mapping[Any, Tensor], x: Tensor) -> Tensor:
         """Values [n] at x [n, d], where the jet has the values [n] there."""
 
     def parts(self) -> tuple[Expression, ...]:
@@ -77,21 +78,27 @@ class Expression(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Jet(Expression):
-    """A derivative of u."""
+    """A derivative of u, or of an unknown function with another name."""
 
     index: Index = ()
+    name: str = "u"
 
-    def value(self, jet: Mapping[Index, Tensor], x: Tensor) -> Tensor:
-        return jet[self.index]
+    @property
+    def key(self) -> Key:
+        """Where its values are in a jet."""
+        return self.index if self.name == "u" else (self.name, self.index)
+
+    def value(self, jet: Mapping[Any, Tensor], x: Tensor) -> Tensor:
+        return jet[self.key]
 
     def derivative(self, axis: int) -> Expression:
-        return Jet(tuple(sorted((*self.index, axis))))
+        return Jet(tuple(sorted((*self.index, axis))), self.name)
 
     def degree(self) -> float:
         return 1.0
 
     def __repr__(self) -> str:
-        return "u" + ("_" + "".join(map(str, self.index)) if self.index else "")
+        return self.name + ("_" + "".join(map(str, self.index)) if self.index else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +107,7 @@ class Constant(Expression):
 
     number: float
 
-    def value(self, jet: Mapping[Index, Tensor], x: Tensor) -> Tensor:
+    def value(self, jet: Mapping[Any, Tensor], x: Tensor) -> Tensor:
         return torch.full((len(x),), self.number, dtype=x.dtype)
 
     def derivative(self, axis: int) -> Expression:
@@ -117,7 +124,7 @@ class Coefficient(Expression):
     function: Field
     index: Index = ()
 
-    def value(self, jet: Mapping[Index, Tensor], x: Tensor) -> Tensor:
+    def value(self, jet: Mapping[Any, Tensor], x: Tensor) -> Tensor:
         return _derivative(self.function, self.index)(x).detach()
 
     def derivative(self, axis: int) -> Expression:
@@ -139,7 +146,7 @@ class Sum(Expression):
     def parts(self) -> tuple[Expression, ...]:
         return self.left, self.right
 
-    def value(self, jet: Mapping[Index, Tensor], x: Tensor) -> Tensor:
+    def value(self, jet: Mapping[Any, Tensor], x: Tensor) -> Tensor:
         return self.left.value(jet, x) + self.right.value(jet, x)
 
     def derivative(self, axis: int) -> Expression:
@@ -159,7 +166,7 @@ class Product(Expression):
     def parts(self) -> tuple[Expression, ...]:
         return self.left, self.right
 
-    def value(self, jet: Mapping[Index, Tensor], x: Tensor) -> Tensor:
+    def value(self, jet: Mapping[Any, Tensor], x: Tensor) -> Tensor:
         return self.left.value(jet, x) * self.right.value(jet, x)
 
     def derivative(self, axis: int) -> Expression:
@@ -185,7 +192,7 @@ class Power(Expression):
     def parts(self) -> tuple[Expression, ...]:
         return (self.base,)
 
-    def value(self, jet: Mapping[Index, Tensor], x: Tensor) -> Tensor:
+    def value(self, jet: Mapping[Any, Tensor], x: Tensor) -> Tensor:
         return self.base.value(jet, x) ** self.exponent
 
     def derivative(self, axis: int) -> Expression:
@@ -210,7 +217,7 @@ class Apply(Expression):
     def parts(self) -> tuple[Expression, ...]:
         return (self.argument,)
 
-    def value(self, jet: Mapping[Index, Tensor], x: Tensor) -> Tensor:
+    def value(self, jet: Mapping[Any, Tensor], x: Tensor) -> Tensor:
         return self.function(self.order)(self.argument.value(jet, x))
 
     def derivative(self, axis: int) -> Expression:
@@ -223,8 +230,48 @@ class Apply(Expression):
         return f"{self.name}{chr(39) * self.order}({self.argument!r})"
 
 
+@dataclass(frozen=True, eq=False)
+class Unknown(Expression):
+    """A number to be learned from observations of u: ``Unknown("kappa", start=1.0) * D(u, 0, 2)``.
+
+    Arguments: name: its key in `Solution.unknowns`; start: where the search for it begins; its size sets the scale of the
+    search. Raises: InputError for a start that is not a number.
+    """
+
+    name: str
+    start: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.start, Real):
+            raise InputError(f"Unknown({self.name!r}) needs a number to start from, got {self.start!r}.")
+
+    def value(self, jet: Mapping[Any, Tensor], x: Tensor) -> Tensor:
+        return torch.full((len(x),), float(self.start), dtype=x.dtype)
+
+    def derivative(self, axis: int) -> Expression:
+        return Constant(0.0)
+
+    def __repr__(self) -> str:
+        return self.name
+
+
 u: Expression = Jet()
 """The unknown function."""
+
+
+def UnknownFunction(name: str, mean: Field | float = 0.0) -> Expression:
+    """A function of x to be learned from observations of u, anywhere in an equation: ``D(u, 0, 2) - UnknownFunction("f")``.
+
+    A Gaussian process around the mean, whose lengthscale and amplitude are those of the largest evidence. Arguments: name: its
+    key in `Solution.unknowns`; mean: a number or a callable of x [n, d]. Raises: InputError for the name u.
+
+    >>> D(u, 0, 2) + UnknownFunction("g") * u
+    (u_00 + g * u)
+    """
+    if not isinstance(name, str) or name in ("", "u"):
+        raise InputError(f"An unknown function needs a name other than u, got {name!r}.")
+    process = Jet((), name)
+    return process if isinstance(mean, Real) and not mean else expression(mean) + process
 
 
 def D(of: Any, axis: int, order: int = 1) -> Expression:
@@ -270,13 +317,29 @@ def expression(value: Any) -> Expression:
     )
 
 
-def indices(of: Expression) -> frozenset[Index]:
-    """The derivatives of u that an expression has."""
-    own = {of.index} if isinstance(of, Jet) else set()
-    return frozenset(own).union(*(indices(part) for part in of.parts()))
+def leaves(of: Expression) -> Iterator[Expression]:
+    """The expressions without parts that it is made of."""
+    parts = of.parts()
+    for part in parts:
+        yield from leaves(part)
+    if not parts:
+        yield of
 
 
-def linearise(of: Expression, jet: Mapping[Index, Tensor], x: Tensor) -> tuple[Tensor, dict[Index, Tensor]]:
+def indices(of: Expression, name: str = "u") -> frozenset[Index]:
+    """The derivatives of u, or of the unknown function of that name, that an expression has."""
+    return frozenset(leaf.index for leaf in leaves(of) if isinstance(leaf, Jet) and leaf.name == name)
+
+
+def substitute(of: Expression, numbers: Mapping[str, float]) -> Expression:
+    """The expression with numbers for the unknown ones."""
+    if isinstance(of, Unknown) and of.name in numbers:
+        return Constant(numbers[of.name])
+    parts = {f.name: getattr(of, f.name) for f in fields(of) if isinstance(getattr(of, f.name), Expression)}
+    return replace(of, **{name: substitute(part, numbers) for name, part in parts.items()}) if parts else of
+
+
+def linearise(of: Expression, jet: Mapping[Any, Tensor], x: Tensor) -> tuple[Tensor, dict[Any, Tensor]]:
     """Values [n], and their derivatives [n] by each member of the jet: the coefficients of the linearised operator."""
     variables = {index: value.detach().requires_grad_() for index, value in jet.items()}
     value = of.value(variables, x)

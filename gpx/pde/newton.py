@@ -19,6 +19,10 @@ MAX_STEPS = 25
 ACCURACY = 1e-13  # of the solution: steps below it end the search
 ROUGH = 1e-6  # of the solution, or of the first residual: what is below it and gets no smaller is rounding
 HALVINGS = 8
+NEAR = 1e-4  # of the first residual, from where Newton's method goes on
+AWAY = 1e6  # times it, where steps in pseudo-time end
+HUGE = 1e100
+MAX_TIMES = 150  # steps in pseudo-time
 FORCING = 1e-3  # relative tolerance of GMRES
 
 
@@ -71,6 +75,35 @@ def newton(
         f" {', '.join(f'{r:.2g}' for r in (*residuals[:4], *residuals[-3:]))}; steps were halved up to {HALVINGS} times."
         " Give more points (grid=) or a larger coefficient of the highest derivative."
     )
+
+
+def pseudo_time(problem: Problem, grid: Grid, source: Tensor, boundary: Sequence[np.ndarray]) -> np.ndarray:
+    """Coefficients near a solution, by implicit steps of ``u_t = -+(F(u) - f)`` that grow as the residual falls: a way for
+    Newton's method where its own steps are too long.
+
+    Arguments: as of `newton`. Raises: NumericalError if the residual does not fall to NEAR of its first norm.
+    Source: Kelley & Keyes (1998), SIAM Journal on Numerical Analysis 35 (switched evolution relaxation).
+    """
+    coefficients, residuals, rate = grid.lift(boundary), [], None
+    for _ in range(MAX_TIMES):
+        value, slopes = linearise(problem.equation, grid.jet(coefficients, sorted({(), *problem.jet})), grid.x)
+        size = float(value.abs().max())
+        tested = grid.test(value - source) if size < HUGE else np.full(grid.free, np.inf)
+        residuals.append(float(np.linalg.norm(tested)))
+        if not NEAR * residuals[0] < residuals[-1] < AWAY * residuals[0]:
+            break
+        if rate is None:
+            matrices = axis_matrices(grid, slopes)
+            response = float(np.linalg.norm(solve_linear(grid, slopes, tested, FORCING)))
+            rate = np.sign(sum(np.trace(m) / len(m) for m in matrices)) * residuals[0] / response
+        slopes[()] = slopes[()] + rate * residuals[-1] / residuals[0]
+        coefficients = coefficients + grid.extend(solve_linear(grid, slopes, -tested, FORCING))
+    if not residuals[-1] <= NEAR * residuals[0]:
+        raise NumericalError(
+            f"Steps in pseudo-time did not reach a solution on a grid of {grid.shape}: norms of the residual {residuals[0]:.2g},"
+            f" at least {min(residuals):.2g} after {len(residuals)} steps."
+        )
+    return coefficients
 
 
 def _damping(

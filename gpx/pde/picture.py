@@ -11,6 +11,7 @@ from gpx.pde.domains import points
 from gpx.plot import COLOURS, INK, _axes, _dress
 
 if TYPE_CHECKING:
+    from gpx.pde.scattered import PointSolution
     from gpx.pde.solution import Solution
 
 LINE, IMAGE = 1500, 240  # points per axis
@@ -48,3 +49,30 @@ def _line(solution: Solution, ax: Any) -> Any:
     ax.set_xlabel("x")
     ax.legend(loc="best")
     return _dress(ax)
+
+
+def plot_points(solution: PointSolution, ax: Any = None) -> Any:
+    """See `PointSolution.plot`."""
+    from matplotlib.tri import Triangulation
+
+    ax = _axes() if ax is None else ax
+    problem, x, values = solution.problem, solution.points.numpy(), solution.u.numpy()
+    ax.set_title(f"{problem.name or 'Solution'}: estimated error {solution.error_estimate:.1e}", loc="left", color=INK)
+    if problem.domain.dims == 1:
+        order, std = x[:, 0].argsort(), solution.std.numpy()
+        low, high = (values - 2 * std)[order], (values + 2 * std)[order]
+        ax.fill_between(x[order, 0], low, high, color=COLOURS[0], alpha=0.2, lw=0, label="two standard deviations")
+        ax.plot(x[order, 0], values[order], color=COLOURS[0], lw=1.2, label="u")
+        ax.set_xlabel("x")
+        ax.legend(loc="best")
+        return _dress(ax)
+    mesh = Triangulation(x[:, 0], x[:, 1])
+    middles = torch.from_numpy(x[mesh.triangles].mean(1))
+    if problem.domain.inside is not None:
+        mesh.set_mask(~torch.as_tensor(problem.domain.inside(middles)).numpy())
+    image = ax.tripcolor(mesh, values, shading="gouraud", cmap="RdBu_r")
+    ax.figure.colorbar(image, ax=ax, label="u")
+    ax.set_xlabel("axis 0")
+    ax.set_ylabel("axis 1")
+    ax.set_aspect("equal")
+    return ax

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,22 +12,26 @@ from torch import Tensor
 from gpx.errors import InputError
 from gpx.pde.boundary import Condition, Dirichlet, Periodic, Robin, check_corners
 from gpx.pde.domains import Box
-from gpx.pde.expressions import Expression, Field, Index, expression, indices
+from gpx.pde.expressions import Expression, Field, Index, Jet, Unknown, expression, indices, leaves
+from gpx.pde.observations import Observations
+from gpx.pde.points import Points
 
 DEFAULT_GRID = {1: 400, 2: 100, 3: 40}  # points per axis
+DEFAULT_UNCERTAIN = {1: 400, 2: 30, 3: 12}  # where data with noise determine the solution, which costs more
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
     """``equation = source`` in a box, with conditions on its faces.
 
-    Arguments: domain: a `Box` of d axes. equation: an expression in u, D(u, axis, order), numbers and callables. source,
-    boundary, exact: numbers or callables of torch float64 x [n, d] with values [n]; boundary: one of these (Dirichlet on every
-    face), or a list of `Dirichlet`, `Neumann`, `Robin` and `Periodic`, as many along every axis as the equation has derivatives
-    along it. exact: the solution where it is known: read by `Solution.relative_error` and plots alone. grid: points per axis
-    that `solve` uses by default, a number or one for each. noise: standard deviation of independent noise in the values of the
-    source on the grid, in its units; 0: none. With noise, source may also be an array of these values [M_1, ..., M_d]. name: for
-    plots.
+    Arguments: domain: a `Box` of d axes, or `Points` of a domain of any shape. equation: an expression in u, D(u, axis, order),
+    numbers and callables. source, boundary, exact: numbers or callables of torch float64 x [n, d] with values [n]; boundary: one
+    of these (Dirichlet on every face), or, for a box, a list of `Dirichlet`, `Neumann`, `Robin` and `Periodic`, as many along
+    every axis as the equation has derivatives along it. exact: the solution where it is known: read by `Solution.relative_error`
+    and plots alone. grid: points per axis that `solve` uses by default, a number or one for each. noise: standard deviation of
+    independent noise in the values of the source on the grid, in its units; 0: none. With noise, source may also be an array of
+    these values [M_1, ..., M_d]. name: for plots. observations: `Observations`, or a list of these; with them conditions may be
+    missing, and the equation, or the source as an expression, may have an `Unknown` or an `UnknownFunction`.
     Raises: InputError for an equation without derivatives or with other axes than the box, conditions that are too many or
     too few, or boundary values that disagree where faces meet.
 
@@ -36,7 +40,7 @@ class Problem:
     (2,)
     """
 
-    domain: Box
+    domain: Any  # Box or Points
     equation: Expression
     source: Field | float | Tensor | np.ndarray
     boundary: Any
@@ -44,14 +48,26 @@ class Problem:
     grid: int | Sequence[int] | None = None
     noise: float = 0.0
     name: str = ""
+    observations: Observations | Sequence[Observations] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.domain, Box):
-            raise InputError(f"Problem needs a Box or Interval as its domain, got {type(self.domain).__name__}.")
+        if not isinstance(self.domain, (Box, Points)):
+            raise InputError(
+                f"Problem needs a Box, an Interval or Points as its domain, got {type(self.domain).__name__}."
+            )
         if not (self.exact is None or callable(self.exact)):
             raise InputError(f"exact is None or a callable of x [n, d], got {type(self.exact).__name__}.")
         if not self.noise >= 0:
             raise InputError(f"noise is a standard deviation >= 0, got {self.noise!r}.")
+        given = self.observations
+        given = tuple(given) if isinstance(given, (list, tuple)) else (given,)
+        if not all(isinstance(each, Observations) for each in given):
+            raise InputError("observations= takes Observations(X, y, noise), or a list of these.")
+        object.__setattr__(self, "observations", given)
+        object.__setattr__(self, "equation", expression(self.equation))
+        if isinstance(self.source, Expression):
+            object.__setattr__(self, "equation", self.equation - self.source)
+            object.__setattr__(self, "source", 0.0)
         measured = isinstance(self.source, (Tensor, np.ndarray))
         if not (measured or callable(self.source) or isinstance(self.source, (int, float))):
             raise InputError(
@@ -62,14 +78,17 @@ class Problem:
                 "A source that is given by values on the grid needs its noise: write noise=, the standard deviation of errors in"
                 " them, or give a callable, which is also looked at between the points of the grid."
             )
-        object.__setattr__(self, "equation", expression(self.equation))
         highest = max((axis for index in self.jet for axis in index), default=-1)
         if highest < 0:
             raise InputError(f"The equation {self.equation!r} has no derivative of u; write it with D(u, axis, order).")
         if highest >= self.domain.dims:
             raise InputError(f"The equation has D(u, {highest}), the domain has axes 0..{self.domain.dims - 1}.")
-        self._check_conditions()
-        check_corners(self.domain, self.conditions)
+        if isinstance(self.domain, Points):
+            self._check_points()
+        else:
+            self._check_unknowns()
+            self._check_conditions()
+            check_corners(self.domain, self.conditions)
 
     @property
     def jet(self) -> tuple[Index, ...]:
@@ -85,6 +104,21 @@ class Problem:
     def linear(self) -> bool:
         """Whether the equation is affine in u."""
         return self.equation.degree() <= 1
+
+    @property
+    def unknown_numbers(self) -> dict[str, float]:
+        """The names of unknown numbers, with their starts."""
+        return {leaf.name: float(leaf.start) for leaf in self._leaves() if isinstance(leaf, Unknown)}
+
+    @property
+    def unknown_functions(self) -> tuple[str, ...]:
+        """The names of unknown functions beside u."""
+        return tuple(sorted({leaf.name for leaf in self._leaves() if isinstance(leaf, Jet)} - {"u"}))
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether data with noise determine the solution."""
+        return bool(self.noise or self.observations)
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -103,13 +137,43 @@ class Problem:
 
     def counts(self, grid: int | Sequence[int] | None = None) -> tuple[int, ...]:
         """Points per axis. Raises: InputError unless they are integers of at least 4, one or one for each axis."""
-        given = next((g for g in (grid, self.grid) if g is not None), DEFAULT_GRID[self.domain.dims])
+        usual = (DEFAULT_UNCERTAIN if self.uncertain else DEFAULT_GRID)[self.domain.dims]
+        given = next((g for g in (grid, self.grid) if g is not None), usual)
         counts = tuple(given) if isinstance(given, Sequence) else (given,) * self.domain.dims
         if len(counts) != self.domain.dims or not all(isinstance(n, int) and n >= 4 for n in counts):
             raise InputError(
                 f"grid is a number of points >= 4, or one for each of {self.domain.dims} axes, got {given!r}."
             )
         return counts
+
+    def _leaves(self) -> Iterator[Expression]:
+        for each in (self.equation, *(given.of for given in self.observations)):  # pyright: ignore[reportGeneralTypeIssues]
+            yield from leaves(each)
+
+    def _check_unknowns(self) -> None:
+        numbers, functions = self.unknown_numbers, self.unknown_functions
+        if set(numbers) & {*functions, "u"}:
+            raise InputError(f"The unknowns {[*numbers]} and the functions {['u', *functions]} need different names.")
+        if (numbers or functions) and not self.observations:
+            raise InputError(
+                f"The equation has unknowns ({', '.join([*numbers, *functions])}), which nothing determines: give"
+                " observations=Observations(X, y, noise) of u."
+            )
+        for each in self.observations:  # pyright: ignore[reportGeneralTypeIssues]
+            each.check(self.domain)
+
+    def _check_points(self) -> None:
+        if not (callable(self.boundary) or isinstance(self.boundary, (int, float))):
+            raise InputError(
+                "On Points the boundary of a Problem is a number or a callable of x [n, d], the values of u there, got"
+                f" {type(self.boundary).__name__}."
+            )
+        arrays = isinstance(self.source, (Tensor, np.ndarray))
+        if self.noise or self.grid is not None or arrays or self.observations or self.unknown_numbers:
+            raise InputError(
+                "A Problem on Points has no grid=, noise=, observations= or unknowns, and its source is a number or a callable;"
+                " take a Box for these."
+            )
 
     def _check_conditions(self) -> None:
         for condition in self.conditions:
@@ -121,11 +185,11 @@ class Problem:
             self.domain.check_face((condition.axis, 0) if isinstance(condition, Periodic) else condition.face)
         for axis, order in enumerate(self.orders):
             count = len(self.along(axis)) + order * self.periodic(axis)
-            if count != order:
+            if count > order or (count < order and not self.observations):
                 kind, advice = ("under", "add") if count < order else ("over", "remove")
                 raise InputError(
                     f"The problem is {kind}-determined along axis {axis}: the equation has {order} derivative(s) along it, the"
                     f" boundary {count} condition(s); {advice} {abs(count - order)}, giving boundary as a list of Dirichlet,"
                     f" Neumann, Robin or Periodic (an initial condition is Dirichlet(({axis}, 0), g); none belongs on the face"
-                    " where a first-order equation flows out)."
+                    " where a first-order equation flows out), or observations= of u in their place."
                 )

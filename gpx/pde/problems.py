@@ -11,13 +11,14 @@ from torch import Tensor
 from gpx.pde.boundary import Dirichlet
 from gpx.pde.domains import Box, Interval
 from gpx.pde.expressions import D, Expression, Field, indices, u
+from gpx.pde.points import Points
 from gpx.pde.problem import Problem
 
 TURN = 2 * math.pi
 
 
 def manufactured(
-    name: str, domain: Box, equation: Expression, exact: Field, *, boundary: Callable[[Field], object] | None = None,
+    name: str, domain: Box | Points, equation: Expression, exact: Field, *, boundary: Callable[[Field], object] | None = None,
     grid: int | tuple[int, ...] | None = None,
 ) -> Problem:  # fmt: skip
     """A problem whose source is the equation at a solution that was chosen, by automatic differentiation.

@@ -14,8 +14,9 @@ from gpx.pde.axes import galerkin, multiply
 from gpx.pde.basis import Basis, spectral_basis
 from gpx.pde.estimate import Judge
 from gpx.pde.grids import Grid
-from gpx.pde.newton import State, newton
+from gpx.pde.newton import State, newton, pseudo_time
 from gpx.pde.problem import Problem
+from gpx.pde.spectrum import resolved, tones_of_values
 
 LADDER = (1.0, 0.5, 0.25, 0.12, 0.06, 0.03, 0.02, 0.012)  # lengthscales, of the range
 KEPT = (1e-12, 1e-5)  # deviations, of the largest: functions of less are left out
@@ -32,13 +33,15 @@ CUTS = (30.0, 1 / 30)
 @dataclass(frozen=True)
 class Setting:
     """A kernel for every axis: frequencies in cycles per unit, zero among them, lengthscales as parts of the range, the
-    deviations kept, of the largest; smooth: lengthscale of the bump at zero, in those of the others.
+    deviations kept, of the largest; smooth: lengthscale of the bump at zero, in those of the others; slow: its weight (a
+    variance) in theirs.
     """
 
     frequencies: tuple[tuple[float, ...], ...]
     lengthscales: tuple[float, ...]
     kept: float = KEPT[0]
     smooth: float = 1.0
+    slow: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,22 @@ class Search:
         except (NumericalError, np.linalg.LinAlgError):
             return None
 
+    def approached(self, setting: Setting) -> Candidate | None:
+        """The solution for a setting, by steps in pseudo-time before Newton's; None if there are too many."""
+        try:
+            grid = self.grid(setting)
+            near = pseudo_time(self.problem, grid, self.source, self.boundary)
+            return self._judged(grid, newton(self.problem, grid, self.source, self.boundary, near), setting)
+        except (NumericalError, np.linalg.LinAlgError):
+            return None
+
     def grid(self, setting: Setting) -> Grid:
         """The functions of a setting."""
         bases = []
         for frequencies, part, nodes in zip(setting.frequencies, setting.lengthscales, self.nodes, strict=True):
             found = np.array(frequencies)
             lengthscales = part * float(np.ptp(nodes)) * np.where(found == 0, setting.smooth, 1.0)
-            bases.append(spectral_basis(found, lengthscales, nodes, setting.kept))
+            bases.append(spectral_basis(found, lengthscales, nodes, setting.kept, setting.slow))
         return self.of(bases)
 
     def of(self, bases: Sequence[Basis]) -> Grid:
@@ -86,25 +98,52 @@ class Search:
     def solved(self, grid: Grid, start: Candidate | None = None, setting: Setting | None = None) -> Candidate:
         """The solution in these functions. Raises: NumericalError if Newton's method does not converge."""
         state = newton(self.problem, grid, self.source, self.boundary, _transferred(start, grid))
+        return self._judged(grid, state, setting)
+
+    def _judged(self, grid: Grid, state: State, setting: Setting | None) -> Candidate:
         return Candidate(setting, grid, state, self.judge.error(grid, state) if self.judge else np.nan)
 
 
 def select(search: Search, frequencies: Sequence[np.ndarray]) -> Candidate:
     """The candidate of least estimated error: down ladders of lengthscales, then step by step around the best.
 
-    Raises: NumericalError if no candidate has a solution.
+    Where Newton's method converges for none, steps in pseudo-time find the first. Raises: NumericalError if no candidate has a
+    solution.
     """
-    best: Candidate | None = None
-    for ladder in _ladders(search, frequencies):
-        if best is not None and best.error <= (FAIR if ladder.late else GOOD):
-            continue
-        best = _descended(search, ladder.settings, best)
+    best = _best_of(search, frequencies, None)
+    if best is None and not search.problem.linear:
+        settings = next(iter(_ladders(search, frequencies))).settings
+        best = next(filter(None, map(search.approached, settings)), None)
+        best = best and _best_of(search, frequencies, best)
     if best is None:
         raise NumericalError(
             f"Newton's method converged for no lengthscale from {LADDER[0]:g} to {LADDER[-1]:g} of the range, from zero with line"
-            " search: give more points (grid=), or a larger coefficient of the highest derivative (viscosity)."
+            " search, nor did steps in pseudo-time reach a solution: give more points (grid=), or a larger coefficient of the"
+            " highest derivative (viscosity)."
         )
-    return _refined(search, best)
+    return _refreshed(search, _refined(search, best))
+
+
+def _refreshed(search: Search, best: Candidate) -> Candidate:
+    """Of an equation that is not linear, with the frequencies of the solution itself: those of the source need not be all."""
+    if search.problem.linear or best.error <= FAIR or best.setting is None:
+        return best
+    values = best.grid.jet(best.state.coefficients, [()])[()]
+    left = tones_of_values(search.problem, search.nodes, values)
+    own = spectra([resolved(found, n) for found, n in zip(left, search.nodes, strict=True)])[0]
+    if own == best.setting.frequencies:
+        return best
+    settings = tuple(Setting(own, (ratio,) * len(own)) for ratio in LADDER)
+    found = _descended(search, settings, best)
+    return _refined(search, found) if found is not None and found.error < WORTHWHILE * best.error else best
+
+
+def _best_of(search: Search, frequencies: Sequence[np.ndarray], best: Candidate | None) -> Candidate | None:
+    """The best of all ladders and of what was there before."""
+    for ladder in _ladders(search, frequencies):
+        if best is None or best.error > (FAIR if ladder.late else GOOD):
+            best = _descended(search, ladder.settings, best)
+    return best
 
 
 @dataclass(frozen=True)

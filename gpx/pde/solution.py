@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,15 +16,16 @@ from gpx.errors import InputError
 from gpx.pde.axes import galerkin, multiply
 from gpx.pde.basis import Basis
 from gpx.pde.domains import points
-from gpx.pde.expressions import Expression, Index, expression, indices, linearise, u
+from gpx.pde.draws import Draws, Estimate
+from gpx.pde.expressions import Expression, linearise
+from gpx.pde.functions import Function, Functions
 from gpx.pde.grids import Grid
-from gpx.pde.linear import axis_matrices, kronecker_sum, solve_linear
-from gpx.pde.noise import mean_square
+from gpx.pde.joint import mean_square
+from gpx.pde.linear import Solver, axis_matrices, kronecker_sum, solve_linear
 from gpx.pde.problem import Problem
 from gpx.pde.select import Setting
 
 TEST_POINTS = {1: 300, 2: 300, 3: 80}  # per axis
-CHUNK = 20_000  # points
 DRAWS = 64
 
 
@@ -32,9 +33,10 @@ DRAWS = 64
 class Solution:
     """A function ``u(x) = sum c_ij... b_i(x_1) b_j(x_2) ...`` that solves a `Problem`, called at points or any expression.
 
-    problem; nodes: points of the grid along every axis; bases: the functions b of every axis; coefficients c [r_1, ..., r_d];
+    problem; nodes: points of the grid along every axis; mean: u, with the unknown functions and numbers of the equation;
     error_estimate: estimated relative L2 error; setting: the frequencies and lengthscales that were chosen, None where the kernel
-    was given; posterior_std: standard deviations at the nodes, where the source has noise.
+    was given; posterior_std: standard deviations at the nodes, where data have noise; unknowns: what they say of the unknown
+    numbers and functions of the equation, by their names; draws: the posterior given such data.
 
     >>> import gpx
     >>> from gpx.pde import D, Interval, Problem, solve, u
@@ -45,11 +47,22 @@ class Solution:
 
     problem: Problem
     nodes: tuple[np.ndarray, ...]
-    bases: tuple[Basis, ...]
-    coefficients: np.ndarray
+    mean: Functions
     error_estimate: float
     setting: Setting | None = None
     posterior_std: np.ndarray | None = None
+    unknowns: Mapping[str, Estimate] = field(default_factory=dict)
+    draws: Draws | None = None
+
+    @property
+    def bases(self) -> tuple[Basis, ...]:
+        """The functions b of every axis."""
+        return self.mean.u.bases
+
+    @property
+    def coefficients(self) -> np.ndarray:
+        """c [r_1, ..., r_d]."""
+        return self.mean.u.coefficients
 
     @property
     def grid(self) -> list[Tensor]:
@@ -70,35 +83,65 @@ class Solution:
         """
         if self.posterior_std is not None:
             return torch.from_numpy(self.posterior_std)
+        return torch.from_numpy(self._white_level * np.sqrt(self._white[1]))
+
+    def paths(self, n: int, seed: int | None = 0) -> list[Functions]:
+        """n functions drawn from what is known of u (and of the unknowns), called as the solution is.
+
+        Their means and deviations are `u` and `std`. They meet the conditions; the equation, up to noise in the source, or
+        without noise up to residuals that explain the estimated error. Raises: InputError for solutions read from files, if data
+        with noise determine them, and for n that is not positive.
+        """
+        if not isinstance(n, int) or n < 1:
+            raise InputError(f"paths takes a number of draws >= 1, got {n!r}.")
+        if self.draws is not None:
+            return self.draws.draw(n, seed)
+        if self.posterior_std is not None:
+            raise InputError("The posterior is not part of files; solve the problem again to draw from it.")
+        random = np.random.default_rng(seed)
+        return [
+            replace(self.mean, u=Function(self.bases, self.coefficients + self._white_level * self._drawn(random)))
+            for _ in range(n)
+        ]
+
+    @cached_property
+    def _operator(self) -> tuple[Grid, dict[Any, Tensor], Solver]:
+        """The grid, the linearised operator there, and a solver of the nearest sum over axes."""
         grid = Grid(
             tuple(galerkin(self.problem, d, b, n) for d, (b, n) in enumerate(zip(self.bases, self.nodes, strict=True)))
         )
         slopes = linearise(self.problem.equation, grid.jet(self.coefficients, self.problem.jet), grid.x)[1]
-        solver = kronecker_sum(axis_matrices(grid, slopes))
-        random, squares = np.random.default_rng(0), 0.0
-        for _ in range(DRAWS):
-            white = grid.test(torch.from_numpy(random.standard_normal(len(grid.x))))
-            drawn = grid.extend(solve_linear(grid, slopes, white, 0.03, solver))
-            squares = squares + multiply([axis.derivatives[0] for axis in grid.axes], drawn) ** 2
-        level = (
-            self.error_estimate**2 * mean_square(self.u.numpy(), self.nodes) / mean_square(np.sqrt(squares), self.nodes)
-        )
-        return torch.from_numpy(np.sqrt(level * squares))
+        return grid, slopes, kronecker_sum(axis_matrices(grid, slopes))
+
+    def _drawn(self, random: np.random.Generator) -> np.ndarray:
+        """Coefficients of the response to white residuals at the nodes."""
+        grid, slopes, solver = self._operator
+        white = grid.test(torch.from_numpy(random.standard_normal(len(grid.x))))
+        return grid.extend(solve_linear(grid, slopes, white, 0.03, solver))
+
+    @cached_property
+    def _white(self) -> tuple[float, np.ndarray]:
+        """The mean square over the domain, and at the nodes, of responses to white residuals."""
+        random, axes = np.random.default_rng(0), self._operator[0].axes
+        values = [multiply([axis.derivatives[0] for axis in axes], self._drawn(random)) for _ in range(DRAWS)]
+        squares = np.mean(np.square(values), 0)
+        return mean_square(np.sqrt(squares), self.nodes), squares
+
+    @cached_property
+    def _white_level(self) -> float:
+        """Of the residuals whose responses have the size of the estimated error."""
+        return self.error_estimate * float(np.sqrt(mean_square(self.u.numpy(), self.nodes) / self._white[0]))
 
     def on(self, axes: Sequence[Any]) -> Tensor:
         """The values [n_1, ..., n_d] on any grid, given by its points along every axis. Cost: that of d thin matrix products."""
-        matrices = [basis(np.asarray(x, dtype=float)) for basis, x in zip(self.bases, axes, strict=True)]
-        return torch.from_numpy(multiply(matrices, self.coefficients))
+        return self.mean.u.on(axes)
 
     def __call__(self, X: Any, of: Expression | None = None) -> Tensor:
-        """Values [n] at points X [n, d] ([n] where d = 1) of u, or of an expression in u and its derivatives.
+        """Values [n] at points X [n, d] ([n] where d = 1) of u, or of an expression in u and unknown functions.
 
         Raises: InputError for points of another dimension or outside the domain. Cost: O(n r^d).
         """
-        x, what = self._points(X), u if of is None else expression(of)
-        asked = sorted(indices(what))
-        parts = [what.value(self._jet(part, asked), part) for part in x.split(CHUNK)]
-        return torch.cat(parts) if parts else x.new_zeros(0)
+        return self.mean(X, of)
 
     def relative_error(self) -> float:
         """The relative L2 error against `problem.exact` on a uniform test grid of 300 points per axis (80 in three dimensions).
@@ -130,29 +173,3 @@ class Solution:
         from gpx.pde.storage import save
 
         save(self, path)
-
-    def _points(self, X: Any) -> Tensor:
-        x = torch.as_tensor(np.asarray(X, dtype=float)) if not isinstance(X, Tensor) else X.detach().double()
-        x = x[:, None] if x.dim() == 1 and len(self.nodes) == 1 else x
-        if x.dim() != 2 or x.shape[1] != len(self.nodes):
-            raise InputError(
-                f"A solution of {len(self.nodes)} axes is called at points [n, {len(self.nodes)}], got {list(x.shape)}."
-            )
-        for axis, (low, high) in enumerate(self.problem.domain.bounds):
-            slack = 1e-9 * (high - low)
-            outside = (x[:, axis] < low - slack) | (x[:, axis] > high + slack)
-            if bool(outside.any()):
-                raise InputError(
-                    f"{int(outside.sum())} of {len(x)} points are outside the domain along axis {axis}: {low:g} to {high:g}."
-                )
-        return x
-
-    def _jet(self, x: Tensor, asked: Sequence[Index]) -> dict[Index, Tensor]:
-        found = {}
-        for index in asked:
-            rows = [basis(x[:, d].numpy(), index.count(d)) for d, basis in enumerate(self.bases)]
-            value = np.tensordot(rows[0], self.coefficients, 1)
-            for row in rows[1:]:
-                value = np.einsum("nj,nj...->n...", row, value)
-            found[index] = torch.from_numpy(np.ascontiguousarray(value))
-        return found

@@ -4,41 +4,52 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import softmax
 from torch import Tensor
 
 from gpx.errors import FitWarning, InputError
+from gpx.pde import map_adam
 from gpx.pde.basis import kernel_basis
 from gpx.pde.domains import points
 from gpx.pde.estimate import judge
 from gpx.pde.expressions import evaluate
+from gpx.pde.functions import Function, Functions
 from gpx.pde.grids import boundary_values
-from gpx.pde.noise import condition, mean_square
+from gpx.pde.inverse import infer, settings
+from gpx.pde.joint import mean_square
+from gpx.pde.points import Points
 from gpx.pde.problem import Problem
-from gpx.pde.select import Search, Setting, select, spectra
+from gpx.pde.scattered import PointSolution, solve_at_points
+from gpx.pde.select import Search, Setting, select
 from gpx.pde.solution import Solution
 from gpx.pde.spectrum import complaint, resolved, tones, tones_of_values
 
 DOUBTFUL = 0.01  # estimated errors that are worth a warning
-NOISY_LADDER = (1.0, 0.5, 0.25, 0.12, 0.06)  # lengthscales, of the range
 
 
-def solve(problem: Problem, grid: int | Sequence[int] | None = None, *, kernel: Any = None) -> Solution:
+def solve(
+    problem: Problem, grid: int | Sequence[int] | None = None, *, kernel: Any = None, method: str = "direct"
+) -> Solution | PointSolution:
     """The solution of a differential equation, as the mean of a Gaussian process that satisfies it on a uniform grid.
 
     The process is a product over axes of spectral mixtures: bumps at the frequencies of the source and of the boundary values,
     and at zero. In the eigenfunctions of its kernel, truncated where they are lost in rounding, the equation, tested by those
     that meet the boundary conditions, is solved by Newton's method: directly where it is linear and a sum over axes, otherwise
     with GMRES, preconditioned by the nearest such sum. Frequencies, lengthscales and the truncation are those of least estimated
-    error; where the source has noise (`problem.noise`), those of the largest evidence, and the solution is the posterior mean.
+    error; where the source has noise or u was observed, those of the largest evidence, and the solution is the posterior mean,
+    with the unknown numbers and functions of the equation in `Solution.unknowns`.
     Nothing reads `problem.exact`.
 
+    On `Points` the process is given the equation at them, linearised around its own mean by the Gauss-Newton method; the kernel,
+    a product of Gaussian or Matern ones, is that of the largest evidence, and the estimated error is the posterior's.
+
     Arguments: grid: points per axis, a number or one for each; None: the problem's. kernel: a stationary kernel of one input
-    for every axis, or a list with one for each, instead of the choice. Result: a `Solution`.
+    for every axis, or a list with one for each, instead of the choice. method: "map-adam" for the published training by Adam,
+    2,000 epochs of it, for comparison. Result: a `Solution`; on `Points`, a `PointSolution`.
     Raises: InputError for grids too small; NumericalError if Newton's method does not converge; StructureError for a kernel
     that is not as often differentiable as the equation asks.
     Warns: FitWarning where the grid is too coarse for the source, or the estimated error is above 1 %.
@@ -50,10 +61,20 @@ def solve(problem: Problem, grid: int | Sequence[int] | None = None, *, kernel: 
     >>> solve(problems.poisson_1d_p1()).relative_error() < 1e-9
     True
     """
+    if isinstance(problem.domain, Points):
+        if grid is not None or method != "direct":
+            raise InputError("grid= and method= are for boxes: leave them out for a domain of Points.")
+        return solve_at_points(problem, kernel)
     counts = problem.counts(grid)
     nodes = tuple(problem.domain.axes(counts))
-    if problem.noise:
-        return _with_noise(problem, nodes, kernel)
+    if method not in ("direct", "map-adam"):
+        raise InputError(f'method is "direct" or "map-adam", got {method!r}.')
+    if method == "map-adam":
+        if kernel is not None:
+            raise InputError('method="map-adam" trains its own kernel; leave out kernel=.')
+        return map_adam.solved(problem, counts, nodes)
+    if problem.uncertain:
+        return _inferred(problem, nodes, kernel)
     search = Search(problem, nodes, _source(problem, nodes), boundary_values(problem, nodes), judge(problem, counts))
     found = tones(problem, counts)
     if kernel is None:
@@ -69,44 +90,26 @@ def solve(problem: Problem, grid: int | Sequence[int] | None = None, *, kernel: 
     if complaints:
         warnings.warn(" ".join(complaints), FitWarning)
     bases = tuple(axis.basis for axis in best.grid.axes)
-    return Solution(problem, nodes, bases, best.state.coefficients, best.error, best.setting)  # pyright: ignore
+    mean = Functions(problem.domain, Function(bases, best.state.coefficients))  # pyright: ignore[reportArgumentType]
+    return Solution(problem, nodes, mean, best.error, best.setting)
 
 
-def _with_noise(problem: Problem, nodes: tuple[np.ndarray, ...], kernel: Any) -> Solution:
-    """The posterior mean of the kernel of the largest evidence; mean squares around it are averaged over all kernels, by their
-    evidence, since what the noise hides of u depends on the kernel.
-    """
-    source, boundary = _source(problem, nodes), boundary_values(problem, nodes)
-    search = Search(problem, nodes, source, boundary, None)
+def _inferred(problem: Problem, nodes: tuple[np.ndarray, ...], kernel: Any) -> Solution:
+    """The posterior given data with noise, averaged over kernels by their evidence."""
+    source = _source(problem, nodes)
+    search = Search(problem, nodes, source, [], None)
     if kernel is not None:
-        settings, grids = [None], [search.of(_bases(problem, nodes, kernel))]
+        choices: list[tuple[Setting | None, Any]] = [(None, lambda: search.of(_bases(problem, nodes, kernel)))]
     else:
         found = tones_of_values(problem, nodes, source)
-        settings = _noisy_settings([resolved(f, n) for f, n in zip(found, nodes, strict=True)])
-        grids = map(search.grid, settings)
-    found = []
-    for setting, grid in zip(settings, grids, strict=True):
-        posterior = condition(problem, grid, source, boundary)
-        values = grid.jet(posterior.coefficients, [()])[()].numpy().reshape(grid.shape)
-        found.append((posterior, grid, setting, values))
-    best, chosen, setting, values = max(found, key=lambda item: item[0].evidence)
-    weights = softmax([posterior.evidence for posterior, *_ in found])
-    square = sum(w * (p.std**2 + (v - values) ** 2) for w, (p, _, _, v) in zip(weights, found, strict=True))
-    std = np.sqrt(square)
+        usable = [resolved(f, n) for f, n in zip(found, nodes, strict=True)]
+        choices = [(setting, partial(search.grid, setting)) for setting in settings(usable, [len(n) for n in nodes])]
+    draws, setting = infer(problem, nodes, source, choices)
+    mean, shape = draws.mean(), tuple(len(n) for n in nodes)
+    std = draws.deviations()[0].reshape(shape)
+    values = mean.u.on(nodes).numpy()
     error = np.sqrt(mean_square(std, nodes) / max(mean_square(values, nodes), 1e-300))
-    bases = tuple(axis.basis for axis in chosen.axes)
-    return Solution(problem, nodes, bases, best.coefficients, float(error), setting, std)  # pyright: ignore
-
-
-def _noisy_settings(frequencies: Sequence[np.ndarray]) -> list[Setting]:
-    """Lengthscales for the bumps of the tones, and apart from them for the one at zero; with the tones and without."""
-    with_tones, *without = spectra(frequencies)
-    apart = [
-        Setting(with_tones, (part,) * len(frequencies), smooth=other / part)
-        for part in NOISY_LADDER
-        for other in NOISY_LADDER
-    ]
-    return apart + [Setting(chosen, (part,) * len(frequencies)) for chosen in without for part in NOISY_LADDER]
+    return Solution(problem, nodes, mean, float(error), setting, std, draws.estimates(shape), draws)
 
 
 def _source(problem: Problem, nodes: tuple[np.ndarray, ...]) -> Tensor:

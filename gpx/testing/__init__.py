@@ -4,7 +4,7 @@
 >>> gpx.testing.check_kernel(gpx.kernels.RBF(lengthscale=0.5))
 """
 
-from gpx.testing.engines import check_engine
+from gpx.testing.engines import check_engine, check_fit
 from gpx.testing.kernels import check_kernel
 from gpx.testing.likelihoods import check_likelihood
 from gpx.testing.reference import DenseGP
@@ -14,6 +14,7 @@ __all__ = [
     "DenseGP",
     "check_derivatives",
     "check_engine",
+    "check_fit",
     "check_kernel",
     "check_likelihood",
     "check_state_space",

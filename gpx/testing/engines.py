@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import gpytorch
@@ -14,19 +16,22 @@ import torch
 from torch import Tensor
 
 from gpx.engines import Engine
-from gpx.errors import StructureError
+from gpx.errors import FitWarning, StructureError
+from gpx.gp import GP
 from gpx.inputs import Data, as_data
 from gpx.kernels import Linear, Matern, Periodic
 from gpx.kernels.dense import dense, diagonal
+from gpx.likelihoods import Gaussian
 from gpx.posterior import Posterior, make_generator
 from gpx.prior import Prior
 from gpx.sites import Sites
 from gpx.structure.metric import has_metric
 from gpx.testing.assertions import as_array, close, copies, finite
-from gpx.testing.cases import points
+from gpx.testing.cases import points, targets
 from gpx.testing.reference import DenseGP
 
 STEP, FINITE = 1e-4, 1e-6  # of central differences along the sites, and their accuracy
+FALL = 1e-9  # of an objective, relative: rounding
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,46 @@ def check_engine(
             law(setting)
     assert repr(engine) == before, f"the engine changed: {before} became {engine!r}."
     assert all(other == engine for other in copies(engine).values()), f"a copy of {before} differs from it."
+
+
+def check_fit(
+    engine: Engine, kernel: gpytorch.kernels.Kernel | None = None, x: Tensor | None = None, *, seed: int = 0
+) -> None:
+    """Check that a short fit with an engine, exact or not, does what fits do.
+
+    - its objective is not below that of the hyperparameters where it starts, and neither falls with more iterations;
+    - its means and variances at the data, and between them unless all are whole numbers, are finite, and variances positive.
+
+    Arguments: engine: the engine. kernel: whose values are the start; None: a Matern. x: inputs [N, D]; None: 24 random ones with
+    one column. Targets are draws of a smooth function with noise.
+    Raises: AssertionError that names the law and the engine. Cost: two fits of at most three iterations.
+
+    >>> from gpx.engines import Exact
+    >>> check_fit(Exact())
+    """
+    x = points(24, 1, seed) if x is None else x.detach().double()
+    gp = GP(
+        Matern(nu=2.5, lengthscale=0.8, outputscale=1.0) if kernel is None else kernel, Gaussian(0.3), engine=engine
+    )
+    before, y = repr(engine), targets(x, seed=seed)
+    reached = [copy.deepcopy(gp).condition(x, y).log_evidence()]
+    for iterations in (1, 3):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FitWarning)  # so few iterations need not be enough
+            fitted = copy.deepcopy(gp).fit(x, y, max_iter=iterations, priors=None)
+        assert fitted.result_ is not None
+        reached.append(fitted.result_.objective)
+    name = type(engine).__name__
+    finite(torch.tensor(reached), f"objectives of a fit ({name})")
+    allowed = FALL * max(1.0, *map(abs, reached))
+    assert all(b >= a - allowed for a, b in pairwise(reached)), f"the objective of a fit fell ({name}): {reached}."
+    between = 0.5 * (x[1:] + x[:-1])
+    whole = not has_metric(fitted.kernel_) or torch.equal(x, x.round())
+    prediction = fitted.predict(x if whole else torch.cat([x, between]))
+    finite(prediction.mean, f"means after a fit ({name})")
+    finite(prediction.variance, f"variances after a fit ({name})")
+    assert bool((prediction.variance > 0).all()), f"variances after a fit are not positive ({name})."
+    assert repr(engine) == before, f"the engine changed: {before} became {engine!r}."
 
 
 def _setting(engine: Engine, kernel: gpytorch.kernels.Kernel, x: Tensor, tolerance: float, seed: int) -> Setting:

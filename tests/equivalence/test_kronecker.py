@@ -341,6 +341,44 @@ def test_several_latent_functions():
     close(found[0][1], found[1][1], "predictions", atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("n", [2, 3, 64, 65])
+def test_eigenvectors_by_halves(n, monkeypatch):
+    """kronecker-halves: on values that are the same from both ends, even or not, they are those of two smaller matrices."""
+    monkeypatch.setattr(kron, "HALVED", 2)
+    sizes = []
+    eigh = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda a: (sizes.append(len(a)), eigh(a))[1])
+    steps = axis(n - 1, 3)[:, 0] / n
+    uneven = torch.cat([steps.new_zeros(1), steps + steps.flip(0)]).cumsum(0)
+    for values in (torch.linspace(-1, 2, n, dtype=torch.float64), 10 + torch.arange(n).double() / 12, uneven):
+        for kernel in (Matern(nu=0.5, lengthscale=0.3), RBF(lengthscale=2.0), Cosine(period=1.3)):
+            matrix = kernel.double().matrix(values[:, None]).detach()
+            found, vectors = kron.eigen(matrix)
+            assert sizes == [n - n // 2, n // 2], "two of half the size"
+            sizes.clear()
+            close(found, eigh(matrix)[0].flip(0).clamp_min(0), "eigenvalues, descending", atol=1e-11)
+            close(vectors @ (found[:, None] * vectors.mT), matrix, "the matrix", atol=1e-11)
+            close(vectors.mT @ vectors, torch.eye(n).double(), "they are orthogonal", atol=1e-11)
+
+
+def test_other_matrices_are_not_halved():
+    """kronecker-halves: those of uneven values, and of kernels that are not stationary, are as before."""
+    for kernel, values in ((Linear(0.3), torch.linspace(0, 1, 70)), (RBF(lengthscale=0.3), axis(70, 1)[:, 0])):
+        matrix = kernel.double().matrix(values.double()[:, None]).detach()
+        found, vectors = kron.eigen(matrix)
+        close(vectors @ (found[:, None] * vectors.mT), matrix, "the matrix", atol=1e-10)
+
+
+@pytest.mark.parametrize("holes", [False, True])
+def test_even_axes(holes):
+    """kronecker-halves"""
+    inputs = Grid([torch.linspace(0, 3, 65, dtype=torch.float64), torch.linspace(0, 2, 6, dtype=torch.float64)])
+    tau = torch.full((65, 6), 3.0).double()
+    if holes:
+        tau[1, 2] = tau[30, :3] = tau[6] = 0.0
+    agree(rough(), inputs, tau)
+
+
 def test_every_derivation_is_cited():
     """kronecker-modes and kronecker-prediction by the tests of all grids, the others by name."""
     document = Path(__file__).parents[2] / "docs" / "theory" / "kronecker.md"

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import gpx
+from gpx import engines
 from gpx.engines import Exact, StateSpace
 from gpx.errors import StructureError
 from gpx.inputs import as_data
@@ -15,6 +16,7 @@ from gpx.kernels import (
     BlockQuasiPeriodic,
     Constant,
     Cosine,
+    GridSpectralMixtureProduct,
     HidaMatern,
     Linear,
     Matern,
@@ -26,7 +28,7 @@ from gpx.likelihoods import Gaussian
 from gpx.prior import Prior
 from gpx.sites import Sites
 from gpx.structure import state_space
-from gpx.testing import check_engine, check_kernel, check_likelihood, check_state_space, check_structure
+from gpx.testing import check_engine, check_fit, check_kernel, check_likelihood, check_state_space, check_structure
 from gpx.testing.assertions import close
 from gpx.testing.cases import KERNELS, LIKELIHOODS, OWN, points
 
@@ -135,6 +137,35 @@ class OnePole(RBF):
 def test_state_space_engine_on_an_approximate_form():
     """It is exact for what the form stands for, gradients included."""
     check_engine(StateSpace(), [OnePole(lengthscale=0.8, outputscale=1.7), OnePole() * Matern(nu=1.5, lengthscale=2.0)])
+
+
+# Engine, kernel and inputs of a fit of every engine that there is.
+FITS = {
+    "Agents": lambda: (engines.Agents(), None, None),
+    "BlockCirculant": lambda: (engines.BlockCirculant(), BlockQuasiPeriodic(4, 0.5), torch.arange(24.0)[:, None]),
+    "Coreset": lambda: (engines.Coreset(), RBF(lengthscale=0.8, outputscale=1.0), None),
+    "Exact": lambda: (Exact(), None, None),
+    "Exact, weights": lambda: (Exact(), GridSpectralMixtureProduct(20, 0.05, max_frequency=2.0, bandwidth=0.3), None),
+    "Features": lambda: (engines.Features(32), None, None),
+    "Kronecker": lambda: (
+        engines.Kronecker(),
+        RBF(lengthscale=0.8, active_dims=[0]) * Matern(nu=1.5, active_dims=[1]),
+        torch.cartesian_prod(torch.linspace(-1, 2, 6), torch.linspace(-1, 2, 4)),
+    ),
+    "SIC": lambda: (engines.SIC(), None, points(24, 2)),
+    "SparseVariational": lambda: (engines.SparseVariational(8), None, None),
+    "StateSpace": lambda: (StateSpace(), None, None),
+}
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_fit(name):
+    check_fit(*FITS[name]())
+
+
+def test_every_engine_is_fitted():
+    there = {c for c in vars(engines).values() if isinstance(c, type) and issubclass(c, engines.Engine)}
+    assert there - {engines.Engine} == {type(build()[0]) for build in FITS.values()}
 
 
 def test_blocks_without_correlation():

@@ -20,6 +20,7 @@ import gpx
 from gpx import GP, engines, likelihoods
 from gpx.assemble import assemble, start_from_data
 from gpx.inference import multiplicative as mm
+from gpx.inference import weights as ws
 from gpx.inference.coordinates import Coordinates, trainable_modules
 from gpx.inputs import as_data
 from gpx.kernels import RBF, GridSpectralMixtureProduct
@@ -51,14 +52,14 @@ def problem_of(x, y, count=12, mean="linear", noise=None, priors="weak", kernel=
 def mixture(*args, **options):
     """The mixture of a problem, and its start."""
     problem, objective = problem_of(*args, **options)
-    found, start = mm.mixture_of(problem), mm.start_of(problem)
+    found, start = ws.mixture_of(problem), ws.start_of(problem)
     return problem, objective, found, found.at(start.weights, start.noise)
 
 
 def dense_statistics(problem, point):
     """The evidence at a point and both statistics of every component and the noise, by dense matrices, one at a time."""
     kernel, x, y = problem.prior.kernels[0], problem.data.x, problem.data.y
-    mm.move(problem, point)
+    ws.move(problem, point)
     mu = problem.prior.mean_at(x, y.shape[1])
     count = len(point.weights)
     value, numerators, denominators = 0.0, torch.zeros(count + 1).double(), torch.zeros(count + 1).double()
@@ -76,7 +77,7 @@ def dense_statistics(problem, point):
         value += -0.5 * float(rest @ a + torch.logdet(2 * math.pi * C))
         numerators += torch.stack([a @ K @ a for K in parts])
         denominators += torch.stack([(inverse * K).sum() for K in parts])
-    mm.move(problem, point)
+    ws.move(problem, point)
     return value, numerators, denominators
 
 
@@ -101,7 +102,7 @@ def test_its_slopes_are_those_of_the_evidence():
     """(kernels-statistics)"""
     x, y = data(1, dims=2)
     problem, objective, found, point = mixture(x, y)
-    mm.move(problem, point)
+    ws.move(problem, point)
     raw = problem.prior.kernels[0].raw_weights
     (gradient,) = torch.autograd.grad(objective(problem.anew()), [raw])
     close(found.statistics(point, torch.arange(12)).slopes(point.weights), point.weights * gradient, "slopes", 1e-8)
@@ -177,7 +178,7 @@ def test_a_fit_ends_at_an_optimum(seed):
     x, y = data(seed, rows=40)
     gp = GP(GridSpectralMixtureProduct(40), mean="linear", engine=engines.Exact()).fit(x, y)
     result, problem = gp.result_, gp._fitted()
-    point = mm.start_of(problem)
+    point = ws.start_of(problem)
     assert (
         result.converged and result.components == 40 and result.components_left == int((point.weights > 0).sum()) < 30
     )
@@ -211,7 +212,7 @@ def test_the_mean_is_that_of_generalised_least_squares():
     """(kernels-mean)"""
     x, y = data(2, dims=2, outputs=2, missing=3)
     problem, objective, _, point = mixture(x, y)
-    mm.move(problem, point)
+    ws.move(problem, point)
     raws = [raw for raw in problem.prior.mean.parameters() if raw.requires_grad]
     scale = problem.data.variance**0.5
     for gradient in torch.autograd.grad(objective(problem.anew()), raws):

@@ -139,6 +139,19 @@ def test_marginal_variances_are_those_of_the_exact_posterior(tolerance):
     assert float(error.max()) <= 0.05
 
 
+@torch.no_grad()
+def test_the_rough_log_partition_errs_alike_from_step_to_step():
+    """Theory, "Rough steps": its trace is estimated from the same signs for all sites; without a tolerance it is exact."""
+    x, y, kernel = field(1200, seed=3)
+    posterior = conditioned(SIC(tolerance=1e-5), kernel, x, y, 0.01)
+    other = posterior.with_sites(Sites(posterior.sites.nu * 0.8, posterior.sites.tau * 0.7))
+    errors = [float(p.rough_log_partition - p.log_partition) for p in (posterior, other)]
+    change = abs(float(posterior.log_partition - other.log_partition))
+    assert max(map(abs, errors)) < 1 and abs(errors[0] - errors[1]) < 1e-3 * change
+    exact = conditioned(SIC(tolerance=0.0), kernel, x[:300], y[:300], 0.01)
+    assert float(exact.rough_log_partition) == float(exact.log_partition)
+
+
 def test_a_low_rank_part_has_the_posterior_of_its_prior():
     """Means, variances and covariances at the data and elsewhere, against the dense algebra of ``phi phi^T + (U U^T)^-1``."""
     x, y, kernel = field(60, 10, d=3, lengthscale=0.7)

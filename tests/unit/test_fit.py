@@ -18,7 +18,7 @@ from gpx.inference import starts
 from gpx.inference.coordinates import Coordinates
 from gpx.kernels import RBF, Constant, Linear, Matern, Periodic
 from gpx.likelihoods import Gaussian
-from gpx.objectives import Evidence, LeaveOneOut
+from gpx.objectives import Evidence, LeaveOneOut, Objective
 from gpx.testing.assertions import close
 from gpx.testing.cases import points, targets
 
@@ -227,7 +227,7 @@ def test_restarts_stay_inside_the_bounds():
 
 
 @dataclass(frozen=True)
-class Walled:
+class Walled(Objective):
     """The evidence, but not defined where the lengthscale is below a limit."""
 
     limit: float

@@ -303,6 +303,8 @@ def refused(kind):
         y, likelihood = y * 0.0 + rank + 1.0, likelihoods.Beta()
     elif kind == "Exact":
         engine = engines.Exact()
+    elif kind == "Whittle":
+        objective = objectives.Whittle()
     elif kind == "unobserved":
         y = y * math.nan
     GP(kernels.RBF(), likelihood, engine=engine, objective=objective).fit(x, y)
@@ -332,6 +334,7 @@ def refused(kind):
             StructureError,
             r"Exact needs all rows in one process, here are 2: use engines.SparseVariational\(M\).*ALONE",
         ),
+        ("Whittle", StructureError, "Whittle needs all rows in one process, here are 2: use objective='auto'"),
         ("unobserved", InputError, "y has no observed target"),
     ],
 )

@@ -43,9 +43,13 @@ def test_files_of_other_things_are_refused(heat, tmp_path):
     gpx.GP(gpx.kernels.RBF()).condition([0.0, 1.0], [0.0, 1.0]).save(tmp_path / "gp.gpx")
     with pytest.raises(gpx.InputError, match=r"read models with gpx\.load"):
         load(tmp_path / "gp.gpx", problems.heat())
+
+
+def test_solutions_with_a_given_kernel_are_saved(tmp_path):
     given = solve(problems.heat(), grid=16, kernel=gpx.kernels.RBF(lengthscale=0.3))
-    with pytest.raises(gpx.StructureError, match="kernel="):
-        given.save(tmp_path / "given.gpx")
+    given.save(tmp_path / "given.gpx")
+    found, x = load(tmp_path / "given.gpx", problems.heat()), torch.rand(9, 2, dtype=torch.float64)
+    assert torch.equal(found.u, given.u) and torch.equal(found(x, D(u, 0)), given(x, D(u, 0)))
 
 
 @pytest.mark.parametrize("name", ["poisson_1d_p2", "heat", "poisson_3d"])

@@ -9,7 +9,10 @@ import torch
 
 import gpx
 from gpx.pde import Box, D, Dirichlet, Interval, Neumann, Periodic, Problem, Robin, cos, exp, problems, sin, solve, u
+from gpx.pde.grids import boundary_values
+from gpx.pde.newton import newton
 from gpx.pde.problems import laplacian, manufactured
+from gpx.pde.select import Search, Setting
 
 UNIT = Box([(0, 1), (0, 1)])
 # issue 9's bars: relative errors with the one configuration
@@ -157,6 +160,36 @@ def test_newtons_failure_says_what_was_tried():
         solve(Problem(Interval(0, 1), D(u, 0, 2) + 50 * exp(u), 0.0, 0.0), grid=30)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
+def test_steps_in_pseudo_time_reach_what_newtons_do_not():
+    """Allen and Cahn's equation, forced out of zero: Newton's method fails from there, and a solution is near one constant."""
+    problem = Problem(UNIT, 0.05**2 * laplacian(2) + u - u**3, 1.0, 0.0, grid=40)
+    nodes = tuple(problem.domain.axes((40, 40)))
+    grid = Search(problem, nodes, torch.ones(1600, dtype=torch.float64), boundary_values(problem, nodes), None).grid(
+        Setting(((0.0,), (0.0,)), (0.25, 0.25))
+    )
+    with pytest.raises(gpx.NumericalError, match="did not converge"):
+        newton(problem, grid, torch.ones(1600, dtype=torch.float64), boundary_values(problem, nodes))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", gpx.FitWarning)
+        solution = solve(problem)
+    middle = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+    constant = np.roots([-1.0, 0.0, 1.0, -1.0])
+    assert float(solution(middle)[0]) == pytest.approx(float(constant[np.isreal(constant)][0].real), abs=1e-3)
+    assert float((solution(middle, problem.equation) - 1).abs()[0]) < 1e-3
+
+
+def test_frequencies_of_a_nonlinear_problem_come_from_its_solution_too():
+    """u'' + 80^2 u + u^2 with u = sin 80x: the source, sin^2 80x, has a tone at twice the frequency alone."""
+    problem = manufactured(
+        "", Interval(0, 1), D(u, 0, 2) + 80.0**2 * u + u**2, lambda x: torch.sin(80 * x[:, 0]), grid=60
+    )
+    solution = solve(problem)
+    assert solution.setting.frequencies[0][1:] == pytest.approx((80 / (2 * np.pi),), rel=1e-6)
+    assert solution.relative_error() < 1e-9
+
+
 @pytest.mark.parametrize("kernel", [gpx.kernels.Matern(nu=3.5, lengthscale=0.5), gpx.kernels.RBF(lengthscale=0.3)])
 def test_a_kernel_can_be_given(kernel):
     solution = solve(CASES["mixed conditions"], grid=24, kernel=[kernel, kernel])
@@ -187,7 +220,13 @@ def noisy(problem, grid, level, seed):
     return replace(problem, source=(f + noise * random).reshape([len(a) for a in axes]), noise=noise, grid=grid)
 
 
-@pytest.mark.parametrize("name", ["Neumann and Robin", "mixed conditions", "initial value"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("Neumann and Robin", "initial value")),
+        "mixed conditions",
+    ],
+)
 def test_bands_cover_the_truth_where_the_source_has_noise(name):
     """Pointwise 95 % bands, 6 seeds: a few degrees of freedom each, so that coverage of 0.75 or less has a chance below 1e-3."""
     problem, covered = CASES[name], []

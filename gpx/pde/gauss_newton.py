@@ -1,0 +1,192 @@
+"""The Gauss-Newton method at scattered points: linearise the equation, condition on it, repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpx.errors import NumericalError
+from gpx.kernels import RBF, Matern
+from gpx.pde.expressions import Index, evaluate, linearise
+from gpx.pde.measurements import Block, Posterior, condition, values_at
+from gpx.pde.problem import Problem
+from gpx.pde.sparse import SparsePosterior, condition_sparsely
+
+DENSE = 5000  # measurements up to which the kernel matrix is factorised
+CHOICE = 800  # points that the kernel is chosen with
+LADDER = (1.0, 0.5, 0.25, 0.12, 0.06, 0.03)  # lengthscales, of the range
+START = 0.25  # that of the kernel with which a nonlinear equation is first linearised
+STRETCHES = (2.0, 0.5, 1.4, 0.7)
+LOWER = 2  # steps down a ladder with less and less evidence, where it ends
+WORTHWHILE = 1.0  # nats: what is no better is not followed
+ROUNDS = 2  # choices of the kernel, for nonlinear equations, each around the solution of the one before
+MAX_STEPS = 30
+ACCURACY = 1e-11  # of the solution: steps below it end the search
+ROUGH = 1e-5  # of the solution, or of the largest residual: what is below it and gets no smaller is rounding
+HALVINGS = 10
+
+Jets = dict[Index, Tensor]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A product of kernels: Matern of smoothness nu, infinite: Gaussian; lengthscales: as parts of the range of every axis."""
+
+    nu: float
+    lengthscales: tuple[float, ...]
+
+    def kernels(self, bounds: Sequence[tuple[float, float]]) -> list[Any]:
+        """One for every axis."""
+        lengths = [part * (high - low) for part, (low, high) in zip(self.lengthscales, bounds, strict=True)]
+        return [RBF(lengthscale=v) if np.isinf(self.nu) else Matern(nu=self.nu, lengthscale=v) for v in lengths]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A problem at points: x [n, d] where the equation holds, with the source there, and the boundary, with its values."""
+
+    problem: Problem
+    x: Tensor
+    source: Tensor
+    boundary: Block
+    given: Tensor
+
+    @classmethod
+    def of(cls, problem: Problem, points: Any) -> Measured:
+        """The values of a problem at its points, or at some of them."""
+        source = evaluate(problem.source, points.interior, "The source")
+        given = evaluate(problem.boundary, points.boundary, "The boundary value")
+        return cls(problem, points.interior, source, values_at(points.boundary), given)
+
+    @property
+    def indices(self) -> list[Index]:
+        """The derivatives that are looked at, u among them."""
+        return sorted({(), *self.problem.jet})
+
+    def zero(self) -> Jets:
+        """The jets at x of the function 0."""
+        return {index: torch.zeros_like(self.source) for index in self.indices}
+
+    def linearised(self, jets: Jets) -> tuple[tuple[Block, Block], tuple[Tensor, Tensor]]:
+        """The measurements that the equation, linearised, asks for, and their values."""
+        value, slopes = linearise(self.problem.equation, jets, self.x)
+        right = self.source - value + sum(slopes[index] * jets[index] for index in slopes)
+        asked = {index: slope for index, slope in slopes.items() if bool(slope.any())}
+        return (self.boundary, Block(self.x, asked or {(): torch.zeros_like(value)})), (self.given, right)
+
+    def residual(self, jets: Jets) -> float:
+        """The norm of what is left of the equation."""
+        with torch.no_grad():
+            return float((self.problem.equation.value(jets, self.x) - self.source).norm())
+
+
+def conditioned(measured: Measured, kernels: Sequence[Any], jets: Jets) -> Posterior | SparsePosterior:
+    """The process given the equation linearised at these jets: dense, or, where there are many points, sparse."""
+    blocks, values = measured.linearised(jets)
+    dense = sum(len(v) for v in values) <= DENSE
+    return condition(kernels, blocks, values) if dense else condition_sparsely(kernels, blocks, values)
+
+
+def solved(measured: Measured, kernels: Sequence[Any]) -> tuple[Posterior | SparsePosterior, Jets]:
+    """The process given the equation linearised at its own mean, and the jets of that.
+
+    Each step conditions on the equation linearised at the last jets; steps are halved until the residual decreases.
+    Raises: NumericalError if the steps do not get small, with the residuals. Cost: that of `condition` for every step.
+    """
+    jets, residuals, previous = measured.zero(), [], np.inf
+    for step in range(MAX_STEPS):
+        posterior = conditioned(measured, kernels, jets)
+        if measured.problem.linear:
+            return posterior, jets
+        found = {index: posterior.mean(values_at(measured.x, index)) for index in measured.indices}
+        residuals.append(measured.residual(jets))
+        change = float((found[()] - jets[()]).norm()) / max(float(found[()].norm()), 1e-300)
+        stalled = residuals[-1] > 0.3 * min(residuals[:-1], default=np.inf)
+        settled = (change > 0.3 * previous and change < ROUGH) or (stalled and residuals[-1] < ROUGH * max(residuals))
+        if change <= ACCURACY or settled:
+            return posterior, jets
+        previous = change
+        jets = _damped(measured, jets, found, np.inf if step == 0 else residuals[-1])
+    raise NumericalError(
+        f"The Gauss-Newton method did not converge at {len(measured.source)} points: norms of the residual"
+        f" {', '.join(f'{r:.2g}' for r in (*residuals[:4], *residuals[-3:]))}; steps were halved up to {HALVINGS} times."
+        " Give more points, or a kernel= with a lengthscale that they resolve."
+    )
+
+
+def _damped(measured: Measured, jets: Jets, found: Jets, residual: float) -> Jets:
+    """The first of the whole way, half, a quarter ... whose residual is less; the whole way if none is: then it is rounding."""
+    for halving in range(HALVINGS):
+        trial = {index: jets[index] + 0.5**halving * (found[index] - jets[index]) for index in found}
+        if measured.residual(trial) < residual:
+            return trial
+    return found
+
+
+def choose(problem: Problem) -> Choice:
+    """The kernel of the largest evidence, with some of the points: down ladders of lengthscales, then step by step.
+
+    The equation is linearised around the solution that a fixed kernel, then the one chosen, has. Nothing reads `problem.exact`.
+    """
+    points = problem.domain.few(CHOICE)
+    measured, bounds = Measured.of(problem, points), problem.domain.bounds
+    dims, order = points.dims, max(len(index) for index in problem.jet)
+    # Sparse factors want kernels that are rougher: dependence on what is far away is then through what is near.
+    smoothness = (order + 1.5, order + 2.5 if len(problem.domain.all) > DENSE else np.inf)
+    tried = [Choice(nu, (part,) * dims) for nu in smoothness for part in LADDER]
+    best, jets = Choice(smoothness[0], (START,) * dims), measured.zero()
+    for _ in range(1 if problem.linear else ROUNDS):
+        if not problem.linear:
+            jets = solved(measured, best.kernels(bounds))[1]
+        blocks, values = measured.linearised(jets)
+
+        def evidence(choice: Choice, blocks: Any = blocks, values: Any = values) -> float:
+            try:
+                return condition(choice.kernels(bounds), blocks, values).evidence
+            except NumericalError:
+                return -np.inf
+
+        best = _climbed(evidence, tried)
+        tried = [best]
+    return best
+
+
+def _climbed(evidence: Callable[[Choice], float], ladder: Sequence[Choice]) -> Choice:
+    """The best of a ladder, from there on the first better one around the best, until there is none."""
+    tried: dict[Choice, float] = {}
+    for nu in dict.fromkeys(choice.nu for choice in ladder):
+        worse, last = 0, -np.inf
+        for choice in (c for c in ladder if c.nu == nu):
+            tried[choice] = evidence(choice)
+            worse, last = (worse + 1 if tried[choice] < last else 0), tried[choice]
+            if worse == LOWER:
+                break
+    best = max(tried, key=lambda choice: tried[choice])
+    if not np.isfinite(tried[best]):
+        raise NumericalError("No kernel matrix of the points is positive definite: some are too near each other.")
+    moves = _around(best)
+    while moves:
+        choice, *moves = moves
+        if choice not in tried:
+            tried[choice] = evidence(choice)
+        if tried[choice] > tried[best] + WORTHWHILE:
+            best, moves = choice, _around(choice)
+    return best
+
+
+def _around(choice: Choice) -> list[Choice]:
+    dims = len(choice.lengthscales)
+    groups = [tuple(range(dims)), *((d,) for d in range(dims))] if dims > 1 else [(0,)]
+    return [
+        replace(
+            choice,
+            lengthscales=tuple(round(v * by, 6) if d in group else v for d, v in enumerate(choice.lengthscales)),
+        )
+        for by in STRETCHES
+        for group in groups
+    ]

@@ -1,0 +1,178 @@
+"""Linear measurements of a Gaussian process at scattered points, and the process given their values.
+
+A measurement is ``u -> sum_a s_a (d^a u)(x)``. Under a product of stationary kernels of one input their covariances are closed:
+``cov(d^a u(x), d^b u(x')) = prod_d (-1)^(b_d) k_d^(a_d + b_d)(x_d - x'_d)``. Theory: docs/theory/pde.md, section 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpx.errors import NumericalError
+from gpx.linalg.cholesky import Cholesky, factorise
+from gpx.pde.expressions import Index
+from gpx.structure.derivatives import derivatives
+
+NUGGET = 1e-13  # of the variance of each measurement: rounding in the kernel matrix is below it
+CHUNK = 100_000  # entries of a matrix that are worked on at once
+
+
+@dataclass(frozen=True)
+class Block:
+    """Measurements at x [n, d]; slopes: s [n] for every derivative."""
+
+    x: Tensor
+    slopes: dict[Index, Tensor]
+
+    def order(self, axis: int) -> int:
+        """Of the highest derivative along an axis."""
+        return max(index.count(axis) for index in self.slopes)
+
+    def split(self, rows: int) -> Iterator[Block]:
+        """Blocks of so many rows."""
+        parts = {index: slope.split(rows) for index, slope in self.slopes.items()}
+        for i, x in enumerate(self.x.split(rows)):
+            yield Block(x, {index: slopes[i] for index, slopes in parts.items()})
+
+
+def values_at(x: Tensor, index: Index = ()) -> Block:
+    """The measurements of one derivative."""
+    return Block(x, {index: torch.ones(len(x), dtype=torch.float64)})
+
+
+def covariance(kernels: Sequence[Any], left: Block, right: Block) -> Tensor:
+    """The covariances [n, m] of two blocks, the kernel being a product with one factor for every axis.
+
+    Raises: StructureError for a kernel that is not smooth enough. Cost: O(n m A B d), A and B derivatives in the blocks.
+    """
+    jets = [derivatives(kernel, left.order(d) + right.order(d)) for d, kernel in enumerate(kernels)]
+    found = torch.empty(len(left.x), len(right.x), dtype=torch.float64)
+    rows = max(1, CHUNK // max(1, len(right.x)))
+    with torch.no_grad():
+        for part, out in zip(left.split(rows), found.split(rows), strict=True):
+            tables = [jet(part.x[:, d, None] - right.x[:, d]).movedim(-1, 0).contiguous() for d, jet in enumerate(jets)]
+            out.copy_(_combined(tables, part, right))
+    return found
+
+
+def _combined(tables: Sequence[Tensor], left: Block, right: Block) -> Tensor:
+    total = torch.zeros(len(left.x), len(right.x), dtype=torch.float64)
+    for a, s in left.slopes.items():
+        inner = torch.zeros_like(total)
+        for b, t in right.slopes.items():
+            product = tables[0][a.count(0) + b.count(0)]
+            for d, table in enumerate(tables[1:], 1):
+                product = product * table[a.count(d) + b.count(d)]
+            inner.addcmul_(product, (-1) ** len(b) * t)
+        total.addcmul_(inner, s[:, None])
+    return total
+
+
+def variances(kernels: Sequence[Any], block: Block) -> Tensor:
+    """The prior variances [n] of measurements."""
+    zero = torch.zeros(1, dtype=torch.float64)
+    jets = [derivatives(kernel, 2 * block.order(d))(zero).detach()[0] for d, kernel in enumerate(kernels)]
+    total = torch.zeros(len(block.x), dtype=torch.float64)
+    for a, s in block.slopes.items():
+        for b, t in block.slopes.items():
+            moment = (-1.0) ** len(b)
+            for d, jet in enumerate(jets):
+                moment = moment * float(jet[a.count(d) + b.count(d)])
+            total += moment * s * t
+    return total
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The process given the values of measurements.
+
+    kernels: one for every axis; blocks: of the measurements; weights [n]: its mean is ``cov(., blocks) @ weights``; scale [n]:
+    prior standard deviations of the measurements; factor: of their correlations; data [n]: values over scale.
+    """
+
+    kernels: tuple[Any, ...]
+    blocks: tuple[Block, ...]
+    weights: Tensor
+    scale: Tensor
+    factor: Cholesky
+    data: Tensor
+
+    def mean(self, block: Block) -> Tensor:
+        """Posterior means [n] of measurements. Cost: that of the covariances, in pieces."""
+        return _mean(self.kernels, self.blocks, self.weights, block)
+
+    def std(self, block: Block) -> Tensor:
+        """Posterior standard deviations [n] of measurements, at the variance of the kernel that `variance` has.
+
+        Cost: O(n N^2) for N given measurements.
+        """
+        found = []
+        for part in block.split(max(1, CHUNK // 100)):
+            cross = torch.cat([covariance(self.kernels, b, part) for b in self.blocks]) / self.scale[:, None]
+            found.append(variances(self.kernels, part) - self.factor.half_solve(cross).square().sum(0))
+        # What is below the rounding of a prior variance is as large as it.
+        floor = NUGGET * variances(self.kernels, block)
+        return (self.variance * torch.maximum(torch.cat(found), floor)).sqrt()
+
+    @cached_property
+    def variance(self) -> float:
+        """The variance of the kernel, by leaving one out: errors in predicting each value from all others have unit variance.
+
+        Cost: O(N^3).
+        """
+        inverse, alpha = self.factor.inverse().diagonal(), self.weights * self.scale
+        return float((alpha.square() / inverse).mean())
+
+    @cached_property
+    def evidence(self) -> float:
+        """Log marginal likelihood of the values under the variance of the kernel that makes it the largest."""
+        n = len(self.data)
+        form = float(self.data @ (self.weights * self.scale)) / n
+        return -0.5 * n * (torch.log(torch.tensor(2 * torch.pi * form)).item() + 1) - float(
+            0.5 * self.factor.logdet() + self.scale.log().sum()
+        )
+
+
+def condition(kernels: Sequence[Any], blocks: Sequence[Block], values: Sequence[Tensor]) -> Posterior:
+    """The process given values [n] of blocks of measurements, by a Cholesky factor of their correlations.
+
+    Raises: NumericalError if the correlations are not positive definite; StructureError for a kernel that is not smooth enough.
+    Cost: O(N^3) time, O(N^2) memory.
+    """
+    scale = torch.cat([variances(kernels, block) for block in blocks]).sqrt()
+    matrix = gram(kernels, blocks) / scale / scale[:, None]
+    matrix.diagonal().add_(NUGGET)
+    factor = factorise(matrix.clone)
+    data = torch.cat(list(values)) / scale
+    weights = factor.solve(data[:, None])[:, 0] / scale
+    if not bool(torch.isfinite(weights).all()):
+        raise NumericalError("The values of the measurements, or their weights, are not finite.")
+    return Posterior(tuple(kernels), tuple(blocks), weights, scale, factor, data)
+
+
+def gram(kernels: Sequence[Any], blocks: Sequence[Block]) -> Tensor:
+    """The covariances [N, N] of all measurements."""
+    sizes = [len(block.x) for block in blocks]
+    found = torch.empty(sum(sizes), sum(sizes), dtype=torch.float64)
+    starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+    for i, left in enumerate(blocks):
+        for j, right in enumerate(blocks[: i + 1]):
+            part = covariance(kernels, left, right)
+            found[starts[i] : starts[i + 1], starts[j] : starts[j + 1]] = part
+            found[starts[j] : starts[j + 1], starts[i] : starts[i + 1]] = part.T
+    return found
+
+
+def _mean(kernels: Sequence[Any], blocks: Sequence[Block], weights: Tensor, block: Block) -> Tensor:
+    sizes = [len(b.x) for b in blocks]
+    found = []
+    for part in block.split(max(1, CHUNK // 100)):
+        parts = zip(blocks, weights.split(sizes), strict=True)
+        found.append(sum(covariance(kernels, part, b) @ w for b, w in parts))
+    return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)  # pyright: ignore

@@ -1,0 +1,144 @@
+"""Solutions at scattered points: the mean of a Gaussian process given the equation there."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpx.errors import FitWarning, InputError
+from gpx.pde.expressions import Expression, expression, indices, u
+from gpx.pde.gauss_newton import Choice, Jets, Measured, choose, solved
+from gpx.pde.measurements import Posterior, values_at
+from gpx.pde.problem import Problem
+from gpx.pde.sparse import SparsePosterior
+
+DOUBTFUL = 0.01  # estimated errors that are worth a warning
+TEST_POINTS = {1: 400, 2: 100, 3: 22}  # per axis
+
+
+@dataclass(frozen=True, eq=False)
+class PointSolution:
+    """A function that solves a `Problem` at the points of its domain, called at other points or with any expression.
+
+    problem; posterior: the process that it is the mean of; jets: of the function around which the equation was linearised;
+    choice: the kernel that was chosen, None where it was given.
+
+    >>> from gpx.pde import D, Points, Problem, solve, u
+    >>> disc = Points.within([(-1, 1), (-1, 1)], lambda x: x.norm(dim=1) < 1, 300)
+    >>> solution = solve(Problem(disc, D(u, 0, 2) + D(u, 1, 2), -4.0, 0.0))
+    >>> print(f"{float(solution([[0.0, 0.0]])[0]):.6f} {float(solution([[0.6, 0.0]], D(u, 0))[0]):.6f}")
+    1.000000 -1.200000
+    """
+
+    problem: Problem
+    posterior: Posterior | SparsePosterior
+    jets: Jets
+    choice: Choice | None = None
+
+    @property
+    def points(self) -> Tensor:
+        """The points [N, d], those of the boundary first."""
+        return self.problem.domain.all
+
+    @cached_property
+    def u(self) -> Tensor:
+        """The values [N] at the points."""
+        return self(self.points)
+
+    @cached_property
+    def std(self) -> Tensor:
+        """Posterior standard deviations [N] of u at the points, with the variance of the kernel that predicts each measurement
+        from all others best. Cost: O(N^3) for N points; beyond 5,000 they come from draws.
+        """
+        return self.posterior.std(values_at(self.points))
+
+    @cached_property
+    def error_estimate(self) -> float:
+        """The estimated relative L2 error: the root mean square of `std` where the equation holds, over that of u."""
+        inner = slice(len(self.problem.domain.boundary), None)
+        return float(self.std[inner].norm() / self.u[inner].norm().clamp_min(1e-300))
+
+    def __call__(self, X: Any, of: Expression | None = None) -> Tensor:
+        """Values [n] at points X [n, d] ([n] where d = 1) of u, or of an expression in u and its derivatives.
+
+        Raises: InputError for points of another dimension or outside the domain; StructureError for derivatives that the kernel
+        does not have. Cost: O(n N).
+        """
+        x, what = self._points(X), u if of is None else expression(of)
+        return what.value({index: self.posterior.mean(values_at(x, index)) for index in sorted(indices(what))}, x)
+
+    def relative_error(self) -> float:
+        """The relative L2 error against `problem.exact` on a uniform grid of 100 points per axis (1-D: 400, 3-D: 22), those
+        inside; where the domain has no `inside`, at middles between its points.
+
+        Raises: InputError if the problem has no exact solution.
+        """
+        if self.problem.exact is None:
+            raise InputError("The problem has no exact solution (exact=None); error_estimate needs none.")
+        x = self.problem.domain.between(TEST_POINTS[self.problem.domain.dims])
+        truth = self.problem.exact(x)
+        return float((self.posterior.mean(values_at(x)) - truth).norm() / truth.norm())
+
+    def plot(self, ax: Any = None) -> Any:
+        """A picture of u: a line with a band of two standard deviations (one axis), or its values on the first two axes.
+
+        Arguments: ax: matplotlib axes; None makes a figure. Returns: the axes. Raises: InputError without matplotlib.
+        """
+        from gpx.pde.picture import plot_points
+
+        return plot_points(self, ax)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the points and their weights to a file; `gpx.pde.load` reads it. The problem, being code, is not.
+
+        Raises: InputError if the file cannot be written; StructureError for a solution with a kernel that was given to `solve`.
+        """
+        from gpx.pde.storage import save_at_points
+
+        save_at_points(self, path)
+
+    def _points(self, X: Any) -> Tensor:
+        x = torch.as_tensor(np.asarray(X, dtype=float)) if not isinstance(X, Tensor) else X.detach().double()
+        dims = self.problem.domain.dims
+        x = x[:, None] if x.dim() == 1 and dims == 1 else x
+        if x.dim() != 2 or x.shape[1] != dims:
+            raise InputError(f"A solution of {dims} axes is called at points [n, {dims}], got {list(x.shape)}.")
+        self.problem.domain.check(x)
+        return x
+
+
+def solve_at_points(problem: Problem, kernel: Any = None) -> PointSolution:
+    """The solution of a problem whose domain is `Points`; see `gpx.pde.solve`.
+
+    Raises: NumericalError if the Gauss-Newton method does not converge; StructureError for a kernel that is not smooth enough.
+    Cost: dense, O(N^3) time and O(N^2) memory per step; beyond 5,000 points, see
+    `sparse.condition_sparsely`.
+    Source: Chen, Hosseini, Owhadi & Stuart (2021), "Solving and learning nonlinear PDEs with Gaussian processes"; Chen, Owhadi &
+    Schaefer (2025), "Sparse Cholesky factorization for solving nonlinear PDEs via Gaussian processes".
+    """
+    choice = choose(problem) if kernel is None else None
+    kernels = _given(kernel, problem.domain.dims) if choice is None else choice.kernels(problem.domain.bounds)
+    posterior, jets = solved(Measured.of(problem, problem.domain), kernels)
+    solution = PointSolution(problem, posterior, jets, choice)
+    if solution.error_estimate > DOUBTFUL:
+        warnings.warn(
+            f"The estimated relative error of the solution is {solution.error_estimate:.2g}: give more points than"
+            f" {len(solution.points)}, or a domain in which the solution is smoother.",
+            FitWarning,
+        )
+    return solution
+
+
+def _given(kernel: Any, dims: int) -> Sequence[Any]:
+    kernels = list(kernel) if isinstance(kernel, (list, tuple)) else [kernel] * dims
+    if len(kernels) != dims:
+        raise InputError(f"kernel is one kernel or a list of one for each of {dims} axes, got {len(kernels)}.")
+    return kernels
