@@ -88,6 +88,7 @@ def decimal_year(dates: np.ndarray) -> np.ndarray:
 
 
 def diabetes(_: Path) -> Arrays:
+    """Disease progression of the patients that come with scikit-learn."""
     from sklearn.datasets import load_diabetes
 
     X, y = load_diabetes(return_X_y=True, scaled=False)

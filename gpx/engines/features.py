@@ -102,8 +102,8 @@ class Features(Projecting):
     an error that falls as ``F^(-1/2)``; sums of Linear, Constant and Cosine, and Periodic of one column, need no random features.
     Frequencies scale with the hyperparameters, so that the objective is smooth in these.
     Sparse features (`kernels.Graph` with walks or push) of which there are more than rows: by Cholesky's factor up to 4,000
-    rows; for more, with a Gaussian likelihood, by conjugate gradients and an estimated log determinant (`Posterior.log_determinant_error`);
-    variances are then those given the 64 data next to a point, upper bounds.
+    rows; for more, with a Gaussian likelihood, by conjugate gradients and an estimated log determinant
+    (`Posterior.log_determinant_error`); variances are then those given the 64 data next to a point, upper bounds.
 
     Arguments: num_features: F, even: cosines and sines of F / 2 frequencies (for every stationary term of a sum; times the
     columns of a Linear factor); kind: how frequencies are coupled: "orthogonal" has the smallest errors, "iid", "simplex" (see

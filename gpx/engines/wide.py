@@ -105,7 +105,8 @@ class System:
 
     @cached_property
     def probed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """``b = W^-1 z`` and ``B^-1 b`` [N, s] for fixed random signs z, and of each the share of the log determinant that W leaves.
+        """``b = W^-1 z`` and ``B^-1 b`` [N, s] for fixed random signs z, and of each the share of the log determinant that
+        W leaves.
 
         The first order of the logarithm, ``z^T (W B W^T - I) z``, has the expectation 0 and is taken off.
         """

@@ -1,7 +1,8 @@
 """Sparse factors of the inverse of ``B = I + A A^T`` for sparse A, from what each row says of a few others. Compiled loops.
 
 Row i of the factor W is that of the inverse Cholesky factor of B among row i and the m earlier rows that have most to do with
-it: ``W B W^T`` has a unit diagonal and is near the identity; with all earlier rows it is the identity. Theory: docs/theory/features.md.
+it: ``W B W^T`` has a unit diagonal and is near the identity; with all earlier rows it is the identity. Theory:
+docs/theory/features.md.
 """
 
 from __future__ import annotations
