@@ -86,7 +86,7 @@ class Engine(ABC):
         """
         return data.draw(rows)
 
-    def roughness(self, rows: int) -> float:
+    def roughness(self, plan: Any, rows: int) -> float:
         """By how many nats per unit of a coordinate the gradient of an objective may be wrong; a search ends on such a slope."""
         return 0.0
 

@@ -192,9 +192,9 @@ class Features(Projecting):
         """Whether there are as many features."""
         return int(state.get("features", 0)) == self.num_features
 
-    def roughness(self, rows: int) -> float:
+    def roughness(self, plan: Any, rows: int) -> float:
         """Of a gradient by random vectors."""
-        return ROUGH * rows if rows > SMALL else 0.0
+        return ROUGH * rows if isinstance(plan, WidePlan) else 0.0
 
     def early(self, left: int) -> Features:
         """With fewer features: a quarter of them for every round that is left."""

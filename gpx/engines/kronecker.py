@@ -6,7 +6,7 @@ Theory: docs/theory/kronecker.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -136,7 +136,7 @@ class Kronecker(Engine):
         """A quarter of the rows first, where there are many."""
         return (rows // 4, rows) if rows > FIRST_ROUND else (rows,)
 
-    def roughness(self, rows: int) -> float:
+    def roughness(self, plan: Any, rows: int) -> float:
         """Of a gradient by random vectors."""
         return ROUGH * rows if rows > self.dense_rows else 0.0
 

@@ -198,7 +198,7 @@ class SIC(Engine):
         fewer = [FIRST_ROUND * 4**k for k in range(20) if FIRST_ROUND * 4**k <= rows / 2]
         return (*fewer, rows) if fewer else (rows, rows)
 
-    def roughness(self, rows: int) -> float:
+    def roughness(self, plan: Any, rows: int) -> float:
         """A few thousandths of the standard error of what is learned best: the gradient takes V for optimal."""
         return ROUGH * rows
 

@@ -358,7 +358,7 @@ def _lbfgs(
                 evaluate, start / unit, jac=True, method="L-BFGS-B", bounds=bounds / unit, callback=report, options=limits
             )  # fmt: skip
             # Trial points far away leave wrong curvatures in the memory, and steps become tiny on a slope: forget them.
-            steep = search.steepness(bounds) > STEEP * root + engine.roughness(rows)
+            steep = search.steepness(bounds) > STEEP * root + engine.roughness(search.problem.plan, rows)
             if outcome.status == 1 or not steep or iterations >= options.max_iter or search.best_z is None:
                 break
             start = search.best_z
