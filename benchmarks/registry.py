@@ -29,6 +29,7 @@ MODULES = {
     "whittle": "benchmarks.tasks.whittle",
     "block": "benchmarks.tasks.block",
     "graphs": "benchmarks.tasks.graphs",
+    "nodes": "benchmarks.tasks.nodes",
     "sic": "benchmarks.tasks.sic",
     "sic-simulations": "benchmarks.tasks.sic_simulations",
     "sic-accuracy": "benchmarks.tasks.sic_accuracy",
