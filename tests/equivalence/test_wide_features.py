@@ -95,18 +95,31 @@ def test_paths_are_draws_from_the_posterior():
     assert float(spread.abs().max()) < 4.5
 
 
-def test_which_solver(monkeypatch):
-    """Few rows: Cholesky; many: conjugate gradients; the same model, which is saved, updated and read again."""
-    models = []
+def test_which_solver(monkeypatch, tmp_path):
+    """Few rows: Cholesky; many: conjugate gradients; the same model, which is updated, saved and read again."""
+    models, some = [], NEW[:, 0].long()
     for small in (4_000, 10):
         monkeypatch.setattr(engines.features, "SMALL", small)
         gp = GP(kernel(), likelihoods.Gaussian(0.09), mean="zero", engine=engines.Features())
         models.append(gp.condition(NODES[:200], Y[:200]).update(NODES[200:], Y[200:]))
+        gp.save(tmp_path / "model.gpx")
+        read = gpx.load(tmp_path / "model.gpx")
+        close(read.predict(some).mean, gp.predict(some).mean, "read again", rtol=1e-9)
     few, many = models
     assert abs(few.log_evidence() - many.log_evidence()) < 1e-4 * ROWS
-    close(few.predict(NEW[:, 0].long()).mean, many.predict(NEW[:, 0].long()).mean, "mean", atol=1e-6)
+    close(few.predict(some).mean, many.predict(some).mean, "mean", atol=1e-6)
     with pytest.raises(StructureError, match="needs a Gaussian likelihood.*SparseVariational"):
         GP(kernel(), likelihoods.Poisson(), engine=engines.Features()).fit(NODES, np.abs(Y).round())
+
+
+def test_few_rows_take_any_likelihood():
+    counts, some = np.abs(3 * Y).round()[:60], NEW[:, 0].long()
+    exact, wide = (
+        GP(kernel(), likelihoods.Poisson(), engine=engine).condition(NODES[:60], counts)
+        for engine in (engines.Exact(), engines.Features())
+    )
+    assert wide.log_evidence() == pytest.approx(exact.log_evidence(), rel=1e-9)
+    close(wide.predict(some).mean, exact.predict(some).mean, "rates", rtol=1e-8)
 
 
 def test_local_factors():
