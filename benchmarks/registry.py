@@ -30,6 +30,7 @@ MODULES = {
     "block": "benchmarks.tasks.block",
     "graphs": "benchmarks.tasks.graphs",
     "nodes": "benchmarks.tasks.nodes",
+    "graph-labels": "benchmarks.tasks.graph_labels",
     "sic": "benchmarks.tasks.sic",
     "sic-simulations": "benchmarks.tasks.sic_simulations",
     "sic-accuracy": "benchmarks.tasks.sic_accuracy",
