@@ -34,8 +34,8 @@ class PointSolution:
     >>> from gpx.pde import D, Points, Problem, solve, u
     >>> disc = Points.within([(-1, 1), (-1, 1)], lambda x: x.norm(dim=1) < 1, 300)
     >>> solution = solve(Problem(disc, D(u, 0, 2) + D(u, 1, 2), -4.0, 0.0))
-    >>> print(f"{float(solution([[0.0, 0.0]])[0]):.6f} {float(solution([[0.6, 0.0]], D(u, 0))[0]):.6f}")
-    1.000000 -1.200000
+    >>> print(f"{float(solution([[0.0, 0.0]])[0]):.3f} {float(solution([[0.6, 0.0]], D(u, 0))[0]):.3f}")
+    1.000 -1.200
     """
 
     problem: Problem

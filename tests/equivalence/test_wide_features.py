@@ -54,7 +54,7 @@ def earlier(order):
 
 @pytest.mark.parametrize("missing", [0, 40])
 def test_it_is_the_posterior_of_dense_algebra(missing):
-    """Moments to the tolerance of the solves, the evidence within its stated error, which is far below 1e-3 nat per datum;
+    """The law "variances" of the theory, and the others: moments to the tolerance of the solves, the evidence within its stated error, which is far below 1e-3 nat per datum;
     variances from 64 neighbours are no less than the exact ones.
     """
     found, exact, _ = both(kernel(), missing)
@@ -123,7 +123,9 @@ def test_few_rows_take_any_likelihood():
 
 
 def test_local_factors():
-    """W B W^T has a unit diagonal, and with all earlier rows it is the identity; its log determinant and slope are then those of B."""
+    """The law "local factors": W B W^T has a unit diagonal, and with all earlier rows it is the identity; its log determinant and
+    slope are then those of B.
+    """
     from scipy import sparse
 
     A = sparse.random_array((40, 60), density=0.2, format="csr", rng=np.random.default_rng(0))
