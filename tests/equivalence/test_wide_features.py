@@ -54,8 +54,8 @@ def earlier(order):
 
 @pytest.mark.parametrize("missing", [0, 40])
 def test_it_is_the_posterior_of_dense_algebra(missing):
-    """The law "variances" of the theory, and the others: moments to the tolerance of the solves, the evidence within its stated error, which is far below 1e-3 nat per datum;
-    variances from 64 neighbours are no less than the exact ones.
+    """Moments to the tolerance of the solves; the evidence within its stated error, far below 1e-3 nat per datum; the law "variances":
+    those from 64 neighbours are no less than the exact ones.
     """
     found, exact, _ = both(kernel(), missing)
     error = abs(float((found.log_density - exact.log_density).detach()))
