@@ -80,6 +80,8 @@ def test_other_engines_have_no_pseudo_observations():
         conditioned(Exact()).coreset()
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("likelihood", [likelihoods.Gaussian(), likelihoods.StudentT()])
 def test_what_adam_finds_is_not_above_the_optimum_at_the_same_inputs(likelihood):
     y = Y + 3

@@ -69,6 +69,8 @@ def test_it_is_exact_for_the_prior_of_its_features(kind):
         close(gp.predict(new, of="f").variance, np.diag(covariance), "variance", atol=1e-8)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_it_converges_to_the_kernel():
     """The evidence, at the rate of its features: four times as many have half the error (a mean over seeds)."""
     exact, errors = model(Exact()).condition(X, Y).log_evidence(), []

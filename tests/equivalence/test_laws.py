@@ -77,6 +77,11 @@ def test_exact_engine(name):
     check_engine(Exact(), [KERNELS[name]()], points(8), tolerance=1e-9)
 
 
+def heavy(*values):
+    """A case for the slow tests, of which continuous integration runs it."""
+    return pytest.param(*values, marks=[pytest.mark.slow, pytest.mark.ci])
+
+
 TEMPORAL = {
     "default": None,
     "product-of-materns": lambda: [Matern(nu=1.5) * Matern(nu=0.5, lengthscale=2.0), Matern(nu=2.5) * Matern(nu=2.5)],
@@ -114,7 +119,7 @@ def _scaled_matern():
     return kernel
 
 
-@pytest.mark.parametrize("name", TEMPORAL)
+@pytest.mark.parametrize("name", [heavy(n) if n == "default" else n for n in TEMPORAL])
 def test_state_space_engine(name):
     build = TEMPORAL[name]
     check_engine(StateSpace(), build and build())
@@ -217,7 +222,10 @@ def test_fixed_noise():
     check_likelihood(likelihood)
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
+LONG = ("Beta", "StudentT", "StudentT-heavy", "StudentT-light", "Gamma", "Exponential", "NegativeBinomial")
+
+
+@pytest.mark.parametrize("name", [heavy(n) if n in LONG else n for n in LIKELIHOODS])
 def test_likelihood(name):
     case = LIKELIHOODS[name]
     check_likelihood(case.build(), case.y, features=case.features, tolerance=case.tolerance)

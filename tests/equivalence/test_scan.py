@@ -189,7 +189,9 @@ ENGINE = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if "periodic" in n else []) for n in ENGINE])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow, *([] if "periodic" in n else [pytest.mark.ci])]) for n in ENGINE]
+)
 def test_engine(name, monkeypatch):
     """All laws of an exact engine hold on the path that other devices take."""
     monkeypatch.setattr(state_space, "chain_of", lambda device: Scan)

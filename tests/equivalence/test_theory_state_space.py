@@ -215,6 +215,8 @@ def test_memory(memory, monkeypatch):
         close(getattr(parts, name), getattr(whole, name), name, rtol=1e-12)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_long_series_have_loops_of_their_own(monkeypatch):
     """Compiled for the layout or for any: the same numbers."""
     chain, _ = setting(Matern(nu=1.5))

@@ -58,6 +58,8 @@ def by_preselection(m):
     return draw
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("way", ["decomposition", 12, 8])
 def test_k_dpps_have_the_law_of_enumeration(way):
     """All 495 sets of 4 out of 12, and the marginals: rate 1e-4 each. The law must hold for a poor reference, too."""
@@ -132,6 +134,8 @@ def test_discrepancies_fall_faster_than_those_of_independent_rows():
     assert abs(independent + 0.5) <= 0.1
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_thinning_small_sets_from_many():
     thinned, _ = slopes((1, 2, 3), 4**6)
     assert thinned <= -0.7

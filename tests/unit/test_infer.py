@@ -61,6 +61,8 @@ def test_where_undamped_steps_oscillate(lengthscale, outputscale):
     assert undamped(gp, 60) > 1e-4
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_search_that_does_not_converge_is_reported(monkeypatch):
     monkeypatch.setattr("gpx.inference.infer.TOLERANCE", -1.0)
     monkeypatch.setattr("gpx.inference.infer.SMALLEST_STEP", 0.3)
@@ -129,6 +131,8 @@ def test_labels_may_be_signs():
     close(a.predict(X).log_prob(LABELS), b.predict(X).log_prob(2 * LABELS - 1), "log densities", 1e-9)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("scale", [1e-6, 1e10])
 def test_changing_noise_in_any_unit(scale):
     y = F + 0.1 * (1.2 + np.sin(X)) * np.random.default_rng(0).normal(size=40)
@@ -169,6 +173,8 @@ def test_a_likelihood_of_gpytorch_is_wrapped():
         GP(RBF(), gpytorch.likelihoods.GaussianLikelihood())
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_own_parameters_are_learned():
     cases = {
         "df": (StudentT(), F + 0.2 * RANDOM.standard_t(3, 40)), "dispersion": (NegativeBinomial(), COUNTS), "shape": (Gamma(), COUNTS + 0.5),

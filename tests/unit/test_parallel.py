@@ -96,11 +96,16 @@ def value_and_gradient(case, engine, outputs):
     ("case", "engine", "outputs", "count"),
     [
         ("Gaussian", "features", 2, 2), ("Bernoulli-ep", "features", 1, 2), ("Heteroscedastic", "features", 1, 2),
-        ("Gaussian", "sparse", 2, 2), ("Gaussian", "coreset", 1, 4), ("Gaussian-loo", "sparse", 1, 2),
-        ("Gaussian-loo", "coreset", 2, 2), ("Bernoulli", "sparse", 1, 4), ("Bernoulli", "coreset", 1, 2),
-        ("Bernoulli-ep", "sparse", 1, 2), ("Bernoulli-power", "sparse", 1, 2), ("Bernoulli-laplace", "sparse", 1, 2),
-        ("StudentT", "sparse", 1, 2), ("StudentT-kappa", "coreset", 1, 2), ("Heteroscedastic", "sparse", 1, 2),
-        ("Gaussian", "chosen", 1, 2),
+        ("Gaussian", "sparse", 2, 2), ("Gaussian-loo", "coreset", 2, 2), ("Bernoulli", "coreset", 1, 2),
+        ("Bernoulli-ep", "sparse", 1, 2), ("Heteroscedastic", "sparse", 1, 2), ("Gaussian", "chosen", 1, 2),
+        *(
+            pytest.param(*values, marks=[pytest.mark.slow, pytest.mark.ci])
+            for values in (
+                ("Gaussian", "coreset", 1, 4), ("Gaussian-loo", "sparse", 1, 2), ("Bernoulli", "sparse", 1, 4),
+                ("Bernoulli-power", "sparse", 1, 2), ("Bernoulli-laplace", "sparse", 1, 2), ("StudentT", "sparse", 1, 2),
+                ("StudentT-kappa", "coreset", 1, 2),
+            )
+        ),
     ],
 )  # fmt: skip
 def test_objectives_and_gradients_are_those_of_one_process(case, engine, outputs, count):
