@@ -23,6 +23,7 @@ LADDER = (1.0, 0.5, 0.25, 0.12, 0.06, 0.03)  # lengthscales, of the range
 START = 0.25  # that of the kernel with which a nonlinear equation is first linearised
 STRETCHES = (2.0, 0.5, 1.4, 0.7)
 LOWER = 2  # steps down a ladder with less and less evidence, where it ends
+SHORTEST = 1.0  # of the mean distance of neighbours: a kernel that is shorter says nothing of what is between them
 WORTHWHILE = 1.0  # nats: what is no better is not followed
 ROUNDS = 2  # choices of the kernel, for nonlinear equations, each around the solution of the one before
 MAX_STEPS = 30
@@ -136,6 +137,7 @@ def choose(problem: Problem) -> Choice:
     points = problem.domain.few(CHOICE)
     measured, bounds = Measured.of(problem, points), problem.domain.bounds
     dims, order = points.dims, max(len(index) for index in problem.jet)
+    shortest = SHORTEST * len(points.all) ** (-1 / dims)
     # Sparse factors want kernels that are rougher: dependence on what is far away is then through what is near.
     smoothness = (order + 1.5, order + 2.5 if len(problem.domain.all) > DENSE else np.inf)
     tried = [Choice(nu, (part,) * dims) for nu in smoothness for part in LADDER]
@@ -146,6 +148,8 @@ def choose(problem: Problem) -> Choice:
         blocks, values = measured.linearised(jets)
 
         def evidence(choice: Choice, blocks: Any = blocks, values: Any = values) -> float:
+            if min(choice.lengthscales) < shortest:
+                return -np.inf
             try:
                 return condition(choice.kernels(bounds), blocks, values).evidence
             except NumericalError:

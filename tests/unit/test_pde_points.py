@@ -111,6 +111,16 @@ def test_a_linear_problem_is_conditioned_as_dense_algebra_does():
     assert solution.posterior.evidence == pytest.approx(evidence, rel=1e-6)
 
 
+def test_few_points_do_not_make_kernels_that_see_nothing():
+    """A membrane over a ring of radii 0.4 and 1 from 100 points: the kernel is no shorter than their distance."""
+    ring = Points.within(SQUARE, lambda x: (x.norm(dim=1) < 1) & (x.norm(dim=1) > 0.4), 100)
+    solution = quietly(Problem(ring, laplacian(2), -1.0, 0.0))
+    r = torch.tensor([0.5, 0.6, 0.7, 0.8], dtype=torch.float64)
+    exact = (1 - r**2) / 4 + (1 - 0.4**2) / 4 / math.log(1 / 0.4) * r.log()
+    error = float((solution(torch.stack([r, 0 * r], 1)) - exact).norm() / exact.norm())
+    assert error < 0.15 and solution.error_estimate < 10 * error
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", ["disc", pytest.param("L", marks=pytest.mark.ci)])
 @pytest.mark.parametrize("equation", [laplacian(2), u**3 - laplacian(2)], ids=["Poisson", "nonlinear"])
