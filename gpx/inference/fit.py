@@ -314,12 +314,17 @@ def _minimise(
         except _Timeout:
             return None
 
-    return search.problem.data.team.lead(lambda step: _lbfgs(search, step, start, bounds, options, bar), step)
+    problem = search.problem
+    # Counts of all processes are taken before one of them leads.
+    slope = STEEP * math.sqrt(max(1, problem.data.targets)) + problem.engine.roughness(problem.plan, problem.data.count)
+    return problem.data.team.lead(lambda step: _lbfgs(search, step, start, bounds, slope, options, bar), step)
 
 
 def _lbfgs(
-    search: _Search, step: Callable[[np.ndarray], Any], start: np.ndarray, bounds: np.ndarray, options: FitOptions, bar: Any
+    search: _Search, step: Callable[[np.ndarray], Any], start: np.ndarray, bounds: np.ndarray, slope: float,
+    options: FitOptions, bar: Any,
 ) -> tuple[bool, str, int]:  # fmt: skip
+    """slope: a gradient below which a search has ended."""
     iterations = still = 0
 
     def evaluate(w: np.ndarray) -> tuple[float, np.ndarray]:
@@ -340,8 +345,7 @@ def _lbfgs(
         bar.update()
         bar.set_postfix_str(f"objective {search.baseline - search.best:.3f}", refresh=False)
 
-    engine, rows = search.problem.engine, search.problem.data.count
-    root = math.sqrt(max(1, search.problem.data.targets))
+    engine, root = search.problem.engine, math.sqrt(max(1, search.problem.data.targets))
     unit = search.pace.reach  # scipy's first step has the length 1, whatever the slope
     try:
         for _ in range(1 + MAX_RENEWALS):
@@ -358,7 +362,7 @@ def _lbfgs(
                 evaluate, start / unit, jac=True, method="L-BFGS-B", bounds=bounds / unit, callback=report, options=limits
             )  # fmt: skip
             # Trial points far away leave wrong curvatures in the memory, and steps become tiny on a slope: forget them.
-            steep = search.steepness(bounds) > STEEP * root + engine.roughness(search.problem.plan, rows)
+            steep = search.steepness(bounds) > slope
             if outcome.status == 1 or not steep or iterations >= options.max_iter or search.best_z is None:
                 break
             start = search.best_z

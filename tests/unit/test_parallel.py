@@ -410,6 +410,7 @@ def changed(path, since, process):
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes in /proc")
 def test_a_run_whose_worker_is_killed_ends_by_itself(tmp_path):
     for name in ("one", "two"):
