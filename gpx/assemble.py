@@ -75,7 +75,7 @@ def assemble(gp: GP, data: Data) -> tuple[Problem, Objective, str]:
         module.to(dtype=data.x.dtype, device=data.x.device)
     prior = Prior(mean, tuple(kernels))
     engine, reason = choose_engine(asked, prior, data, likelihood.exact_sites(data))
-    rule = choose_rule(gp.rule, likelihood)
+    rule = choose_rule(gp.rule, likelihood, engine, gp.objective)
     objective = choose_objective(gp.objective, likelihood, rule, engine)
     _check_team(data, engine, objective)
     problem = Problem.planned(prior, data, likelihood, engine, rule)

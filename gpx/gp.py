@@ -210,13 +210,14 @@ class GP:
         problem, posterior = self._fitted(), self.posterior_
         data, likelihood = problem.data, problem.settled
         with torch.no_grad():
-            if likelihood.conjugate:
+            if problem.exact_sites is not None:
                 mean, variance = posterior.leave_one_out()
                 density = self._flat(leave_one_out_density(data.y, mean, variance))
                 distribution = Normal(self._flat(mean), self._flat(variance).sqrt(), validate_args=False)
             else:
-                cavity = self._latents(*cavities(posterior.site_marginals, posterior.sites))
-                distribution = likelihood.predict(*cavity)
+                marginals = posterior.site_marginals
+                mean, variance = cavities(marginals, posterior.sites)
+                distribution = likelihood.predict(*self._latents(mean, variance + marginals.extra))
                 density = distribution.log_prob(self._flat(data.filled))
                 density = torch.where(self._flat(data.observed), density, torch.nan)
         return LeaveOneOutPrediction(distribution, log_density=density)

@@ -29,8 +29,9 @@ class Engine(ABC):
     not even for starts or a model file; start_rows: on how many rows `fit` judges its
     starts; consecutive: whether these are neighbours of each other; responsive: whether marginals are the derivatives of the log
     partition, and `Posterior.response` costs so little that sites are sought by Newton's method; precision: change of an
-    objective, relative to its gain over white noise, that is not worth another step; batch_size: how many rows a step of `fit`
-    sees, None: all of them; minimiser: how `fit` optimises, "l-bfgs", "adam" or "admm".
+    objective, relative to its gain over white noise, that is not worth another step; partial: whether sites are
+    on a part of f, what inducing inputs explain, and the posterior is theirs; batch_size: how many rows a step of `fit` sees,
+    None: all of them; minimiser: how `fit` optimises, "l-bfgs", "adam" or "admm".
     """
 
     exact: ClassVar[bool] = True
@@ -40,6 +41,7 @@ class Engine(ABC):
     consecutive: ClassVar[bool] = False
     responsive: ClassVar[bool] = True
     precision: ClassVar[float] = 1e-8
+    partial: ClassVar[bool] = False
     batch_size: int | None = None
 
     @property

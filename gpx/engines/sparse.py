@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from gpx.engines.inducing import Inducing, check_select
 from gpx.errors import InputError
@@ -29,6 +29,8 @@ class SparseVariational(Inducing):
     >>> SparseVariational(inducing=100)
     SparseVariational(inducing=100, select='greedy', refine=True, batch_size=None, most=None)
     """
+
+    partial: ClassVar[bool] = True
 
     inducing: int = 512
     select: Any = "greedy"

@@ -7,17 +7,19 @@ from typing import Any
 from gpx.engines.base import Engine
 from gpx.errors import InputError, StructureError
 from gpx.inference.objectives import ELBO, EPEvidence, Evidence, Objective
-from gpx.inference.rules import Laplace, Rule, Variational
+from gpx.inference.rules import ExpectationPropagation, Laplace, Rule, Variational
 from gpx.likelihoods import Likelihood
 
+POWER = 0.5  # of EP through inducing inputs: the best of Bui, Yan & Turner (2017) over many data sets
 
-def choose_rule(rule: Any, likelihood: Likelihood) -> Rule:
-    """The rule: the variational one unless another was asked for.
+
+def choose_rule(rule: Any, likelihood: Likelihood, engine: Engine, objective: Any) -> Rule:
+    """The rule: the variational one unless another was asked for; power EP for the EP evidence through inducing inputs.
 
     Raises: InputError for what is no rule; StructureError for one that a likelihood of several latent functions cannot use.
     """
     if isinstance(rule, str) and rule == "auto":
-        return Variational()
+        return ExpectationPropagation(POWER) if engine.partial and isinstance(objective, EPEvidence) else Variational()
     if isinstance(rule, (str, type)) or not hasattr(rule, "update"):
         raise InputError(f"rule must be 'auto' or an object such as rules.Variational(), got {rule!r}.")
     if likelihood.num_latents > 1 and not getattr(rule, "several_latents", False):
@@ -41,6 +43,7 @@ def choose_objective(objective: Any, likelihood: Likelihood, rule: Rule, engine:
                 " subclass of objectives.Objective."
             )
         return objective
-    if likelihood.conjugate or isinstance(rule, Laplace):
+    sought = engine.partial and isinstance(rule, ExpectationPropagation)
+    if likelihood.conjugate and not sought or isinstance(rule, Laplace):
         return Evidence()
-    return EPEvidence() if likelihood.num_latents == 1 and engine.exact else ELBO()
+    return EPEvidence() if likelihood.num_latents == 1 and (engine.exact or likelihood.conjugate) else ELBO()

@@ -50,14 +50,14 @@ class Inferred:
 
 
 def infer(problem: Problem) -> Inferred:
-    """The sites of the likelihood: exact for a Gaussian one, else the fixed point of the problem's rule.
+    """The sites of the likelihood: exact where these are known, else the fixed point of the problem's rule.
 
     A damped step is taken if the rule's merit does not fall (the step grows by 1.3, to at most 1), else it is halved. Newton's
     method on the fixed-point equation is tried first, and kept if the merit does not fall and either rises by a percent or the
     residual halves; for engines without a response, Anderson's mixture of the last steps instead (Walker & Ni 2011).
     Raises: NumericalError if there is no finite start. Cost: a factorisation per step; `max_steps` of the problem at most.
     """
-    exact = problem.likelihood.exact_sites(problem.data)
+    exact = problem.exact_sites
     if exact is not None:
         return Inferred(problem.condition(exact))
     state = _State(problem, first_posterior(problem))

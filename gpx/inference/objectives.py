@@ -61,7 +61,7 @@ class Evidence(Objective):
 
     def check(self, problem: Problem) -> None:
         """Raise StructureError if it has no closed form."""
-        if not problem.likelihood.conjugate and not isinstance(problem.rule, Laplace):
+        if problem.exact_sites is None and not isinstance(problem.rule, Laplace):
             raise StructureError(
                 f"The evidence of {type(problem.likelihood).__name__} has no closed form under"
                 f" rules.{type(problem.rule).__name__}: use objectives.EPEvidence() or ELBO(), or rules.Laplace() with"
@@ -71,7 +71,7 @@ class Evidence(Objective):
     def __call__(self, problem: Problem) -> Tensor:
         """``log p(y)``, in nats."""
         self.check(problem)
-        if problem.likelihood.conjugate:
+        if problem.exact_sites is not None:
             return problem.posterior().log_density
 
         def local(marginals: SiteMarginals, sites: Sites) -> Tensor:
@@ -109,10 +109,13 @@ class EPEvidence(Objective):
 
     Arguments: gradient: "implicit": the gradient of this function, by the implicit function theorem; "fixed-sites": the
     published alternation, which holds the sites while the hyperparameters move and stops when the evidence falls (its gradient
-    is not that of any function; for comparison). At the sites of `rules.ExpectationPropagation` both agree.
-    Raises: InputError for another gradient; StructureError for several latent functions per datum.
+    is not that of any function; for comparison). At the sites of `rules.ExpectationPropagation` both agree. Through inducing
+    inputs it needs these (rule="auto": power 1/2), for a Gaussian likelihood, too, and is no bound.
+    Raises: InputError for another gradient; StructureError for several latent functions per datum, and for other sites through
+    inducing inputs.
     Source: Li, John & Solin (2023), "Improving hyperparameter learning under approximate inference in Gaussian process
-    models", eqs. 11-13; Rasmussen & Williams (2006), eq. 3.65.
+    models", eqs. 11-13; Rasmussen & Williams (2006), eq. 3.65; Bui, Yan & Turner (2017), "A unifying framework for Gaussian
+    process pseudo-point approximations using power expectation propagation".
 
     >>> EPEvidence()
     EPEvidence(gradient='implicit')
@@ -129,14 +132,24 @@ class EPEvidence(Objective):
         """With fixed sites."""
         return self.gradient == "fixed-sites"
 
+    def check(self, problem: Problem) -> None:
+        """Raise StructureError for several latents, and for sites through inducing inputs that are not its own."""
+        latents, rule = problem.likelihood.num_latents, problem.rule
+        if latents > 1:
+            raise StructureError(
+                f"EPEvidence needs one latent function per datum, {type(problem.likelihood).__name__} has {latents}; use"
+                " objectives.ELBO()."
+            )
+        if problem.engine.partial and not isinstance(rule, ExpectationPropagation):
+            raise StructureError(
+                f"EPEvidence at the sites of rules.{type(rule).__name__} is unbounded through inducing inputs: use"
+                " rules.ExpectationPropagation(power=0.5), rule='auto', or objectives.ELBO()."
+            )
+
     def __call__(self, problem: Problem) -> Tensor:
         """The approximate evidence, in nats."""
+        self.check(problem)
         likelihood, data, power = problem.likelihood, problem.data, getattr(problem.rule, "power", 1.0)
-        if likelihood.num_latents > 1:
-            raise StructureError(
-                f"EPEvidence needs one latent function per datum, {type(likelihood).__name__} has"
-                f" {likelihood.num_latents}; use objectives.ELBO()."
-            )
 
         def local(marginals: SiteMarginals, sites: Sites) -> Tensor:
             mean, variance = cavities(marginals, sites, power)
@@ -197,7 +210,7 @@ class LeaveOneOut(Objective):
     def __call__(self, problem: Problem) -> Tensor:
         """The sum of leave-one-out log densities, in nats."""
         likelihood, data = problem.likelihood, problem.data
-        if problem.likelihood.conjugate:
+        if problem.exact_sites is not None:
             return data.team.sum(torch.nansum(leave_one_out_density(data.y, *problem.posterior().leave_one_out())))
         if likelihood.num_latents > 1:
             raise StructureError(

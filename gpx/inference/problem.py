@@ -11,7 +11,7 @@ import torch
 
 from gpx.engines.base import Engine
 from gpx.inference.infer import MAX_STEPS, Inferred, infer
-from gpx.inference.rules import Rule
+from gpx.inference.rules import ExpectationPropagation, Rule
 from gpx.inference.sweeps import sweep
 from gpx.inputs import Data
 from gpx.likelihoods import Likelihood
@@ -50,6 +50,14 @@ class Problem:
         """Outputs times latents."""
         return self.data.y.shape[1] * self.likelihood.num_latents
 
+    @property
+    def exact_sites(self) -> Sites | None:
+        """Sites that need no search: those of a Gaussian likelihood. None for another one, and for expectation propagation
+        through inducing inputs, whose sites carry a share of what these leave unexplained.
+        """
+        sought = self.engine.partial and isinstance(self.rule, ExpectationPropagation)
+        return None if sought else self.likelihood.exact_sites(self.data)
+
     def condition(self, sites: Sites) -> Shifted:
         """Prior x sites: the engine's zero-mean posterior with the prior mean put back."""
         prior, columns = self.prior, self.columns
@@ -62,7 +70,7 @@ class Problem:
         """The posterior at the present hyperparameters: of a Gaussian likelihood, differentiable in all of them; of another
         one, with the sites of `inferred`, as numbers.
         """
-        sites = self.likelihood.exact_sites(self.data)
+        sites = self.exact_sites
         return self.inferred.posterior if sites is None else self.condition(sites)
 
     @cached_property
@@ -142,7 +150,7 @@ def extend(problem: Solved, new: Data, new_likelihood: Likelihood, likelihood: L
     data = pooled(problem.data.join(new))
     plan = engine.restored(problem.prior, data, engine.state(plan))
     whole = Problem(problem.prior, data, likelihood, engine, problem.rule, plan)
-    sites = new_likelihood.exact_sites(new)
+    sites = None if problem.exact_sites is None else new_likelihood.exact_sites(new)
     if sites is not None:
         return Inferred(posterior.update(new.x, sites)), whole
     given = posterior.given(new.x)

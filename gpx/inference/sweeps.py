@@ -261,7 +261,7 @@ def swept(problem: Problem, start: Belief | None = None) -> tuple[Inferred, floa
     Arguments: start: from which the first pass sets out; None: the sites of the problem, else the prior.
     Raises: StructureError for another rule than the variational one. Cost: O(N M^2) per pass.
     """
-    exact = problem.likelihood.exact_sites(problem.data)
+    exact = problem.exact_sites
     if exact is not None:
         posterior = problem.condition(exact)
         return Inferred(posterior), float(posterior.log_density)

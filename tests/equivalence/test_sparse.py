@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import gpytorch
@@ -55,9 +56,8 @@ def evidence(engine, y, x=X, noise=0.05, kernel=None):
 
 def test_the_bound_is_the_collapsed_one():
     """The law "collapsed bound" of docs/theory/sparse.md."""
-    y, noise, k = targets(X), 0.05, rbf()
-    K, Kz, Kzz = (dense(k, a, b).detach().numpy() for a, b in ((X, X), (X, Z), (Z, Z)))
-    Q = Kz @ np.linalg.solve(Kzz, Kz.T)
+    y, noise = targets(X), 0.05
+    K, Q = explained(rbf(), X, Z)
     C = Q + noise * np.eye(len(X))
     log_density = -0.5 * (y @ np.linalg.solve(C, y) + np.linalg.slogdet(2 * np.pi * C)[1])
     expected = log_density - 0.5 * np.trace(K - Q) / noise
@@ -74,12 +74,74 @@ def test_the_bound_stays_below_the_evidence_and_reaches_it(size, noise):
         close(bound, exact, "M = N", rtol=1e-7)
 
 
+def explained(kernel, x, z):
+    """K, and ``Q = K_XZ K_ZZ^-1 K_ZX``, as arrays."""
+    K, Kz, Kzz = (dense(kernel, a, b).detach().numpy() for a, b in ((x, x), (x, z), (z, z)))
+    return K, Kz @ np.linalg.solve(Kzz, Kz.T)
+
+
+@pytest.mark.parametrize("power", [0.01, 0.5, 1.0])
+def test_the_power_ep_evidence_is_its_closed_form(power):
+    """The law "power EP" of docs/theory/sparse.md: value, sites, and the same predictions as those sites give."""
+    y, noise, rule = targets(X), 0.05, rules.ExpectationPropagation(power)
+    gp = GP(rbf(), likelihoods.Gaussian(noise), mean="zero", engine=SparseVariational(select=At(Z)), rule=rule)
+    gp.condition(X, y)
+    K, Q = explained(rbf(), X, Z)
+    left = np.diag(K - Q)
+    C = Q + np.diag(noise + power * left)
+    log_density = -0.5 * (y @ np.linalg.solve(C, y) + np.linalg.slogdet(2 * np.pi * C)[1])
+    expected = log_density - (1 - power) / (2 * power) * np.log1p(power * left / noise).sum()
+    close(gp.log_evidence(), float(expected), "power EP", rtol=1e-7)
+    tau = gp.posterior_.sites.tau[:, 0]
+    close(tau, torch.as_tensor(1 / (noise + power * left)), "precisions of the sites", rtol=1e-6)
+    assert gp.objective_ == objectives.EPEvidence() and gp._solved.solution.converged
+
+
+def test_power_ep_tends_to_the_bound():
+    y, engine = targets(X), SparseVariational(select=At(Z))
+    rule = rules.ExpectationPropagation(1e-6)
+    gp = GP(rbf(), likelihoods.Gaussian(0.05), mean="zero", engine=engine, rule=rule).condition(X, y)
+    close(gp.log_evidence(), evidence(engine, y), "power -> 0", rtol=1e-3)
+
+
 @pytest.mark.parametrize(
-    "rule", [rules.Variational(), rules.ExpectationPropagation(), rules.ExpectationPropagation(0.5)]
+    "likelihood", [likelihoods.Gaussian(0.05), likelihoods.Bernoulli()], ids=["Gaussian", "Bernoulli"]
 )
+def test_ep_evidence_through_inducing_inputs_has_sites_of_its_own(likelihood):
+    y = targets(X) if likelihood.conjugate else (targets(X) > 0.3).double()
+    engine = SparseVariational(select=At(Z))
+    gp = GP(rbf(), likelihood, engine=engine, objective=objectives.EPEvidence()).condition(X, y)
+    assert gp._solved.rule == rules.ExpectationPropagation(0.5)
+    with pytest.raises(gpx.StructureError, match=r"unbounded through inducing inputs.*power=0\.5"):
+        GP(rbf(), likelihood, engine=engine, objective=objectives.EPEvidence(), rule=rules.Variational()).condition(
+            X, y
+        )
+
+
+def test_power_ep_is_updated_saved_and_left_out_with_its_own_sites(tmp_path):
+    z, y = points(25, 2, seed=3), targets(X)  # enough for an update to add none
+    gp = GP(
+        rbf(),
+        likelihoods.Gaussian(0.05),
+        mean="zero",
+        engine=SparseVariational(select=At(z)),
+        rule=rules.ExpectationPropagation(0.5),
+    )
+    whole = copy.deepcopy(gp).condition(X, y)
+    parts = copy.deepcopy(gp).condition(X[:30], y[:30]).update(X[30:], y[30:])
+    close(parts.predict(X[:5]).mean, whole.predict(X[:5]).mean, "means", atol=1e-6)
+    close(parts.predict(X[:5]).variance, whole.predict(X[:5]).variance, "variances", rtol=1e-6)
+    K, Q = explained(rbf(), X, z)
+    C = np.linalg.inv(Q + np.diag(0.05 + 0.5 * np.diag(K - Q)))
+    close(whole.loo().mean, y - torch.as_tensor(C @ y.numpy() / np.diag(C)), "leave-one-out means", atol=1e-6)
+    kept = GP(rbf(), likelihoods.Gaussian(0.05), engine=SparseVariational(12), objective=objectives.EPEvidence())
+    kept.condition(X, y).save(tmp_path / "model.gpx")
+    close(gpx.load(tmp_path / "model.gpx").predict(X[:5]).variance, kept.predict(X[:5]).variance, "loaded", rtol=1e-9)
+
+
 @pytest.mark.parametrize("objective", [objectives.ELBO(), objectives.Evidence()])
-def test_every_gaussian_objective_is_the_bound_after_one_step(rule, objective):
-    gp = GP(rbf(), likelihoods.Gaussian(0.05), engine=SparseVariational(select=At(Z)), rule=rule, objective=objective)
+def test_every_gaussian_objective_is_the_bound_after_one_step(objective):
+    gp = GP(rbf(), likelihoods.Gaussian(0.05), engine=SparseVariational(select=At(Z)), objective=objective)
     gp.condition(X, targets(X))
     assert gp._solved.solution.steps == 1
     close(gp.log_evidence(), evidence(SparseVariational(select=At(Z)), targets(X)), "bound", rtol=1e-8)
@@ -106,6 +168,7 @@ def test_the_elbo_at_the_sites_is_that_of_the_dense_posterior_of_the_inducing_va
 
 LIKELIHOODS = {
     "Gaussian": (likelihoods.Gaussian, lambda f: f, objectives.Evidence()),
+    "Gaussian-ep": (likelihoods.Gaussian, lambda f: f, objectives.EPEvidence()),
     "Gaussian-loo": (likelihoods.Gaussian, lambda f: f, objectives.LeaveOneOut()),
     "Bernoulli": (likelihoods.Bernoulli, lambda f: (f > 0.3).double(), objectives.ELBO()),
     "Bernoulli-ep": (likelihoods.Bernoulli, lambda f: (f > 0.3).double(), objectives.EPEvidence()),
