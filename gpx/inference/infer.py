@@ -27,7 +27,6 @@ TOLERANCE = 2.0 / 3  # of the residual, which has no unit, in roots of the round
 GROWTH = 1.3
 SMALLEST_STEP = 1e-4
 ROUNDING = 0.06  # a merit may fall by this share of its size, in roots of the rounding error: 1e-9 in double precision
-START_VARIANCE = 1.0  # the rule's first marginals are no wider
 NEWTON_BELOW = 3.0  # residual below which Newton's method is tried
 NOISE = 0.01  # nats per target of a merit whose marginals are off by a standard deviation
 MEMORY = 4  # earlier steps that are mixed where there is no Newton's method
@@ -67,7 +66,7 @@ def infer(problem: Problem) -> Inferred:
         raise NumericalError("The sites of the likelihood have no finite start; lower the outputscale of the kernel.")
     step, steps = problem.rule.first_step, 1
     while not state.settled and steps < problem.max_steps and step > SMALLEST_STEP:
-        trial = state.newton() if problem.engine.responsive else state.mixed()
+        trial = state.newton() if problem.responsive else state.mixed()
         if trial is not None:
             steps += 1
             if trial.finite and trial.no_worse_than(state) and trial.advances(state):
@@ -82,16 +81,12 @@ def infer(problem: Problem) -> Inferred:
 
 
 def first_posterior(problem: Problem) -> Shifted:
-    """The posterior at the start of the problem, or else at the sites that the rule makes of the targets as the latent
-    functions see them, with variances of at most one.
-    """
+    """The posterior at the start of the problem, or else at the sites that the rule makes of its first marginals."""
     none = problem.data.x.new_zeros(len(problem.data.x), problem.columns)
     prior = problem.condition(Sites(none, none))
     if problem.start is not None:
         return prior.with_sites(problem.start)
-    seen = torch.stack([part.y for part in problem.likelihood.latent_data(problem.data)], -1).flatten(1)
-    mean = torch.where(torch.isnan(seen), prior.at_sites, seen)
-    marginals = SiteMarginals(mean, prior.site_marginals.variance.clamp_max(START_VARIANCE))
+    marginals = problem.first_marginals(prior)
     return prior.with_sites(problem.rule.update(problem.likelihood, problem.data, marginals, prior.sites))
 
 
@@ -125,8 +120,8 @@ class _State:
 
     def no_worse_than(self, other: _State) -> bool:
         # Where precisions are cut, or marginals are no derivatives, the rule's fixed point is near the maximum, not at it.
-        slack = other.residual if other.cut or not self.problem.engine.responsive else 0.0
-        slack += NOISE * self.looseness * self.problem.data.targets
+        slack = other.residual if other.cut or not self.problem.responsive else 0.0
+        slack += NOISE * self.problem.looseness * self.problem.data.targets
         return self.merit >= other.merit - ROUNDING * self.root * abs(other.merit) - slack
 
     @property
@@ -137,12 +132,7 @@ class _State:
     @property
     def settled(self) -> bool:
         """Whether another step of the rule would change nothing."""
-        return self.residual <= max(TOLERANCE * self.root, self.looseness)
-
-    @property
-    def looseness(self) -> float:
-        """Of the engine."""
-        return self.problem.engine.looseness(self.problem.data.count)
+        return self.residual <= max(TOLERANCE * self.root, self.problem.looseness)
 
     @cached_property
     def cut(self) -> int:
@@ -189,7 +179,7 @@ class _State:
         return SiteMap(self.problem, self.posterior)
 
     def _at(self, sites: Sites) -> _State:
-        before = () if self.problem.engine.responsive else (*self.before, self)[-MEMORY:]
+        before = () if self.problem.responsive else (*self.before, self)[-MEMORY:]
         return _State(self.problem, self.posterior.with_sites(sites), before)
 
     def result(self, steps: int) -> Inferred:

@@ -18,7 +18,10 @@ from gpx.likelihoods import Likelihood
 from gpx.posterior import Shifted
 from gpx.prior import Prior
 from gpx.shards import pooled
-from gpx.sites import Sites
+from gpx.sites import SiteMarginals, Sites
+
+START_VARIANCE = 1.0  # the first marginals of a rule are no wider
+LOOSENESS = 1e-5  # of the sites of more data
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,16 @@ class Problem:
         sought = self.engine.partial and isinstance(self.rule, ExpectationPropagation)
         return None if sought else self.likelihood.exact_sites(self.data)
 
+    @property
+    def responsive(self) -> bool:
+        """Whether sites are sought by Newton's method."""
+        return self.engine.responsive
+
+    @property
+    def looseness(self) -> float:
+        """Changes of marginals, in standard deviations, below which sites are found."""
+        return self.engine.looseness(self.data.count)
+
     def condition(self, sites: Sites) -> Shifted:
         """Prior x sites: the engine's zero-mean posterior with the prior mean put back."""
         prior, columns = self.prior, self.columns
@@ -65,6 +78,12 @@ class Problem:
         params = self.engine.parameters(prior, self.plan)
         centred = self.engine.condition(prior, self.plan, params, sites.centred(at_sites))
         return Shifted(centred, sites, at_sites, partial(prior.mean_at, columns=columns), self.data.team)
+
+    def first_marginals(self, prior: Shifted) -> SiteMarginals:
+        """Where the rule sets out: at the targets as the latent functions see them, with variances of at most one."""
+        seen = torch.stack([part.y for part in self.likelihood.latent_data(self.data)], -1).flatten(1)
+        mean = torch.where(torch.isnan(seen), prior.at_sites, seen)
+        return SiteMarginals(mean, prior.site_marginals.variance.clamp_max(START_VARIANCE))
 
     def posterior(self) -> Shifted:
         """The posterior at the present hyperparameters: of a Gaussian likelihood, differentiable in all of them; of another
@@ -98,10 +117,24 @@ class Added(Problem):
 
     before: Shifted | None = None
 
+    @property
+    def responsive(self) -> bool:
+        """No: the data so far hold the marginals, and a few passes do."""
+        return False
+
+    @property
+    def looseness(self) -> float:
+        """At least that of an approximation that keeps earlier sites."""
+        return max(super().looseness, LOOSENESS)
+
     def condition(self, sites: Sites) -> Shifted:
         """With the sites of the data so far kept."""
         assert self.before is not None
         return self.before.with_sites(sites)
+
+    def first_marginals(self, prior: Shifted) -> SiteMarginals:
+        """What the data so far predict."""
+        return prior.site_marginals
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class SiteMap:
         # One step of Neumann's series: where the rule is Newton's method, the map is constant to first order, and this exact.
         through = self._backward(gradient)
         start = Sites(2 * gradient.nu - through.nu, 2 * gradient.tau - through.tau)
-        tolerance = max(ADJOINT[0], self.problem.engine.looseness(self.problem.data.count))
+        tolerance = max(ADJOINT[0], self.problem.looseness)
         return self._solve(self._backward, gradient, tolerance, ADJOINT[1], transposed=True, start=start)
 
     def pull(self, weights: Sites) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from gpx import GP, engines, kernels, likelihoods, objectives, rules
 from gpx.assemble import assemble
 from gpx.engines import Coreset, SparseVariational
 from gpx.engines.auto import choose_engine
+from gpx.inference.problem import LOOSENESS
 from gpx.inputs import as_data
 from gpx.kernels.dense import dense
 from gpx.prior import Prior, as_mean
@@ -358,15 +359,16 @@ def test_an_update_keeps_old_sites_and_is_close_to_inference_from_all(engine, na
 
 
 def test_the_sites_of_an_update_are_those_that_the_rule_finds_given_the_old_ones():
-    """At the fixed point another step of the rule, on the posterior of everything, leaves the new sites as they are."""
+    """At the fixed point another step of the rule, on the posterior of everything, leaves the new sites as they are, to the
+    accuracy that is asked of them."""
     y = (targets(X) > 0.3).double()
     gp = GP(rbf(), likelihoods.Bernoulli(), engine=SparseVariational(select=At(Z))).condition(X[:30], y[:30])
     gp.update(X[30:30], y[30:30]).update(X[30:], y[30:])
     posterior = gp.posterior_
     step = gp.rule if gp.rule != "auto" else gp._solved.rule
     again = step.update(gp._solved.likelihood, gp._solved.data, posterior.site_marginals, posterior.sites)
-    close(again.tau[30:], posterior.sites.tau[30:], "precisions", atol=1e-6)
-    close(again.nu[30:], posterior.sites.nu[30:], "nu", atol=1e-6)
+    close(again.tau[30:], posterior.sites.tau[30:], "precisions", atol=2 * LOOSENESS)
+    close(again.nu[30:], posterior.sites.nu[30:], "nu", atol=2 * LOOSENESS)
     assert gp.loo().log_density.isfinite().all() and np.isfinite(gp.log_evidence())
 
 
