@@ -15,6 +15,7 @@ MODULES = {
     "exact": "benchmarks.tasks.exact",
     "memory": "benchmarks.tasks.memory",
     "sparse": "benchmarks.tasks.sparse",
+    "sparse-1024": "benchmarks.tasks.sparse_1024",
     "sparse-large": "benchmarks.tasks.sparse_large",
     "sparse-serving": "benchmarks.tasks.sparse_serving",
     "coreset": "benchmarks.tasks.coreset",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.registry import Metric, Setting, Task
@@ -42,16 +43,16 @@ def scores(name: str, mean: ndarray, log_prob: ndarray, y: ndarray, bound: float
     }
 
 
-def run_gpx(setting: Setting, seconds: float) -> dict[str, float]:
+def run_gpx(setting: Setting, seconds: float, data: Sequence[str] = DATA, inducing: int = INDUCING) -> dict[str, float]:
     """As a user has it, with this limit of the time."""
     import warnings
 
     import gpx
 
     found: dict[str, float] = {}
-    for name in DATA:
+    for name in data:
         _, (X, y, X_test, y_test) = split(name, setting)
-        gp = gpx.GP(gpx.kernels.RBF(ard=True), engine=gpx.engines.SparseVariational(INDUCING))
+        gp = gpx.GP(gpx.kernels.RBF(ard=True), engine=gpx.engines.SparseVariational(inducing))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", gpx.FitWarning)  # the time is up
             gp.fit(X, y, max_seconds=seconds / (20 if setting.quick else 1))
@@ -61,19 +62,21 @@ def run_gpx(setting: Setting, seconds: float) -> dict[str, float]:
     return found
 
 
-def run_gpytorch(setting: Setting) -> dict[str, float]:
+def run_gpytorch(
+    setting: Setting, seconds: float = SECONDS, data: Sequence[str] = DATA, inducing: int = INDUCING
+) -> dict[str, float]:
     """SVGP as its examples have it: single precision, Adam at 0.01 on everything, batches of 512, k-means inducing inputs."""
     import torch
     from scipy.cluster.vq import kmeans2
 
     found: dict[str, float] = {}
-    for name in DATA:
+    for name in data:
         X, y, X_test, y_test = (torch.as_tensor(v).float() for v in split(name, setting)[1])
         torch.manual_seed(setting.seed)
-        centres, _ = kmeans2(X[:5000].numpy(), INDUCING, seed=setting.seed, minit="++")
+        centres, _ = kmeans2(X[:5000].numpy(), inducing, seed=setting.seed, minit="++")
         model, likelihood, objective = svgp(torch.as_tensor(centres), len(y))
         optimiser = torch.optim.Adam([*model.parameters(), *likelihood.parameters()], lr=0.01)
-        until = time.perf_counter() + SECONDS / (20 if setting.quick else 1)
+        until = time.perf_counter() + seconds / (20 if setting.quick else 1)
         while time.perf_counter() < until:
             for rows in torch.randperm(len(y)).split(512):
                 optimiser.zero_grad()
