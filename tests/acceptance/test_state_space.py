@@ -130,6 +130,16 @@ def test_the_implicit_gradient_is_that_of_the_solved_objective():
     assert float(slope / chain * 2.0) == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-4)
 
 
+def test_regular_grids():
+    """Where the covariance of the filter settles, before a hole and after it."""
+    x = 0.1 * np.arange(500)
+    y = np.sin(x) + 0.3 * np.random.default_rng(0).standard_normal(500)
+    y[300:304] = np.nan
+    check_equal(
+        lambda: Matern(nu=1.5, lengthscale=0.7) + Matern(nu=0.5, lengthscale=3.0), x, y, np.linspace(-1, 51, 23)
+    )
+
+
 def ragged(lengths=(60, 7, 90, 1), seed=0) -> tuple[np.ndarray, np.ndarray]:
     """Series of different lengths in one shuffled table: times and labels, and targets, one of them missing."""
     random = np.random.default_rng(seed)
