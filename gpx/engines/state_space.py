@@ -26,7 +26,7 @@ from gpx.prior import Prior
 from gpx.sites import SiteMarginals, Sites
 from gpx.structure.draws import Draws
 from gpx.structure.feature_map import feature_map
-from gpx.structure.state_space import Clock, read, state_space, time_column
+from gpx.structure.state_space import Clock, label_columns, read, state_space, time_column
 from gpx.structure.state_space import StateSpace as Form
 
 PATH_FEATURES = 2048
@@ -34,28 +34,40 @@ PATH_FEATURES = 2048
 
 @dataclass(frozen=True)
 class Line:
-    """The times [N] of an input column in ascending order, the gaps [N] between them by the kernel's clock, and the rows [N] of
-    the data that they belong to; None where that is the order of the rows.
+    """The times [N] of an input column in ascending order, series by series, the labels [N, L] of these, the gaps [N] between
+    times by the kernel's clock, infinite from series to series, and the rows [N] of the data that they belong to; None where
+    that is the order of the rows.
     """
 
     column: int
+    label: tuple[int, ...]
     clock: Clock | None
     times: Tensor
+    labels: Tensor
     gaps: Tensor
     order: Tensor | None
 
     @staticmethod
-    def of(column: int, clock: Clock | None, x: Tensor) -> Line:
+    def of(column: int, label: tuple[int, ...], clock: Clock | None, x: Tensor) -> Line:
         """The line through a column of x [N, D]; equal times keep the order of their rows."""
-        times = x[:, column].detach().double().contiguous()
-        order = None
-        if bool((times.diff() < 0).any()):
-            times, order = torch.sort(times, stable=True)
-        return Line(column, clock, times, _gaps(read(clock, times)), order)
+        x = x.detach().double()
+        times, labels, order = x[:, column].contiguous(), x[:, list(label)], None
+        back = (times.diff() < 0) & ~_new_series(labels)[1:]
+        if bool(back.any()) or bool((labels.diff(dim=0) < 0).any()) or len(label) > 1:
+            order = torch.argsort(times, stable=True)
+            for key in reversed(labels.unbind(1)):
+                order = order[torch.argsort(key[order], stable=True)]
+            times, labels = times[order], labels[order]
+        return Line(column, label, clock, times, labels, _gaps(read(clock, times), _new_series(labels)), order)
 
     def sort(self, values: Tensor) -> Tensor:
         """Values [N] of the rows, by time."""
         return values if self.order is None else values[self.order]
+
+    @property
+    def places(self) -> Tensor:
+        """Where the rows are [N]."""
+        return self.unsort(torch.arange(len(self.times)).to(self.times.device))
 
     def unsort(self, values: Tensor) -> Tensor:
         """Values [N] by time, of the rows."""
@@ -76,7 +88,7 @@ class StateSpacePlan:
     def extended(self, x: Tensor) -> StateSpacePlan:
         """With more inputs."""
         x = torch.cat([self.x, x])
-        return StateSpacePlan(x, tuple(Line.of(line.column, line.clock, x) for line in self.lines))
+        return StateSpacePlan(x, tuple(Line.of(line.column, line.label, line.clock, x) for line in self.lines))
 
 
 @dataclass(frozen=True)
@@ -99,9 +111,11 @@ class StateSpace(Engine):
 
     def plan(self, prior: Prior, data: Data) -> StateSpacePlan:
         """Sort. Raises: StructureError for a kernel of several inputs, or without a state-space form."""
-        columns = [time_column(kernel, data.x.shape[1]) for kernel in prior.kernels]
-        clocks = [state_space(kernel).clock for kernel in prior.kernels]
-        return StateSpacePlan(data.x, tuple(Line.of(*c, data.x) for c in zip(columns, clocks, strict=True)))
+        dims = data.x.shape[1]
+        lines = (
+            Line.of(time_column(k, dims), label_columns(k, dims), state_space(k).clock, data.x) for k in prior.kernels
+        )
+        return StateSpacePlan(data.x, tuple(lines))
 
     def few(self, data: Data, plan: StateSpacePlan, rows: int) -> Tensor:
         """Neighbouring times around the middle."""
@@ -205,14 +219,17 @@ class StateSpacePosterior(Posterior):
                 "StateSpace has no gradients in the inputs of predictions; use engines.Exact() for them."
             )
         line = self._line(column)
-        times, sorting = torch.sort(torch.cat([line.times, x[:, line.column].detach().double()]), stable=True)
-        place = torch.empty_like(sorting).index_copy(0, sorting, torch.arange(len(times)).to(sorting))
+        rows = x.new_zeros(len(line.times) + len(x), x.shape[1], dtype=torch.double)
+        rows[: len(line.times), line.column], rows[: len(line.times), list(line.label)] = line.times, line.labels
+        rows[len(line.times) :] = x.detach().double()
+        merged = Line.of(line.column, line.label, line.clock, rows)
+        times, place = merged.times, merged.places
         chain, count = self._chains[column], len(line.times)
         with torch.no_grad():
             form = state_space(self.latent_kernel(column))
             layout, *parts = form.at(times) if order == 0 else _differentiated(form, times, place[count:], order)
         nu, tau = (times.new_zeros(len(times)).index_copy(0, place[:count], v.detach()) for v in (chain.nu, chain.tau))
-        return type(chain)(layout, _gaps(read(line.clock, times)), *parts, nu, tau), place[count:]
+        return type(chain)(layout, merged.gaps, *parts, nu, tau), place[count:]
 
     def joint(self, x: Tensor) -> tuple[Tensor, Tensor]:
         means, covariances = [], []
@@ -286,17 +303,23 @@ def _differentiated(form: Form, times: Tensor, places: Tensor, order: int) -> tu
     return layout, rates, times.new_ones(1), chosen
 
 
-def _gaps(times: Tensor) -> Tensor:
-    """Differences [n] of ordered times, 0 first. Where these are a grid, with or without holes, up to the rounding of the times,
-    the gaps are exact multiples of its step: a transition is then computed once and not at every time.
+def _new_series(labels: Tensor) -> Tensor:
+    """Whether a row [N] of the labels [N, L] differs from the one before."""
+    return torch.nn.functional.pad((labels.diff(dim=0) != 0).any(1), (1, 0))[: len(labels)]
+
+
+def _gaps(times: Tensor, new: Tensor) -> Tensor:
+    """Differences [n] of ordered times, 0 first and infinite where a series is new. Where these are a grid, with or without
+    holes, up to the rounding of the times, the gaps are exact multiples of its step: a transition is then computed once and not
+    at every time.
     """
-    gaps = times.diff(prepend=times[:1])
-    if not bool((gaps > 0).any()):
-        return gaps
-    steps = (gaps / gaps[gaps > 0].median()).round()
-    even = steps * (gaps.sum() / steps.sum().clamp_min(1.0))
-    rounding = 4 * torch.finfo(times.dtype).eps * times[[0, -1]].abs().max()
-    return even if bool((even - gaps).abs().max() <= rounding) else gaps
+    gaps = times.diff(prepend=times[:1]).masked_fill(new, 0.0)
+    if bool((gaps > 0).any()):
+        steps = (gaps / gaps[gaps > 0].median()).round()
+        even = steps * (gaps.sum() / steps.sum().clamp_min(1.0))
+        rounding = 4 * torch.finfo(times.dtype).eps * times.abs().max()
+        gaps = even if bool((even - gaps).abs().max() <= rounding) else gaps
+    return gaps.masked_fill(new, math.inf)
 
 
 def _posterior_path(chain: Compiled | Scan, random: np.random.Generator) -> Tensor:

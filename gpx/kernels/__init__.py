@@ -9,13 +9,13 @@ from gpx.kernels.grid_spectral import GridSpectralMixtureProduct
 from gpx.kernels.hida_matern import HidaMatern
 from gpx.kernels.periodic import Cosine, Periodic
 from gpx.kernels.quasi_periodic import QuasiPeriodic
-from gpx.kernels.simple import Constant, Linear
+from gpx.kernels.simple import Constant, Linear, Same
 from gpx.kernels.spectral_mixture import SpectralMixture, SpectralMixtureProduct
 from gpx.kernels.stationary import RBF, Matern, RationalQuadratic
 from gpx.kernels.student_mixture import StudentMixture
 
 __all__ = [
     "RBF", "BlockQuasiPeriodic", "Constant", "Cosine", "Graph", "GridSpectralMixtureProduct", "HidaMatern", "Kernel", "Linear",
-    "Matern", "Periodic", "Product", "QuasiPeriodic", "RationalQuadratic", "SpectralMixture", "SpectralMixtureProduct",
+    "Matern", "Periodic", "Product", "QuasiPeriodic", "RationalQuadratic", "Same", "SpectralMixture", "SpectralMixtureProduct",
     "StudentMixture", "Sum", "matrix", "parse",
 ]  # fmt: skip

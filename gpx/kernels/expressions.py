@@ -14,7 +14,7 @@ from gpx.kernels.grid_spectral import GridSpectralMixtureProduct
 from gpx.kernels.hida_matern import HidaMatern
 from gpx.kernels.periodic import Cosine, Periodic
 from gpx.kernels.quasi_periodic import QuasiPeriodic
-from gpx.kernels.simple import Constant, Linear
+from gpx.kernels.simple import Constant, Linear, Same
 from gpx.kernels.spectral_mixture import SpectralMixture, SpectralMixtureProduct
 from gpx.kernels.stationary import RBF, Matern, RationalQuadratic
 from gpx.kernels.student_mixture import StudentMixture
@@ -22,7 +22,7 @@ from gpx.kernels.student_mixture import StudentMixture
 KERNELS = {
     c.__name__: c
     for c in (
-        RBF, Matern, RationalQuadratic, Periodic, Cosine, HidaMatern, QuasiPeriodic, Linear, Constant, BlockQuasiPeriodic,
+        RBF, Matern, RationalQuadratic, Periodic, Cosine, HidaMatern, QuasiPeriodic, Linear, Constant, Same, BlockQuasiPeriodic,
         SpectralMixture, SpectralMixtureProduct, StudentMixture, GridSpectralMixtureProduct, Sum, Product,
     )
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Kernels of a line and of a constant."""
+"""Kernels of a line, of a constant and of labels that are the same."""
 
 from __future__ import annotations
 
@@ -70,3 +70,22 @@ class Constant(Kernel):
         rows = (x1.shape[-2],) if diag else (x1.shape[-2], x2.shape[-2])
         batch = torch.broadcast_shapes(x1.shape[:-2], x2.shape[:-2], self.batch_shape)
         return self.outputscale.reshape(*self.batch_shape, *(1,) * len(rows)).expand(*batch, *rows)
+
+
+class Same(Kernel):
+    """1 where two rows have the same label, else 0: as a factor, an independent function for every label, all with the same
+    hyperparameters, such as series of different lengths one below the other.
+
+    X: numbers that label the rows, in one column or several (all must agree). `engines.StateSpace` takes the series one after
+    the other, in linear time. Cost: O(N M).
+
+    >>> from gpx.kernels import Matern
+    >>> Matern(nu=1.5, active_dims=["time"]) * Same(active_dims=["series"])
+    Matern(nu=1.5, lengthscale=1, outputscale=1, active_dims=['time']) * Same(active_dims=['series'])
+    """
+
+    labels = True
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
+        same = x1 == x2 if diag else x1.unsqueeze(-2) == x2.unsqueeze(-3)
+        return same.all(-1).to(x1)

@@ -26,8 +26,9 @@ def has_metric(kernel: Any) -> bool:
 def require_metric(kernel: Any, user: str) -> None:
     """Raise StructureError unless inputs of the kernel are numbers that can be compared and moved; user: who needs that."""
     if not has_metric(kernel):
+        named = next(type(part).__name__ for part in kernel.modules() if getattr(part, "labels", False))
         raise StructureError(
-            f"{user} needs inputs with distances, but those of kernels.Graph are labels of nodes; use engines.Exact(), or"
+            f"{user} needs inputs with distances, but those of kernels.{named} are labels; use engines.Exact(), or"
             " engines.SparseVariational(select='greedy', refine=False)."
         )
 

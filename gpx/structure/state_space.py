@@ -10,7 +10,7 @@ under sums and products. Theory: docs/theory/state_space.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce, singledispatch
 from typing import Any
@@ -32,6 +32,7 @@ from gpx.kernels import (
     Matern,
     Periodic,
     QuasiPeriodic,
+    Same,
     StudentMixture,
 )
 from gpx.kernels.walk import parts
@@ -106,12 +107,14 @@ class StateSpace:
     """A sum of blocks.
 
     error: a bound on the difference from the kernel, as a share of its variance; clock: times [n] -> the ascending times on
-    which blocks decay, comparable by ==; None: time itself, or any where nothing decays.
+    which blocks decay, comparable by ==; None: time itself, or any where nothing decays; apart: whether series of different
+    labels are independent.
     """
 
     blocks: tuple[Block, ...]
     error: float = 0.0
     clock: Clock | None = None
+    apart: bool = False
 
     @property
     def exact(self) -> bool:
@@ -188,8 +191,12 @@ def state_space(kernel: Any) -> StateSpace:
 
 
 def time_column(kernel: gpytorch.kernels.Kernel, dims: int) -> int:
-    """The one of `dims` input columns that the kernel acts on. Raises: StructureError if there are several."""
-    columns = _columns(kernel, range(dims))
+    """The one of `dims` input columns that the kernel acts on, beside labels of series. Raises: StructureError if there are
+    several.
+    """
+    leaves = list(_leaves(kernel, range(dims)))
+    moving = [columns for part, columns in leaves if not isinstance(part, (Same, Constant))]
+    columns = set().union(*(moving or (columns for _, columns in leaves)))
     if len(columns) != 1:
         raise StructureError(
             f"A state-space model needs one input column, the kernel acts on {len(columns)}: choose one with"
@@ -198,13 +205,25 @@ def time_column(kernel: gpytorch.kernels.Kernel, dims: int) -> int:
     return columns.pop()
 
 
-def _columns(kernel: gpytorch.kernels.Kernel, columns: Sequence[int]) -> set[int]:
-    """Those of the columns that the kernel acts on."""
+def label_columns(kernel: gpytorch.kernels.Kernel, dims: int) -> tuple[int, ...]:
+    """Those of `dims` input columns that say which series a row belongs to."""
+    return tuple(
+        sorted({c for part, columns in _leaves(kernel, range(dims)) if isinstance(part, Same) for c in columns})
+    )
+
+
+def _leaves(
+    kernel: gpytorch.kernels.Kernel, columns: Sequence[int]
+) -> Iterator[tuple[gpytorch.kernels.Kernel, Sequence[int]]]:
+    """The kernels that a kernel is made of in the end, with those of the columns that they act on."""
     scaled = isinstance(kernel, gpytorch.kernels.ScaleKernel) and kernel.base_kernel.active_dims is not None
     if kernel.active_dims is not None and not scaled:  # a ScaleKernel copies the selection of its base
         columns = [columns[d] for d in kernel.active_dims.tolist()]
-    inner = [_columns(part, columns) for part in parts(kernel)]
-    return set().union(*inner) if inner else set(columns)
+    inner = list(parts(kernel))
+    for part in inner:
+        yield from _leaves(part, columns)
+    if not inner:
+        yield kernel, columns
 
 
 def _constant(weight: Tensor) -> Callable[[Tensor], Tensor]:
@@ -255,6 +274,11 @@ def _(kernel: Constant) -> StateSpace:
 
 
 @state_space.register
+def _(kernel: Same) -> StateSpace:
+    return replace(_static(_constant(torch.ones((), dtype=torch.float64))), apart=True)
+
+
+@state_space.register
 def _(kernel: Linear) -> StateSpace:
     if kernel.outputscale.numel() > 1:
         raise StructureError(
@@ -262,6 +286,15 @@ def _(kernel: Linear) -> StateSpace:
         )
     slope, center = kernel.outputscale.sqrt().reshape(1, 1), kernel.center.reshape(1, 1)
     return _static(lambda times: (times[:, None] - center.to(times)) * slope.to(times))
+
+
+@state_space.register
+def _(kernel: gpytorch.kernels.LinearKernel) -> StateSpace:
+    if kernel.variance.shape[-1] > 1:
+        raise StructureError(
+            f"A state-space model needs one input column, this LinearKernel acts on {kernel.variance.shape[-1]}."
+        )
+    return _static(lambda times: times[:, None] * kernel.variance.sqrt().reshape(1, 1).to(times))
 
 
 @state_space.register
@@ -360,12 +393,18 @@ def _(kernel: gpytorch.kernels.ProductKernel) -> StateSpace:
 
 
 def _sum(forms: Sequence[StateSpace]) -> StateSpace:
-    return StateSpace(tuple(b for f in forms for b in f.blocks), max(f.error for f in forms), _common_clock(forms))
+    if len({form.apart for form in forms}) > 1:
+        raise StructureError(
+            "Some parts of this kernel are of one series each (Same), others are shared by all: a state-space model has either."
+            " Multiply the whole sum by Same, or use engines.Exact()."
+        )
+    error = max(f.error for f in forms)
+    return StateSpace(tuple(b for f in forms for b in f.blocks), error, _common_clock(forms), forms[0].apart)
 
 
 def _product(a: StateSpace, b: StateSpace) -> StateSpace:
     blocks = tuple(_times(x, y) for x in a.blocks for y in b.blocks)
-    return StateSpace(blocks, a.error + b.error, _common_clock([a, b]))
+    return StateSpace(blocks, a.error + b.error, _common_clock([a, b]), a.apart or b.apart)
 
 
 def _common_clock(forms: Sequence[StateSpace]) -> Clock | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gpytorch
 import numpy as np
 import pytest
 import torch
 
 from gpx import GP, likelihoods, objectives
-from gpx.kernels import BlockQuasiPeriodic, Constant, Cosine, HidaMatern, Linear, Matern, Periodic, QuasiPeriodic
+from gpx.errors import StructureError
+from gpx.kernels import BlockQuasiPeriodic, Constant, Cosine, HidaMatern, Linear, Matern, Periodic, QuasiPeriodic, Same
 from gpx.testing.assertions import close
 
 KERNELS = {
@@ -126,3 +128,59 @@ def test_the_implicit_gradient_is_that_of_the_solved_objective():
         lengthscale = gp._fitted().prior.kernels[0].lengthscale
         (chain,) = torch.autograd.grad(lengthscale.sum(), raw)
     assert float(slope / chain * 2.0) == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-4)
+
+
+def test_regular_grids():
+    """Where the covariance of the filter settles, before a hole and after it."""
+    x = 0.1 * np.arange(500)
+    y = np.sin(x) + 0.3 * np.random.default_rng(0).standard_normal(500)
+    y[300:304] = np.nan
+    check_equal(
+        lambda: Matern(nu=1.5, lengthscale=0.7) + Matern(nu=0.5, lengthscale=3.0), x, y, np.linspace(-1, 51, 23)
+    )
+
+
+def ragged(lengths=(60, 7, 90, 1), seed=0) -> tuple[np.ndarray, np.ndarray]:
+    """Series of different lengths in one shuffled table: times and labels, and targets, one of them missing."""
+    random = np.random.default_rng(seed)
+    x = np.concatenate([np.c_[random.uniform(0, 5, n), np.full(n, k)] for k, n in enumerate(lengths)])
+    y = np.sin(x[:, 0] + x[:, 1]) + 0.1 * random.standard_normal(len(x))
+    y[3] = np.nan
+    order = random.permutation(len(x))
+    return x[order], y[order]
+
+
+def test_ragged_series():
+    """A label as a factor: independent series of different lengths in one call, as Exact has them."""
+    (x, y), new = ragged(), np.c_[np.linspace(-1, 6, 12), np.arange(12) % 6]
+    times = {"active_dims": [0]}
+    part = lambda: Matern(nu=1.5, **times) + Linear(0.3, **times) * Cosine(period=3.0, **times) + 0.5  # noqa: E731
+    check_equal(lambda: part() * Same(active_dims=[1]), x, y, new)
+    noise, options = likelihoods.Gaussian(0.1), {"engine": "StateSpace", "mean": "zero"}
+    together = GP(part() * Same(active_dims=[1]), noise, **options).condition(x, y)
+    total = 0.0
+    for label in range(4):
+        rows, at = x[:, 1] == label, new[:, 1] == label
+        alone = GP(part(), noise, **options).condition(x[rows], y[rows])
+        total += float(alone.log_evidence())
+        close(together.predict(new[at]).mean, alone.predict(new[at]).mean, "mean", atol=1e-10)
+    close(together.log_evidence(), total, "sum of evidences", rtol=1e-10)
+    exact = GP(part() * Same(active_dims=[1]), noise, engine="Exact", mean="zero").condition(x, y)
+    points = torch.as_tensor(new)
+    for a, b in zip(together.posterior_.joint(points), exact.posterior_.joint(points), strict=True):
+        close(a, b, "joint", atol=1e-8)
+
+
+def test_gpytorch_lines():
+    """A line of gpytorch's, with a proper prior."""
+    check_equal(
+        lambda: gpytorch.kernels.LinearKernel().double() + Matern(nu=1.5), *awkward(300), np.linspace(-1.0, 20.0, 9)
+    )
+
+
+def test_parts_shared_by_series():
+    x, y = ragged()
+    with pytest.raises(StructureError, match="shared by all"):
+        GP(Matern(active_dims=[0]) * Same(active_dims=[1]) + Matern(active_dims=[0]), engine="StateSpace").condition(
+            x, y
+        )

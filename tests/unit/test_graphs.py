@@ -200,7 +200,7 @@ def test_what_is_refused(build, advice):
 @pytest.mark.parametrize("name", ["Diffusion", "product"])
 def test_engines_that_need_distances(engine, name):
     gp = gpx.GP(GRAPHS[name](), engine=engine)
-    with pytest.raises(StructureError, match=r"labels of nodes; use engines.Exact\(\), or .*refine=False"):
+    with pytest.raises(StructureError, match=r"kernels.Graph are labels; use engines.Exact\(\), or .*refine=False"):
         gp.condition(nodes(8, columns(name)), np.arange(8.0))
 
 
