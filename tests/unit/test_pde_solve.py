@@ -10,7 +10,7 @@ import torch
 import gpx
 from gpx.pde import Box, D, Dirichlet, Interval, Neumann, Periodic, Problem, Robin, cos, exp, problems, sin, solve, u
 from gpx.pde.grids import boundary_values
-from gpx.pde.newton import newton
+from gpx.pde.newton import newton, picard, reached
 from gpx.pde.problems import laplacian, manufactured
 from gpx.pde.select import Search, Setting
 
@@ -156,8 +156,12 @@ def test_large_errors_are_warned_of():
 
 def test_newtons_failure_says_what_was_tried():
     """u'' = exp(u) with a large negative source has no solution (Bratu's problem beyond its fold)."""
-    with pytest.raises(gpx.NumericalError, match="converged for no lengthscale .* line search"):
-        solve(Problem(Interval(0, 1), D(u, 0, 2) + 50 * exp(u), 0.0, 0.0), grid=30)
+    folded = Problem(Interval(0, 1), D(u, 0, 2) + 50 * exp(u), 0.0, 0.0)
+    tried = "Newton's method did not converge .* norms of the residual .* halved .* Picard's steps .* residual .* pseudo-time .*"
+    with pytest.raises(gpx.NumericalError, match=f"lengthscales from 1 to .*{tried} Give more points"):
+        solve(folded, grid=30)
+    with pytest.raises(gpx.NumericalError, match=f"{tried} Give more points"):
+        solve(folded, grid=30, kernel=gpx.kernels.RBF(lengthscale=0.3))
 
 
 @pytest.mark.slow
@@ -178,6 +182,24 @@ def test_steps_in_pseudo_time_reach_what_newtons_do_not():
     constant = np.roots([-1.0, 0.0, 1.0, -1.0])
     assert float(solution(middle)[0]) == pytest.approx(float(constant[np.isreal(constant)][0].real), abs=1e-3)
     assert float((solution(middle, problem.equation) - 1).abs()[0]) < 1e-3
+
+
+def test_picards_steps_reach_what_newtons_do_not():
+    """u'' - 60 sin u = -200: the slope 60 cos u has both signs, and Picard's steps contract: 60 is less than pi^2 times 8."""
+    problem = Problem(Interval(0, 1), D(u, 0, 2) - 60 * sin(u), -200.0, 0.0, grid=80)
+    source, boundary = (
+        torch.full((80,), -200.0, dtype=torch.float64),
+        boundary_values(problem, problem.domain.axes((80,))),
+    )
+    grid = Search(problem, tuple(problem.domain.axes((80,))), source, boundary, None).grid(Setting(((0.0,),), (0.25,)))
+    with pytest.raises(gpx.NumericalError, match="did not converge"):
+        newton(problem, grid, source, boundary)
+    near = picard(problem, grid, source, boundary)
+    values = problem.equation.value(grid.jet(near, problem.jet), grid.x)
+    assert np.linalg.norm(grid.test(values - source)) < 1e-3 * np.linalg.norm(grid.test(source))
+    state = reached(problem, grid, source, boundary)
+    assert np.linalg.norm(state.coefficients - near) < 1e-3 * np.linalg.norm(near)
+    assert state.residuals[-1] < 1e-9 * np.linalg.norm(grid.test(source))
 
 
 def test_frequencies_of_a_nonlinear_problem_come_from_its_solution_too():
