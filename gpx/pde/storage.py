@@ -76,10 +76,10 @@ def _load_at_points(path: str | os.PathLike[str], problem: Problem, stored: Any,
         raise InputError(f"{path} has a solution at other points than those of this problem.")
     if stored["equation"] != repr(problem.equation):
         raise InputError(f"{path} has a solution of {stored['equation']}, this problem is {problem.equation!r}.")
-    choice = Choice(stored["choice"]["nu"], tuple(stored["choice"]["lengthscales"]))
+    choice = Choice(**{name: _tuples(value) for name, value in stored["choice"].items()})
     measured = Measured.of(problem, problem.domain)
     jets = {index: tensors[_name(index)] for index in measured.indices}
-    posterior = conditioned(measured, choice.kernels(problem.domain.bounds), jets)
+    posterior = conditioned(measured, choice.kernels(problem.domain.bounds), jets, choice.variance)
     return PointSolution(problem, posterior, jets, choice)
 
 
