@@ -86,9 +86,11 @@ class Problem:
             raise InputError(f"The equation has D(u, {highest}), the domain has axes 0..{self.domain.dims - 1}.")
         if isinstance(self.domain, Points):
             self._check_points()
+            self._check_level()
         else:
             self._check_unknowns()
             self._check_conditions()
+            self._check_level()
             check_corners(self.domain, self.conditions)
 
     @property
@@ -200,3 +202,19 @@ class Problem:
                     f" Neumann, Robin or Periodic (an initial condition is Dirichlet(({axis}, 0), g); none belongs on the face"
                     " where a first-order equation flows out), or observations= of u in their place."
                 )
+        robin = [c for c in self.conditions if isinstance(c, Robin)]
+        for i, first in enumerate(robin):
+            for second in robin[:i]:
+                if first.face == second.face and first.a * second.b == second.a * first.b:
+                    raise InputError(
+                        f"The problem is over-determined: two conditions on face {first.face} give the same, {second!r} and"
+                        f" {first!r}; move one to another face."
+                    )
+
+    def _check_level(self) -> None:
+        floats = all(isinstance(c, Periodic) or c.a == 0 for c in self.conditions)
+        if floats and () not in self.jet and not self.observations:
+            raise InputError(
+                "The problem is under-determined: neither the equation nor a condition has u itself, so that u + 1 solves it as"
+                " well as u; give Dirichlet or Robin on a face, or observations= of u."
+            )

@@ -212,6 +212,29 @@ def test_frequencies_of_a_nonlinear_problem_come_from_its_solution_too():
     assert solution.relative_error() < 1e-9
 
 
+def test_many_tones_are_followed():
+    rates = torch.tensor([3.0, 17, 29, 41, 67, 88, 101, 130])
+    many = lambda x: (torch.sin(x * rates + rates) / (1 + rates % 5)).sum(1)  # noqa: E731
+    solution = solve(manufactured("", Interval(0, 2 * np.pi), D(u, 0, 2) - u, many, grid=500))
+    error = solution.relative_error()
+    assert error < 1e-9 and 0.1 < solution.error_estimate / error < 10
+
+
+def test_advection_in_two_dimensions_and_time():
+    """Three axes of first order, none of which has eigenvectors by differences."""
+
+    def wave(x):
+        return torch.sin(3 * (x[:, 0] - 2 * x[:, 2])) * torch.cos(2 * (x[:, 1] - x[:, 2]))
+
+    moving = manufactured(
+        "", Box([(0, 1)] * 3), D(u, 2) + 2 * D(u, 0) + D(u, 1), wave, grid=14,
+        boundary=lambda exact: [Dirichlet((axis, 0), exact) for axis in range(3)],
+    )  # fmt: skip
+    solution = solve(moving)
+    error = solution.relative_error()
+    assert error < 1e-5 and 0.1 < solution.error_estimate / error < 10
+
+
 @pytest.mark.parametrize("kernel", [gpx.kernels.Matern(nu=3.5, lengthscale=0.5), gpx.kernels.RBF(lengthscale=0.3)])
 def test_a_kernel_can_be_given(kernel):
     solution = solve(CASES["mixed conditions"], grid=24, kernel=[kernel, kernel])
