@@ -9,6 +9,7 @@ import torch
 
 import gpx
 from gpx.pde import Box, D, Dirichlet, Interval, Neumann, Periodic, Problem, Robin, cos, exp, problems, sin, solve, u
+from gpx.pde.estimate import LIMITS, _other
 from gpx.pde.grids import boundary_values
 from gpx.pde.newton import newton, picard, reached
 from gpx.pde.problems import laplacian, manufactured
@@ -218,6 +219,12 @@ def test_many_tones_are_followed():
     solution = solve(manufactured("", Interval(0, 2 * np.pi), D(u, 0, 2) - u, many, grid=500))
     error = solution.relative_error()
     assert error < 1e-9 and 0.1 < solution.error_estimate / error < 10
+
+
+@pytest.mark.parametrize("count", [26, 44, 64])
+def test_the_judges_nodes_are_not_the_solvers(count):
+    """Where both grids nearly coincide, residuals look smaller than they are."""
+    assert not 1 / 1.2 < _other(count, LIMITS[3]) / count < 1.2
 
 
 def test_advection_in_two_dimensions_and_time():
