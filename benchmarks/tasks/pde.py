@@ -1,4 +1,5 @@
-"""Differential equations: errors and seconds of gpx, of Chebyshev collocation and of finite differences, beside published errors."""
+"""Differential equations: errors and seconds of gpx, of Chebyshev collocation, of finite
+differences and of a small physics-informed network, beside published errors."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ PROBLEMS = (
 QUICK = ("poisson_1d_p1", "allen_cahn_1d_p1", "advection", "elliptic_2d")
 BROADBAND, SEEDS = 400, 5  # points, draws
 COVERED = 4  # seeds of noise
+TRAINING = {True: 1.0, False: 20.0}  # seconds of a network for each problem, quick or not
 # Relative errors as recalled from the papers, not read there again: Fang et al. (2024), 1-D Poisson problems, the better of both kernels of GP-HM, trained by
 # Adam for 1e5 to 1e6 epochs, the least error of 20 checkpoints against the exact solution. Chen et al. (2021) at 2,400 points
 # (elliptic) and 4,800 (Burgers).
@@ -173,6 +175,19 @@ def collocation_error(problem: Any, nodes: Any, matrices: Any) -> float:
     return float((gap @ gap) ** 0.5 / (exact @ exact) ** 0.5)
 
 
+def run_pinn(setting: Setting) -> dict[str, float]:
+    """A physics-informed network, for some seconds on each problem."""
+    from benchmarks.tasks import pinn
+
+    found: dict[str, float] = {}
+    for name in chosen(setting):
+        began = time.perf_counter()
+        error = pinn.error(named(name), TRAINING[setting.quick], setting.seed)
+        found[f"{name}: seconds"], found[f"{name}: error"] = time.perf_counter() - began, error
+    errors = [pinn.error(broadband(seed), TRAINING[setting.quick], setting.seed) for seed in seeds(setting)]
+    return found | {"broadband: error": median(errors)}
+
+
 def run_published(setting: Setting) -> dict[str, float]:
     """Numbers of papers as recalled, not run here and not verified."""
     return {f"{name}: error": PUBLISHED[name] for name in chosen(setting) if name in PUBLISHED}
@@ -197,5 +212,11 @@ TASK = Task(
         Metric("broadband: error"),
         *(Metric(f"poisson_1d_p{i}: coverage") for i in range(1, 6)),
     ),
-    models={"gpx": run_gpx, "Chebyshev": run_chebyshev, "differences": run_differences, "published": run_published},
+    models={
+        "gpx": run_gpx,
+        "Chebyshev": run_chebyshev,
+        "differences": run_differences,
+        "network": run_pinn,
+        "published": run_published,
+    },
 )

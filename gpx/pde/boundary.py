@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from gpx.errors import InputError
-from gpx.pde.domains import Box, Face, points
+from gpx.pde.domains import Box, points
 from gpx.pde.expressions import Field, evaluate
+from gpx.pde.points import Points
 
 EDGE_POINTS = 5  # per axis along an edge where faces meet
 DISAGREEMENT = 1e-6  # of the largest boundary value
@@ -17,9 +19,12 @@ DISAGREEMENT = 1e-6  # of the largest boundary value
 
 @dataclass(frozen=True)
 class Robin:
-    """``a u + b du/dn = g`` on a face (axis, 0 | 1), n being the outward normal; g is a number or maps x [n, d] to [n]."""
+    """``a u + b du/dn = g`` on a face, n being the outward normal; g is a number or maps x [n, d] to [n].
 
-    face: Face
+    face: (axis, 0 | 1) of a box; on `Points`, what maps x [n, d] to booleans [n], true on this part; None: everywhere.
+    """
+
+    face: Any
     a: float
     b: float
     g: Field | float
@@ -28,14 +33,14 @@ class Robin:
 class Dirichlet(Robin):
     """``u = g`` on a face; on the lower face of a time axis, an initial condition."""
 
-    def __init__(self, face: Face, g: Field | float):
+    def __init__(self, face: Any, g: Field | float):
         super().__init__(face, 1.0, 0.0, g)
 
 
 class Neumann(Robin):
     """``du/dn = g`` on a face, n being the outward normal."""
 
-    def __init__(self, face: Face, g: Field | float):
+    def __init__(self, face: Any, g: Field | float):
         super().__init__(face, 0.0, 1.0, g)
 
 
@@ -56,6 +61,40 @@ def check_corners(domain: Box, conditions: tuple[Condition, ...]) -> None:
         for second in fixed[:i]:
             if first.face[0] != second.face[0]:
                 _check_edge(domain, first, second)
+
+
+def check_parts(points: Points, conditions: tuple[Condition, ...], enough: bool) -> None:
+    """Raises: InputError for conditions that are not on parts of the boundary, or two of a kind at one point; unless there is
+    enough else, for points of the boundary without one; without normals, for slopes.
+    """
+    seen: dict[bool, torch.Tensor] = {}
+    for c in conditions:
+        if not isinstance(c, Robin) or not (c.face is None or callable(c.face)):
+            raise InputError(
+                "On Points conditions are Dirichlet, Neumann and Robin, on a face that maps x [n, d] to booleans [n] (None:"
+                f" everywhere), got {c!r}."
+            )
+        if c.b and points.normals is None:
+            raise InputError(
+                "Neumann and Robin conditions need Points(..., normals=), or Points.within, which finds them."
+            )
+        on, kind = points.part(c.face), bool(c.b)
+        if not bool(on.any()):
+            raise InputError(f"No point of the boundary is on the face of {c!r}; correct it, or give points there.")
+        twice = on & seen.get(kind, torch.zeros_like(on))
+        if bool(twice.any()):
+            what = "slopes" if kind else "values"
+            raise InputError(
+                f"Two conditions give {what} at {int(twice.sum())} points of the boundary, the first at"
+                f" x = {points.boundary[twice][0].tolist()}; restrict the face of one."
+            )
+        seen[kind] = on | seen.get(kind, torch.zeros_like(on))
+    free = ~torch.stack(list(seen.values())).any(0) if seen else torch.ones(len(points.boundary), dtype=torch.bool)
+    if bool(free.any()) and not enough:
+        raise InputError(
+            f"{int(free.sum())} boundary points have no condition, the first at x = {points.boundary[free][0].tolist()}: give"
+            " one, or observations= of u, or move them to the interior, where the equation holds."
+        )
 
 
 def _check_edge(domain: Box, first: Robin, second: Robin) -> None:

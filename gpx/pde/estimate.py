@@ -21,7 +21,8 @@ from gpx.pde.newton import State
 from gpx.pde.problem import Problem
 
 FINER = 2  # times as many points per axis
-LIMITS = {1: 1000, 2: 240, 3: 48}  # points per axis
+LIMITS = {1: 1000, 2: 240, 3: 64}  # points per axis
+NEAR, COARSER = 1.2, 0.75  # times as many: on nodes that nearly coincide residuals are too small, on those not
 TOLERANCE = 0.1  # of GMRES
 
 
@@ -55,7 +56,7 @@ class Judge:
 def judge(problem: Problem, counts: tuple[int, ...]) -> Judge:
     """The judge of solutions on grids of so many points per axis."""
     limit = LIMITS[problem.domain.dims]
-    nodes = problem.domain.axes([min(FINER * n, max(limit, n // 2)) + 1 for n in counts])
+    nodes = problem.domain.axes([_other(n, limit) + 1 for n in counts])
     grid = Grid(tuple(differences(problem, axis, points) for axis, points in enumerate(nodes)))
     source = evaluate(problem.source, grid.x, "The source")
     solver = None
@@ -63,3 +64,9 @@ def judge(problem: Problem, counts: tuple[int, ...]) -> Judge:
         zero = {index: torch.zeros(len(grid.x), dtype=torch.float64) for index in problem.jet}
         solver = kronecker_sum(axis_matrices(grid, linearise(problem.equation, zero, grid.x)[1]))
     return Judge(problem, grid, source, boundary_values(problem, nodes), solver)
+
+
+def _other(count: int, limit: int) -> int:
+    """Intervals of the judge's axis beside one of so many points."""
+    found = min(FINER * count, max(limit, count // 2))
+    return round(COARSER * count) if 1 / NEAR < found / count < NEAR else found

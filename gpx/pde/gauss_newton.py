@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from gpx.errors import NumericalError
 from gpx.kernels import RBF, Matern
-from gpx.pde.expressions import Index, evaluate, linearise
-from gpx.pde.measurements import Block, Posterior, condition, values_at
+from gpx.pde.expressions import Expression, Index, evaluate, indices, linearise
+from gpx.pde.measurements import Block, Posterior, condition, stacked, values_at
 from gpx.pde.problem import Problem
 from gpx.pde.sparse import SparsePosterior, condition_sparsely
 
@@ -36,10 +37,13 @@ Jets = dict[Index, Tensor]
 
 @dataclass(frozen=True)
 class Choice:
-    """A product of kernels: Matern of smoothness nu, infinite: Gaussian; lengthscales: as parts of the range of every axis."""
+    """A product of kernels: Matern of smoothness nu, infinite: Gaussian; lengthscales: as parts of the range of every axis;
+    variance: of the kernel, None where data have no noise.
+    """
 
     nu: float
     lengthscales: tuple[float, ...]
+    variance: float | None = None
 
     def kernels(self, bounds: Sequence[tuple[float, float]]) -> list[Any]:
         """One for every axis."""
@@ -49,60 +53,124 @@ class Choice:
 
 @dataclass(frozen=True)
 class Measured:
-    """A problem at points: x [n, d] where the equation holds, with the source there, and the boundary, with its values."""
+    """A problem at points: x [n + m, d] where the equation holds, and after these where u was observed; source [n];
+    conditions: on values, and on slopes, with what is asked of both.
+    """
 
     problem: Problem
     x: Tensor
     source: Tensor
-    boundary: Block
-    given: Tensor
+    conditions: tuple[tuple[Block, Tensor], tuple[Block, Tensor]]
 
     @classmethod
     def of(cls, problem: Problem, points: Any) -> Measured:
         """The values of a problem at its points, or at some of them."""
-        source = evaluate(problem.source, points.interior, "The source")
-        given = evaluate(problem.boundary, points.boundary, "The boundary value")
-        return cls(problem, points.interior, source, values_at(points.boundary), given)
+        source = problem.source
+        if isinstance(source, (Tensor, np.ndarray)):
+            places = cKDTree(problem.domain.interior.numpy()).query(points.interior.numpy())[1]
+            values = torch.as_tensor(source, dtype=torch.float64)[places]
+        else:
+            values = evaluate(source, points.interior, "The source")
+        observed = [each.x for each in problem.observations]  # pyright: ignore[reportGeneralTypeIssues]
+        return cls(problem, torch.cat([points.interior, *observed]), values, _conditions(problem, points))
+
+    @property
+    def linear(self) -> bool:
+        """Whether the equation and all that was observed are affine in u."""
+        observed = self.problem.observations
+        return self.problem.linear and all(each.of.degree() <= 1 for each in observed)  # pyright: ignore
 
     @property
     def indices(self) -> list[Index]:
         """The derivatives that are looked at, u among them."""
-        return sorted({(), *self.problem.jet})
+        observed = [indices(each.of) for each in self.problem.observations]  # pyright: ignore[reportGeneralTypeIssues]
+        return sorted({(), *self.problem.jet}.union(*observed))
 
     def zero(self) -> Jets:
         """The jets at x of the function 0."""
-        return {index: torch.zeros_like(self.source) for index in self.indices}
+        return {index: torch.zeros(len(self.x), dtype=torch.float64) for index in self.indices}
 
-    def linearised(self, jets: Jets) -> tuple[tuple[Block, Block], tuple[Tensor, Tensor]]:
-        """The measurements that the equation, linearised, asks for, and their values."""
-        value, slopes = linearise(self.problem.equation, jets, self.x)
-        right = self.source - value + sum(slopes[index] * jets[index] for index in slopes)
+    def linearised(self, jets: Jets) -> tuple[tuple[Block, ...], tuple[Tensor, ...]]:
+        """The measurements that are linear in u: conditions on values; conditions on slopes, and the equation; observations.
+        And their values.
+        """
+        (values, given), (slopes, asked) = self.conditions
+        noise = torch.full_like(self.source, self.problem.noise) if self.problem.noise else None
+        count = len(self.source)
+        equation, right = self._linear(self.problem.equation, slice(0, count), self.source, noise, jets)
+        blocks, found = (
+            [values, stacked([slopes, equation]) if len(slopes.x) else equation],
+            [given, torch.cat([asked, right])],
+        )
+        for each in self.problem.observations:  # pyright: ignore[reportGeneralTypeIssues]
+            part = slice(count, count + len(each.x))
+            block, right = self._linear(each.of, part, each.y, each.noise, jets)
+            blocks, found, count = [*blocks, block], [*found, right], part.stop
+        return tuple(blocks), tuple(found)
+
+    def _linear(
+        self, of: Expression, part: slice, values: Tensor, noise: Tensor | None, jets: Jets
+    ) -> tuple[Block, Tensor]:
+        """An expression at some of x, linearised at the jets, and its values."""
+        here = {index: jet[part] for index, jet in jets.items()}
+        value, slopes = linearise(of, here, self.x[part])
+        right = values - value + sum(slopes[index] * here[index] for index in slopes)
         asked = {index: slope for index, slope in slopes.items() if bool(slope.any())}
-        return (self.boundary, Block(self.x, asked or {(): torch.zeros_like(value)})), (self.given, right)
+        return Block(self.x[part], asked or {(): torch.zeros_like(value)}, noise), right
 
     def residual(self, jets: Jets) -> float:
-        """The norm of what is left of the equation."""
-        with torch.no_grad():
-            return float((self.problem.equation.value(jets, self.x) - self.source).norm())
+        """The norm of what is left of the equation and of observations that are not linear, each in units of its values."""
+        count, found = len(self.source), []
+        asked = [(self.problem.equation, self.source)]
+        asked += [(each.of, each.y) for each in self.problem.observations]  # pyright: ignore[reportGeneralTypeIssues]
+        for k, (of, values) in enumerate(asked):
+            part = slice(0, count) if k == 0 else slice(count, count + len(values))
+            count = part.stop
+            if k == 0 or of.degree() > 1:
+                value = of.value({index: jet[part] for index, jet in jets.items()}, self.x[part])
+                found.append((value - values) / (values.norm() or 1.0))
+        return float(torch.cat(found).norm())
 
 
-def conditioned(measured: Measured, kernels: Sequence[Any], jets: Jets) -> Posterior | SparsePosterior:
+def _conditions(problem: Problem, points: Any) -> tuple[tuple[Block, Tensor], tuple[Block, Tensor]]:
+    """What is asked on the boundary, of values and of slopes."""
+    found: tuple[list[tuple[Block, Tensor]], ...] = ([], [])
+    for c in problem.conditions:
+        on = points.part(c.face)
+        x, ones = points.boundary[on], torch.ones(int(on.sum()), dtype=torch.float64)
+        slopes = {(): c.a * ones}
+        if c.b:
+            slopes |= {(d,): c.b * points.normals[on, d] for d in range(points.dims)}
+        found[bool(c.b)].append((Block(x, slopes), evaluate(c.g, x, "A boundary value")))
+    none = values_at(points.boundary[:0]), points.boundary[:0, 0]
+    first, second = (
+        (stacked([b for b, _ in each]), torch.cat([g for _, g in each])) if each else none for each in found
+    )
+    return first, second
+
+
+def conditioned(
+    measured: Measured, kernels: Sequence[Any], jets: Jets, variance: float | None = None
+) -> Posterior | SparsePosterior:
     """The process given the equation linearised at these jets: dense, or, where there are many points, sparse."""
     blocks, values = measured.linearised(jets)
     dense = sum(len(v) for v in values) <= DENSE
-    return condition(kernels, blocks, values) if dense else condition_sparsely(kernels, blocks, values)
+    return (condition if dense else condition_sparsely)(kernels, blocks, values, variance)
 
 
-def solved(measured: Measured, kernels: Sequence[Any]) -> tuple[Posterior | SparsePosterior, Jets]:
+def solved(
+    measured: Measured, kernels: Sequence[Any], variance: float | None = None
+) -> tuple[Posterior | SparsePosterior, Jets]:
     """The process given the equation linearised at its own mean, and the jets of that.
 
     Each step conditions on the equation linearised at the last jets; steps are halved until the residual decreases.
+    Arguments: variance: see `condition`.
     Raises: NumericalError if the steps do not get small, with the residuals. Cost: that of `condition` for every step.
     """
     jets, residuals, previous = measured.zero(), [], np.inf
     for step in range(MAX_STEPS):
-        posterior = conditioned(measured, kernels, jets)
-        if measured.problem.linear:
+        posterior = conditioned(measured, kernels, jets, variance)
+        if measured.linear:
             return posterior, jets
         found = {index: posterior.mean(values_at(measured.x, index)) for index in measured.indices}
         residuals.append(measured.residual(jets))
@@ -142,8 +210,8 @@ def choose(problem: Problem) -> Choice:
     smoothness = (order + 1.5, order + 2.5 if len(problem.domain.all) > DENSE else np.inf)
     tried = [Choice(nu, (part,) * dims) for nu in smoothness for part in LADDER]
     best, jets = Choice(smoothness[0], (START,) * dims), measured.zero()
-    for _ in range(1 if problem.linear else ROUNDS):
-        if not problem.linear:
+    for _ in range(1 if measured.linear else ROUNDS):
+        if not measured.linear:
             jets = solved(measured, best.kernels(bounds))[1]
         blocks, values = measured.linearised(jets)
 
@@ -157,7 +225,8 @@ def choose(problem: Problem) -> Choice:
 
         best = _climbed(evidence, tried)
         tried = [best]
-    return best
+    variance = condition(best.kernels(bounds), blocks, values).level if problem.uncertain else None
+    return replace(best, variance=variance)
 
 
 def _climbed(evidence: Callable[[Choice], float], ladder: Sequence[Choice]) -> Choice:

@@ -22,26 +22,25 @@ Solver = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class KroneckerSum:
-    """``A_i + A_j (+ A_k)``, each along its axis: Schur's forms along the axes i, j, whose eigenvectors are the most nearly
-    dependent (those of first-order operators are), and eigenvectors along the third.
+    """``A_1 + A_2 (+ A_3)``, each along its axis, by Schur's forms: triangles and rotations of every axis. Unlike eigenvectors,
+    they are as good for first-order operators, whose eigenvectors are nearly dependent.
     """
 
-    axes: tuple[int, ...]  # i, j and, of three, k
-    triangles: tuple[np.ndarray, np.ndarray]
-    values: np.ndarray  # eigenvalues along axis k, 0 where there is none
-    forward: tuple[np.ndarray, ...]  # into these coordinates, by axis
-    backward: tuple[np.ndarray, ...]
+    triangles: tuple[np.ndarray, ...]
+    rotations: tuple[np.ndarray, ...]
 
     def __call__(self, right: np.ndarray) -> np.ndarray:
         """The solution of the same shape. Cost: O(n sum_d n_d) for n numbers."""
-        rotated = np.transpose(multiply(self.forward, right), self.axes)
-        flat = rotated.reshape(*rotated.shape[:2], -1)
-        found = np.empty(flat.shape, complex)
-        one, two = self.triangles
-        for k, value in enumerate(self.values):
-            solution = ztrsyl(one + value * np.eye(len(one)), two, flat[..., k], tranb="C")
-            found[..., k] = solution[0] / solution[1]
-        return multiply(self.backward, np.transpose(found.reshape(rotated.shape), np.argsort(self.axes))).real
+        rotated = multiply([rotation.conj().T for rotation in self.rotations], right)
+        one, two, last = (*self.triangles, np.zeros((1, 1)))[:3]
+        rest = np.moveaxis(rotated.reshape(*rotated.shape[:2], -1), 2, 0)
+        found = np.empty(rest.shape, complex)
+        for k in range(len(last))[::-1]:
+            # Of the last axis, from the end: what was found there goes to the right side.
+            right = rest[k] - (last[k, k + 1 :] @ found[k + 1 :].reshape(-1, rest[k].size)).reshape(rest[k].shape)
+            solution = ztrsyl(one + last[k, k] * np.eye(len(one)), two, right, tranb="C")
+            found[k] = solution[0] / solution[1]
+        return multiply(self.rotations, np.moveaxis(found, 0, 2).reshape(rotated.shape)).real
 
 
 def kronecker_sum(matrices: Sequence[np.ndarray]) -> Solver:
@@ -52,22 +51,13 @@ def kronecker_sum(matrices: Sequence[np.ndarray]) -> Solver:
     if len(matrices) == 1:
         factor = lu_factor(matrices[0], check_finite=False)
         return lambda right: lu_solve(factor, right, check_finite=False)
-    axes, values = tuple(range(len(matrices))), np.zeros(1)
-    if len(matrices) > 2:
-        conditions = [np.linalg.cond(np.linalg.eig(matrix)[1]) for matrix in matrices]
-        axes = tuple(int(d) for d in np.argsort(conditions)[::-1])
-    forward: list[np.ndarray] = [np.zeros(0)] * len(matrices)
-    backward, triangles = list(forward), []
-    for place, d in enumerate(axes):
-        if place < 2:
-            # The second axis is multiplied from the right, by the conjugate transpose of a triangle.
-            triangle, rotation, *_ = schur(matrices[d].astype(complex), output="complex", check_finite=False)
-            triangles.append(triangle if place == 0 else triangle.conj())
-            forward[d], backward[d] = rotation.conj().T, rotation
-        else:
-            values, backward[d] = np.linalg.eig(matrices[d])
-            forward[d] = np.linalg.inv(backward[d])
-    return KroneckerSum(axes, (triangles[0], triangles[1]), values, tuple(forward), tuple(backward))
+    triangles, rotations = [], []
+    for d, matrix in enumerate(matrices):
+        triangle, rotation, *_ = schur(matrix.astype(complex), output="complex", check_finite=False)
+        # The second axis is multiplied from the right, by the conjugate transpose of a triangle.
+        triangles.append(triangle.conj() if d == 1 else triangle)
+        rotations.append(rotation)
+    return KroneckerSum(tuple(triangles), tuple(rotations))
 
 
 def axis_matrices(grid: Grid, slopes: Mapping[Index, Tensor]) -> list[np.ndarray]:

@@ -6,12 +6,14 @@ A measurement is ``u -> sum_a s_a (d^a u)(x)``. Under a product of stationary ke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from gpx.errors import NumericalError
@@ -20,19 +22,26 @@ from gpx.pde.expressions import Index
 from gpx.structure.derivatives import derivatives
 
 NUGGET = 1e-13  # of the variance of each measurement: rounding in the kernel matrix is below it
+DECADES = 5.0  # of the logarithm of a variance, below the data's, and twice as many above
 CHUNK = 100_000  # entries of a matrix that are worked on at once
 
 
 @dataclass(frozen=True)
 class Block:
-    """Measurements at x [n, d]; slopes: s [n] for every derivative."""
+    """Measurements at x [n, d]; slopes: s [n] for every derivative; noise: deviations [n] of their errors, None: none."""
 
     x: Tensor
     slopes: dict[Index, Tensor]
+    noise: Tensor | None = None
 
     def order(self, axis: int) -> int:
         """Of the highest derivative along an axis."""
         return max(index.count(axis) for index in self.slopes)
+
+    @property
+    def errors(self) -> Tensor:
+        """Standard deviations [n] of errors."""
+        return torch.zeros(len(self.x), dtype=torch.float64) if self.noise is None else self.noise
 
     def split(self, rows: int) -> Iterator[Block]:
         """Blocks of so many rows."""
@@ -44,6 +53,17 @@ class Block:
 def values_at(x: Tensor, index: Index = ()) -> Block:
     """The measurements of one derivative."""
     return Block(x, {index: torch.ones(len(x), dtype=torch.float64)})
+
+
+def stacked(blocks: Sequence[Block]) -> Block:
+    """The measurements of several blocks as one."""
+    zeros = [torch.zeros(len(block.x), dtype=torch.float64) for block in blocks]
+    slopes = {
+        index: torch.cat([block.slopes.get(index, zero) for block, zero in zip(blocks, zeros, strict=True)])
+        for index in sorted({index for block in blocks for index in block.slopes})
+    }
+    noise = None if all(b.noise is None for b in blocks) else torch.cat([b.errors for b in blocks])
+    return Block(torch.cat([block.x for block in blocks]), slopes, noise)
 
 
 def covariance(kernels: Sequence[Any], left: Block, right: Block) -> Tensor:
@@ -93,7 +113,8 @@ class Posterior:
     """The process given the values of measurements.
 
     kernels: one for every axis; blocks: of the measurements; weights [n]: its mean is ``cov(., blocks) @ weights``; scale [n]:
-    prior standard deviations of the measurements; factor: of their correlations; data [n]: values over scale.
+    prior standard deviations of the measurements; factor: of their correlations, errors included; data [n]: values over scale;
+    level: variance of the kernel beside which errors count, None where there are none.
     """
 
     kernels: tuple[Any, ...]
@@ -102,6 +123,7 @@ class Posterior:
     scale: Tensor
     factor: Cholesky
     data: Tensor
+    level: float | None = None
 
     def mean(self, block: Block) -> Tensor:
         """Posterior means [n] of measurements. Cost: that of the covariances, in pieces."""
@@ -122,10 +144,13 @@ class Posterior:
 
     @cached_property
     def variance(self) -> float:
-        """The variance of the kernel, by leaving one out: errors in predicting each value from all others have unit variance.
+        """The variance of the kernel: with errors, the likeliest; without, by leaving one out: errors in predicting each value
+        from all others have unit variance.
 
         Cost: O(N^3).
         """
+        if self.level is not None:
+            return self.level
         inverse, alpha = self.factor.inverse().diagonal(), self.weights * self.scale
         return float((alpha.square() / inverse).mean())
 
@@ -134,26 +159,61 @@ class Posterior:
         """Log marginal likelihood of the values under the variance of the kernel that makes it the largest."""
         n = len(self.data)
         form = float(self.data @ (self.weights * self.scale)) / n
-        return -0.5 * n * (torch.log(torch.tensor(2 * torch.pi * form)).item() + 1) - float(
-            0.5 * self.factor.logdet() + self.scale.log().sum()
-        )
+        level = form if self.level is None else self.level
+        constant = float(0.5 * self.factor.logdet() + self.scale.log().sum())
+        if not level > 0:  # nothing but zeros
+            return math.inf
+        return -0.5 * n * (math.log(2 * math.pi * level) + form / level) - constant
 
 
-def condition(kernels: Sequence[Any], blocks: Sequence[Block], values: Sequence[Tensor]) -> Posterior:
+def condition(
+    kernels: Sequence[Any], blocks: Sequence[Block], values: Sequence[Tensor], variance: float | None = None
+) -> Posterior:
     """The process given values [n] of blocks of measurements, by a Cholesky factor of their correlations.
 
+    Arguments: variance: of the kernel, where measurements have errors; None: the likeliest.
     Raises: NumericalError if the correlations are not positive definite; StructureError for a kernel that is not smooth enough.
-    Cost: O(N^3) time, O(N^2) memory.
+    Cost: O(N^3) time, O(N^2) memory; some ten times more to find the variance.
     """
     scale = torch.cat([variances(kernels, block) for block in blocks]).sqrt()
-    matrix = gram(kernels, blocks) / scale / scale[:, None]
-    matrix.diagonal().add_(NUGGET)
-    factor = factorise(matrix.clone)
-    data = torch.cat(list(values)) / scale
+    idle = scale == 0  # what is linearised where it has no slope says nothing
+    scale = scale.where(~idle, 1.0)
+    correlations = gram(kernels, blocks) / scale / scale[:, None]
+    correlations.diagonal()[idle] = 1.0
+    errors = torch.cat([block.errors for block in blocks]) / scale
+    data = (torch.cat(list(values)) / scale).masked_fill(idle, 0.0)
+    level = None
+    if bool(errors.any()):
+        level = likeliest(correlations, errors, data) if variance is None else variance
+    factor = _factor(correlations, errors, level)
     weights = factor.solve(data[:, None])[:, 0] / scale
     if not bool(torch.isfinite(weights).all()):
         raise NumericalError("The values of the measurements, or their weights, are not finite.")
-    return Posterior(tuple(kernels), tuple(blocks), weights, scale, factor, data)
+    return Posterior(tuple(kernels), tuple(blocks), weights, scale, factor, data, level)
+
+
+def likeliest(correlations: Tensor, errors: Tensor, data: Tensor) -> float:
+    """The variance v of the largest evidence of data from N(0, v correlations + diag(errors^2))."""
+
+    def loss(log: float) -> float:
+        try:
+            factor = _factor(correlations, errors, math.exp(log))
+        except NumericalError:
+            return math.inf
+        form = float(data @ factor.solve(data[:, None])[:, 0])
+        return 0.5 * (len(data) * log + form * math.exp(-log) + float(factor.logdet()))
+
+    centre = math.log(float(data.square().mean()) or 1.0)
+    found = minimize_scalar(
+        loss, bounds=(centre - DECADES, centre + 2 * DECADES), method="bounded", options={"xatol": 0.1}
+    )
+    return math.exp(found.x)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _factor(correlations: Tensor, errors: Tensor, level: float | None) -> Cholesky:
+    matrix = correlations.clone()
+    matrix.diagonal().add_(NUGGET + (errors.square() / level if level else 0.0))
+    return factorise(matrix.clone)
 
 
 def gram(kernels: Sequence[Any], blocks: Sequence[Block]) -> Tensor:

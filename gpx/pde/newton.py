@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +20,9 @@ ACCURACY = 1e-13  # of the solution: steps below it end the search
 ROUGH = 1e-6  # of the solution, or of the first residual: what is below it and gets no smaller is rounding
 HALVINGS = 8
 NEAR = 1e-4  # of the first residual, from where Newton's method goes on
-AWAY = 1e6  # times it, where steps in pseudo-time end
+AWAY = 1e6  # times it, where steps towards there end
 HUGE = 1e100
-MAX_TIMES = 150  # steps in pseudo-time
+MAX_TIMES = 150  # such steps
 FORCING = 1e-3  # relative tolerance of GMRES
 
 
@@ -73,8 +73,36 @@ def newton(
     raise NumericalError(
         f"Newton's method did not converge on a grid of {grid.shape}: norms of the residual"
         f" {', '.join(f'{r:.2g}' for r in (*residuals[:4], *residuals[-3:]))}; steps were halved up to {HALVINGS} times."
-        " Give more points (grid=) or a larger coefficient of the highest derivative."
     )
+
+
+def reached(problem: Problem, grid: Grid, source: Tensor, boundary: Sequence[np.ndarray]) -> State:
+    """Where Newton's method ends, begun from the boundary values; if it does not converge, after Picard's steps; after steps in
+    pseudo-time.
+
+    Arguments: as of `newton`. Raises: NumericalError with the residuals of all that was tried.
+    """
+    failures = []
+    for way in (None,) if problem.linear else (None, picard, pseudo_time):
+        try:
+            return newton(problem, grid, source, boundary, way and way(problem, grid, source, boundary))
+        except (NumericalError, np.linalg.LinAlgError) as failure:
+            failures.append(str(failure))
+    raise NumericalError(
+        " ".join(failures) + " Give more points (grid=), or a larger coefficient of the highest derivative (viscosity)."
+    )
+
+
+def picard(problem: Problem, grid: Grid, source: Tensor, boundary: Sequence[np.ndarray]) -> np.ndarray:
+    """Coefficients near a solution, by steps that take terms in u itself, but for what is linear in it, from the step before: a
+    way for Newton's method where the slopes of these terms mislead.
+
+    Arguments: as of `newton`. Raises: NumericalError if the residual does not fall to NEAR of its first norm.
+    """
+    zero = torch.zeros(len(grid.x), dtype=torch.float64)
+    slopes = linearise(problem.equation, dict.fromkeys(_with_values(problem), zero), grid.x)[1]
+    frozen = torch.nan_to_num(slopes[()], 0.0, 0.0, 0.0)
+    return _approached("Picard's steps", problem, grid, source, boundary, lambda slope, part: frozen)
 
 
 def pseudo_time(problem: Problem, grid: Grid, source: Tensor, boundary: Sequence[np.ndarray]) -> np.ndarray:
@@ -84,24 +112,40 @@ def pseudo_time(problem: Problem, grid: Grid, source: Tensor, boundary: Sequence
     Arguments: as of `newton`. Raises: NumericalError if the residual does not fall to NEAR of its first norm.
     Source: Kelley & Keyes (1998), SIAM Journal on Numerical Analysis 35 (switched evolution relaxation).
     """
-    coefficients, residuals, rate = grid.lift(boundary), [], None
+    value, slopes = linearise(problem.equation, grid.jet(grid.lift(boundary), _with_values(problem)), grid.x)
+    tested = grid.test(value - source)
+    response = float(np.linalg.norm(solve_linear(grid, slopes, tested, FORCING)))
+    sign = np.sign(sum(np.trace(matrix) / len(matrix) for matrix in axis_matrices(grid, slopes)))
+    rate = sign * float(np.linalg.norm(tested)) / response
+    return _approached("Steps in pseudo-time", problem, grid, source, boundary, lambda slope, part: slope + rate * part)
+
+
+def _with_values(problem: Problem) -> list[Index]:
+    """The derivatives in the equation, and u."""
+    return sorted({(), *problem.jet})
+
+
+def _approached(
+    name: str, problem: Problem, grid: Grid, source: Tensor, boundary: Sequence[np.ndarray],
+    coefficient: Callable[[Tensor, float], Tensor],
+) -> np.ndarray:  # fmt: skip
+    """Coefficients near a solution, by steps of Newton's method with another coefficient of u, from its own and the part of the
+    first residual that is left.
+    """
+    coefficients, residuals = grid.lift(boundary), []
     for _ in range(MAX_TIMES):
-        value, slopes = linearise(problem.equation, grid.jet(coefficients, sorted({(), *problem.jet})), grid.x)
+        value, slopes = linearise(problem.equation, grid.jet(coefficients, _with_values(problem)), grid.x)
         size = float(value.abs().max())
         tested = grid.test(value - source) if size < HUGE else np.full(grid.free, np.inf)
         residuals.append(float(np.linalg.norm(tested)))
         if not NEAR * residuals[0] < residuals[-1] < AWAY * residuals[0]:
             break
-        if rate is None:
-            matrices = axis_matrices(grid, slopes)
-            response = float(np.linalg.norm(solve_linear(grid, slopes, tested, FORCING)))
-            rate = np.sign(sum(np.trace(m) / len(m) for m in matrices)) * residuals[0] / response
-        slopes[()] = slopes[()] + rate * residuals[-1] / residuals[0]
+        slopes[()] = coefficient(slopes[()], residuals[-1] / residuals[0])
         coefficients = coefficients + grid.extend(solve_linear(grid, slopes, -tested, FORCING))
     if not residuals[-1] <= NEAR * residuals[0]:
         raise NumericalError(
-            f"Steps in pseudo-time did not reach a solution on a grid of {grid.shape}: norms of the residual {residuals[0]:.2g},"
-            f" at least {min(residuals):.2g} after {len(residuals)} steps."
+            f"{name} did not reach a solution on a grid of {grid.shape}: norms of the residual {residuals[0]:.2g}, at least"
+            f" {min(residuals):.2g} after {len(residuals)} steps."
         )
     return coefficients
 

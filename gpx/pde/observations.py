@@ -11,6 +11,7 @@ from torch import Tensor
 from gpx.errors import InputError
 from gpx.pde.domains import Box
 from gpx.pde.expressions import Expression, expression, u
+from gpx.pde.points import Points
 
 
 class Observations:
@@ -39,13 +40,16 @@ class Observations:
             raise InputError("Observations have X and y that are finite; leave out what is missing.")
         self.noise = deviations.expand(self.y.shape)
 
-    def check(self, domain: Box) -> None:
+    def check(self, domain: Box | Points) -> None:
         """Raises: InputError for points of another dimension or outside the domain."""
-        low, high = torch.tensor(domain.bounds, dtype=torch.float64).T
         if self.x.shape[1] != domain.dims:
             raise InputError(
                 f"Observations of a domain of {domain.dims} axes have X [n, {domain.dims}], got {list(self.x.shape)}."
             )
+        if isinstance(domain, Points):
+            domain.check(self.x)
+            return
+        low, high = torch.tensor(domain.bounds, dtype=torch.float64).T
         outside = int(((self.x < low) | (self.x > high)).any(1).sum())
         if outside:
             raise InputError(f"{outside} of {len(self.x)} observations are outside the domain {domain.bounds}.")

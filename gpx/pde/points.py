@@ -19,6 +19,7 @@ from gpx.pde.domains import MAX_DIMS, Box
 POOL, LEAST_POOL = 10, 4000  # points drawn for each that is kept
 MARGIN = 0.05  # of the range, around the bounds, where points outside are drawn
 HALVINGS = 60
+NEARBY = 1e-5  # of the range: where the boundary is taken to be flat
 NEAR = 1.0  # typical distances of boundary points: what is nearer to one is on the boundary
 
 Inside = Callable[[Tensor], Tensor]
@@ -30,7 +31,8 @@ class Points:
 
     Arguments: interior [n, d], boundary [m, d]: 1 to 3 axes; of an evolution in time, boundary has the first time and the walls,
     interior the last time also. inside: maps x [n, d] to booleans [n], true in the domain; None where that is not known: then
-    only points outside the bounds of all others are refused. `within` finds the points from it.
+    only points outside the bounds of all others are refused. normals [m, d]: outward, of any length, at the boundary; they are
+    needed where slopes are given there. `within` finds points and normals from `inside`.
     Raises: InputError for an empty set, for points that are not finite, repeated or, by inside, outside.
 
     >>> half_disc = Points.within([(-1, 1), (0, 1)], lambda x: x.norm(dim=1) < 1, 200)
@@ -41,6 +43,7 @@ class Points:
     interior: Tensor
     boundary: Tensor
     inside: Inside | None = None
+    normals: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in ("interior", "boundary"):
@@ -50,6 +53,15 @@ class Points:
                 f"interior has {self.interior.shape[1]} columns and boundary {self.boundary.shape[1]}; both need one for"
                 " each axis."
             )
+        if self.normals is not None:
+            normals = torch.as_tensor(self.normals).detach().double()
+            sizes = normals.norm(dim=-1, keepdim=True)
+            if normals.shape != self.boundary.shape or not bool((sizes > 0).all() and torch.isfinite(sizes).all()):
+                raise InputError(
+                    f"normals are finite vectors {list(self.boundary.shape)}, one for every boundary point and none of them zero;"
+                    f" got {list(normals.shape)}."
+                )
+            object.__setattr__(self, "normals", normals / sizes)
         if self.inside is not None:
             outside = ~_asked(self.inside, self.interior)
             if bool(outside.any()):
@@ -85,9 +97,18 @@ class Points:
         crossings = _bisected(held, interior[cKDTree(interior).query(around)[1]], around)
         chosen = maximin(np.concatenate([crossings, interior]))[:count]
         on = chosen < len(crossings)
+        boundary = crossings[chosen[on]]
+        normals = _normals(held, boundary, NEARBY * float((high - low).max())) if len(boundary) else boundary
         return cls(
-            torch.from_numpy(interior[chosen[~on] - len(crossings)]), torch.from_numpy(crossings[chosen[on]]), inside
-        )
+            torch.from_numpy(interior[chosen[~on] - len(crossings)]), torch.from_numpy(boundary), inside,
+            torch.from_numpy(normals),
+        )  # fmt: skip
+
+    def part(self, face: Any) -> Tensor:
+        """Which boundary points [m] a condition is for: those where its face, a callable of x [n, d], is true; None: all."""
+        if face is None:
+            return torch.ones(len(self.boundary), dtype=torch.bool)
+        return _asked(face, self.boundary, "The face of a condition on Points")
 
     @property
     def dims(self) -> int:
@@ -110,8 +131,11 @@ class Points:
             return self
         chosen = torch.from_numpy(maximin(self.all.numpy())[:count])
         on = chosen < len(self.boundary)
-        kept = self.boundary[chosen[on]] if bool(on.any()) else self.boundary[:1]
-        return replace(self, interior=self.interior[chosen[~on] - len(self.boundary)], boundary=kept)
+        kept = chosen[on] if bool(on.any()) else torch.zeros(1, dtype=torch.long)
+        return replace(
+            self, interior=self.interior[chosen[~on] - len(self.boundary)], boundary=self.boundary[kept],
+            normals=None if self.normals is None else self.normals[kept],
+        )  # fmt: skip
 
     def check(self, x: Tensor) -> None:
         """Raises: InputError for points that are not in the domain."""
@@ -160,21 +184,48 @@ def _checked(values: Any, name: str) -> Tensor:
     return x
 
 
-def _asked(inside: Inside, x: Tensor) -> Tensor:
+def _asked(inside: Inside, x: Tensor, name: str = "inside") -> Tensor:
     found = torch.as_tensor(inside(x)).detach()
     if found.shape != (len(x),) or found.dtype != torch.bool:
         raise InputError(
-            f"inside must map a tensor [n, d] to booleans [n], such as lambda x: x.norm(dim=1) < 1: for {list(x.shape)} it"
+            f"{name} must map a tensor [n, d] to booleans [n], such as lambda x: x.norm(dim=1) < 1: for {list(x.shape)} it"
             f" returned {found.dtype} {list(found.shape)}."
         )
     return found
 
 
+def _normals(held: Callable[[np.ndarray], np.ndarray], x: np.ndarray, radius: float) -> np.ndarray:
+    """Outward normals [m, d] at boundary points: the way out of a small ball, then from slopes of the boundary across it.
+
+    Errors: O(radius); at corners, a direction between those of the faces.
+    """
+    count, dims = x.shape
+    ways = np.random.default_rng(0).standard_normal((64 * dims, dims))
+    ways /= np.linalg.norm(ways, axis=1, keepdims=True)
+    outside = ~held((x[:, None] + radius * ways).reshape(-1, dims)).reshape(count, -1)
+    normals = (2.0 * outside - 1) @ ways
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-300)
+    across = np.linalg.svd(normals[:, None, :])[2][:, 1:]  # [m, d - 1, d]
+    for k in range(dims - 1):
+        heights = []
+        for sign in (1, -1):
+            base = x + sign * radius * across[:, k]
+            ends = base - 2 * radius * normals, base + 2 * radius * normals
+            edge = _between(held, *ends)
+            heights.append(((edge - x) * normals).sum(1))
+        normals = normals - ((heights[0] - heights[1]) / (2 * radius))[:, None] * across[:, k]
+    return normals / np.linalg.norm(normals, axis=1, keepdims=True)
+
+
 def _bisected(held: Callable[[np.ndarray], np.ndarray], inner: np.ndarray, outer: np.ndarray) -> np.ndarray:
     """For every pair of a point inside and one outside, a point between them on the boundary."""
+    return np.unique(_between(held, inner, outer), axis=0)
+
+
+def _between(held: Callable[[np.ndarray], np.ndarray], inner: np.ndarray, outer: np.ndarray) -> np.ndarray:
     inner, outer = inner.copy(), outer.copy()
     for _ in range(HALVINGS):
         middle = (inner + outer) / 2
         within = held(middle)[:, None]
         inner, outer = np.where(within, middle, inner), np.where(within, outer, middle)
-    return np.unique(outer, axis=0)
+    return outer

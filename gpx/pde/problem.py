@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from gpx.errors import InputError
-from gpx.pde.boundary import Condition, Dirichlet, Periodic, Robin, check_corners
+from gpx.pde.boundary import Condition, Dirichlet, Periodic, Robin, check_corners, check_parts
 from gpx.pde.domains import Box
 from gpx.pde.expressions import Expression, Field, Index, Jet, Unknown, expression, indices, leaves
 from gpx.pde.observations import Observations
@@ -26,12 +26,13 @@ class Problem:
 
     Arguments: domain: a `Box` of d axes, or `Points` of a domain of any shape. equation: an expression in u, D(u, axis, order),
     numbers and callables. source, boundary, exact: numbers or callables of torch float64 x [n, d] with values [n]; boundary: one
-    of these (Dirichlet on every face), or, for a box, a list of `Dirichlet`, `Neumann`, `Robin` and `Periodic`, as many along
+    of these (Dirichlet on every face), or a list of `Dirichlet`, `Neumann`, `Robin` and, for a box, `Periodic`, as many along
     every axis as the equation has derivatives along it. exact: the solution where it is known: read by `Solution.relative_error`
     and plots alone. grid: points per axis that `solve` uses by default, a number or one for each. noise: standard deviation of
     independent noise in the values of the source on the grid, in its units; 0: none. With noise, source may also be an array of
-    these values [M_1, ..., M_d]. name: for plots. observations: `Observations`, or a list of these; with them conditions may be
-    missing, and the equation, or the source as an expression, may have an `Unknown` or an `UnknownFunction`.
+    these values [M_1, ..., M_d] (on `Points`: [n], inside). name: for plots. observations: `Observations`, or a list of these;
+    with them conditions may be missing, and, on a box, the equation, or the source as an expression, may have an `Unknown` or an
+    `UnknownFunction`.
     Raises: InputError for an equation without derivatives or with other axes than the box, conditions that are too many or
     too few, or boundary values that disagree where faces meet.
 
@@ -85,9 +86,11 @@ class Problem:
             raise InputError(f"The equation has D(u, {highest}), the domain has axes 0..{self.domain.dims - 1}.")
         if isinstance(self.domain, Points):
             self._check_points()
+            self._check_level()
         else:
             self._check_unknowns()
             self._check_conditions()
+            self._check_level()
             check_corners(self.domain, self.conditions)
 
     @property
@@ -124,6 +127,8 @@ class Problem:
     def conditions(self) -> tuple[Condition, ...]:
         """The boundary conditions, one by one."""
         if callable(self.boundary) or isinstance(self.boundary, (int, float)):
+            if isinstance(self.domain, Points):
+                return (Dirichlet(None, self.boundary),)
             return tuple(Dirichlet((axis, end), self.boundary) for axis in range(self.domain.dims) for end in (0, 1))
         return tuple(self.boundary)
 
@@ -163,17 +168,21 @@ class Problem:
             each.check(self.domain)
 
     def _check_points(self) -> None:
-        if not (callable(self.boundary) or isinstance(self.boundary, (int, float))):
+        if not (callable(self.boundary) or isinstance(self.boundary, (int, float, list, tuple))):
             raise InputError(
-                "On Points the boundary of a Problem is a number or a callable of x [n, d], the values of u there, got"
-                f" {type(self.boundary).__name__}."
+                "On Points the boundary of a Problem is a number or a callable of x [n, d], the values of u there, or a list of"
+                f" Dirichlet, Neumann and Robin, got {type(self.boundary).__name__}."
             )
-        arrays = isinstance(self.source, (Tensor, np.ndarray))
-        if self.noise or self.grid is not None or arrays or self.observations or self.unknown_numbers:
+        if self.grid is not None or self.unknown_numbers or self.unknown_functions:
+            raise InputError("A Problem on Points has no grid= or unknowns; take a Box for these.")
+        if isinstance(self.source, (Tensor, np.ndarray)) and tuple(self.source.shape) != (len(self.domain.interior),):
             raise InputError(
-                "A Problem on Points has no grid=, noise=, observations= or unknowns, and its source is a number or a callable;"
-                " take a Box for these."
+                f"The source has values of shape {list(self.source.shape)}, and the domain {len(self.domain.interior)} interior"
+                " points: give one for each."
             )
+        for each in self.observations:  # pyright: ignore[reportGeneralTypeIssues]
+            each.check(self.domain)
+        check_parts(self.domain, self.conditions, bool(self.observations))
 
     def _check_conditions(self) -> None:
         for condition in self.conditions:
@@ -193,3 +202,19 @@ class Problem:
                     f" Neumann, Robin or Periodic (an initial condition is Dirichlet(({axis}, 0), g); none belongs on the face"
                     " where a first-order equation flows out), or observations= of u in their place."
                 )
+        robin = [c for c in self.conditions if isinstance(c, Robin)]
+        for i, first in enumerate(robin):
+            for second in robin[:i]:
+                if first.face == second.face and first.a * second.b == second.a * first.b:
+                    raise InputError(
+                        f"The problem is over-determined: two conditions on face {first.face} give the same, {second!r} and"
+                        f" {first!r}; move one to another face."
+                    )
+
+    def _check_level(self) -> None:
+        floats = all(isinstance(c, Periodic) or c.a == 0 for c in self.conditions)
+        if floats and () not in self.jet and not self.observations:
+            raise InputError(
+                "The problem is under-determined: neither the equation nor a condition has u itself, so that u + 1 solves it as"
+                " well as u; give Dirichlet or Robin on a face, or observations= of u."
+            )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gpx.errors import FitWarning, InputError
 from gpx.pde.expressions import Expression, expression, indices, u
-from gpx.pde.gauss_newton import Choice, Jets, Measured, choose, solved
+from gpx.pde.gauss_newton import CHOICE, Choice, Jets, Measured, choose, solved
 from gpx.pde.measurements import Posterior, values_at
 from gpx.pde.problem import Problem
 from gpx.pde.sparse import SparsePosterior
@@ -126,9 +126,12 @@ def solve_at_points(problem: Problem, kernel: Any = None) -> PointSolution:
     """
     choice = choose(problem) if kernel is None else None
     kernels = _given(kernel, problem.domain.dims) if choice is None else choice.kernels(problem.domain.bounds)
-    posterior, jets = solved(Measured.of(problem, problem.domain), kernels)
+    variance = choice and choice.variance
+    if choice is None and problem.uncertain:
+        variance = solved(Measured.of(problem, problem.domain.few(CHOICE)), kernels)[0].variance
+    posterior, jets = solved(Measured.of(problem, problem.domain), kernels, variance)
     solution = PointSolution(problem, posterior, jets, choice)
-    if solution.error_estimate > DOUBTFUL:
+    if not problem.uncertain and solution.error_estimate > DOUBTFUL:
         warnings.warn(
             f"The estimated relative error of the solution is {solution.error_estimate:.2g}: give more points than"
             f" {len(solution.points)}, or a domain in which the solution is smoother.",

@@ -14,7 +14,7 @@ from gpx.pde.axes import galerkin, multiply
 from gpx.pde.basis import Basis, spectral_basis
 from gpx.pde.estimate import Judge
 from gpx.pde.grids import Grid
-from gpx.pde.newton import State, newton, pseudo_time
+from gpx.pde.newton import State, newton, reached
 from gpx.pde.problem import Problem
 from gpx.pde.spectrum import resolved, tones_of_values
 
@@ -67,16 +67,9 @@ class Search:
     def candidate(self, setting: Setting, start: Candidate | None = None) -> Candidate | None:
         """The solution for a setting; None if Newton's method does not converge."""
         try:
-            return self.solved(self.grid(setting), start, setting)
-        except (NumericalError, np.linalg.LinAlgError):
-            return None
-
-    def approached(self, setting: Setting) -> Candidate | None:
-        """The solution for a setting, by steps in pseudo-time before Newton's; None if there are too many."""
-        try:
             grid = self.grid(setting)
-            near = pseudo_time(self.problem, grid, self.source, self.boundary)
-            return self._judged(grid, newton(self.problem, grid, self.source, self.boundary, near), setting)
+            begin = _transferred(start, grid)
+            return self._judged(grid, newton(self.problem, grid, self.source, self.boundary, begin), setting)
         except (NumericalError, np.linalg.LinAlgError):
             return None
 
@@ -95,10 +88,9 @@ class Search:
             tuple(galerkin(self.problem, d, b, n) for d, (b, n) in enumerate(zip(bases, self.nodes, strict=True)))
         )
 
-    def solved(self, grid: Grid, start: Candidate | None = None, setting: Setting | None = None) -> Candidate:
-        """The solution in these functions. Raises: NumericalError if Newton's method does not converge."""
-        state = newton(self.problem, grid, self.source, self.boundary, _transferred(start, grid))
-        return self._judged(grid, state, setting)
+    def solved(self, grid: Grid, setting: Setting | None = None) -> Candidate:
+        """The solution in these functions, by all ways to one. Raises: NumericalError if none leads there."""
+        return self._judged(grid, reached(self.problem, grid, self.source, self.boundary), setting)
 
     def _judged(self, grid: Grid, state: State, setting: Setting | None) -> Candidate:
         return Candidate(setting, grid, state, self.judge.error(grid, state) if self.judge else np.nan)
@@ -107,21 +99,24 @@ class Search:
 def select(search: Search, frequencies: Sequence[np.ndarray]) -> Candidate:
     """The candidate of least estimated error: down ladders of lengthscales, then step by step around the best.
 
-    Where Newton's method converges for none, steps in pseudo-time find the first. Raises: NumericalError if no candidate has a
-    solution.
+    Where Newton's method converges for none, other ways find the first. Raises: NumericalError if no candidate has a solution.
     """
-    best = _best_of(search, frequencies, None)
-    if best is None and not search.problem.linear:
-        settings = next(iter(_ladders(search, frequencies))).settings
-        best = next(filter(None, map(search.approached, settings)), None)
-        best = best and _best_of(search, frequencies, best)
-    if best is None:
-        raise NumericalError(
-            f"Newton's method converged for no lengthscale from {LADDER[0]:g} to {LADDER[-1]:g} of the range, from zero with line"
-            " search, nor did steps in pseudo-time reach a solution: give more points (grid=), or a larger coefficient of the"
-            " highest derivative (viscosity)."
-        )
+    best = _best_of(search, frequencies, None) or _best_of(search, frequencies, _first(search, frequencies))
+    assert best is not None
     return _refreshed(search, _refined(search, best))
+
+
+def _first(search: Search, frequencies: Sequence[np.ndarray]) -> Candidate:
+    """The first solution down a ladder, by all ways. Raises: NumericalError with what the longest lengthscale met."""
+    failures = []
+    for setting in next(iter(_ladders(search, frequencies))).settings:
+        try:
+            return search.solved(search.grid(setting), setting)
+        except (NumericalError, np.linalg.LinAlgError) as failure:
+            failures.append(str(failure))
+    raise NumericalError(
+        f"No solution was found for lengthscales from {LADDER[0]:g} to {LADDER[-1]:g} of the range. With the first: {failures[0]}"
+    )
 
 
 def _refreshed(search: Search, best: Candidate) -> Candidate:

@@ -89,15 +89,12 @@ class Solution:
         """n functions drawn from what is known of u (and of the unknowns), called as the solution is.
 
         Their means and deviations are `u` and `std`. They meet the conditions; the equation, up to noise in the source, or
-        without noise up to residuals that explain the estimated error. Raises: InputError for solutions read from files, if data
-        with noise determine them, and for n that is not positive.
+        without noise up to residuals that explain the estimated error. Raises: InputError for n that is not positive.
         """
         if not isinstance(n, int) or n < 1:
             raise InputError(f"paths takes a number of draws >= 1, got {n!r}.")
         if self.draws is not None:
             return self.draws.draw(n, seed)
-        if self.posterior_std is not None:
-            raise InputError("The posterior is not part of files; solve the problem again to draw from it.")
         random = np.random.default_rng(seed)
         return [
             replace(self.mean, u=Function(self.bases, self.coefficients + self._white_level * self._drawn(random)))

@@ -119,7 +119,7 @@ def _entry(x, y, s, t, left, right, rates, polynomials, table):
 
 @numba.njit(**COMPILATION)
 def _columns(x, s, orders, rates, polynomials, scale, near, nugget, start, stop, out):
-    """Rows of out: ``C^-T e`` for the Cholesky factor C of the correlations of a measurement, last, and its neighbours."""
+    """Rows of out: ``C^-T e``, C the Cholesky factor of the correlations of a measurement, last, and its neighbours."""
     m = near.shape[1]
     table, factor = np.empty(polynomials.shape[:2]), np.empty((m + 1, m + 1))
     for i in range(start, stop):
@@ -133,10 +133,10 @@ def _columns(x, s, orders, rates, polynomials, scale, near, nugget, start, stop,
                 value = _entry(x[p], x[q], s[p], s[q], orders, orders, rates, polynomials, table) / (
                     scale[p] * scale[q]
                 )
-                value += nugget if a == b else 0.0
+                value += nugget[p] if a == b else 0.0
                 for k in range(first, b):
                     value -= factor[a, k] * factor[b, k]
-                factor[a, b] = value / factor[b, b] if b < a else math.sqrt(max(value, nugget))
+                factor[a, b] = value / factor[b, b] if b < a else math.sqrt(max(value, nugget[p]))
         for a in range(m, first - 1, -1):
             value = 1.0 if a == m else 0.0
             for k in range(a + 1, m + 1):
@@ -159,10 +159,10 @@ def _local(x, s, orders, y, t, right, rates, polynomials, scale, near, nugget, v
                 value = _entry(x[p], x[q], s[p], s[q], orders, orders, rates, polynomials, table) / (
                     scale[p] * scale[q]
                 )
-                value += nugget if a == b else 0.0
+                value += nugget[p] if a == b else 0.0
                 for k in range(b):
                     value -= factor[a, k] * factor[b, k]
-                factor[a, b] = value / factor[b, b] if b < a else math.sqrt(max(value, nugget))
+                factor[a, b] = value / factor[b, b] if b < a else math.sqrt(max(value, nugget[p]))
             value = _entry(y[i], x[p], t[i], s[p], right, orders, rates, polynomials, table) / scale[p]
             for k in range(a):
                 value -= factor[a, k] * cross[k]
@@ -183,18 +183,20 @@ def _local(x, s, orders, y, t, right, rates, polynomials, scale, near, nugget, v
 class SparsePosterior:
     """The process given the values of measurements; see `measurements.Posterior`.
 
-    kernels; blocks: values at the boundary, values inside, the equation there; values [N] of all of them, over their prior
-    standard deviations scale [N], those inside being posterior means. root: U_z [n, N]; the precision matrix of the values inside
-    is U_z U_z^T, of which factor is the factorisation. variance: of the kernel.
+    kernels; blocks: values at the boundary, values inside, the equation there, observations; values [N] of all of them, over
+    their prior standard deviations scale [N], those inside being posterior means. root: U_z [n, N]; the precision matrix of the
+    values inside is U_z U_z^T, of which factor is the factorisation. variance: of the kernel. nugget [N]: squares of errors, in
+    its units.
     """
 
     kernels: tuple[Any, ...]
-    blocks: tuple[Block, Block, Block]
+    blocks: tuple[Block, ...]
     values: np.ndarray
     scale: np.ndarray
     root: csr_matrix
     factor: SuperLU
     variance: float
+    nugget: np.ndarray
 
     @cached_property
     def measured(self) -> Functionals:
@@ -224,29 +226,35 @@ class SparsePosterior:
         values = np.ascontiguousarray(values)
 
         def work(start: int, stop: int) -> int:
-            return _local(*measured, *here, *tables, self.scale, near, NUGGET, values, start, stop, mean, explained)
+            return _local(
+                *measured, *here, *tables, self.scale, near, self.nugget, values, start, stop, mean, explained
+            )
 
         in_runs(work, len(mean), RUN)
         return torch.from_numpy(mean), torch.from_numpy(explained)
 
 
 def condition_sparsely(
-    kernels: Sequence[Any], blocks: Sequence[Block], values: Sequence[Tensor], neighbours: int = NEIGHBOURS
-) -> SparsePosterior:
-    """The process given values [n] of two blocks: of u at the boundary, and of the equation inside.
+    kernels: Sequence[Any], blocks: Sequence[Block], values: Sequence[Tensor], variance: float | None = None,
+    neighbours: int = NEIGHBOURS,
+) -> SparsePosterior:  # fmt: skip
+    """The process given values [n] of blocks: of u at the boundary, of the equation inside (and of slopes), and of what else was
+    observed.
 
     With the factor ``U U^T`` of the precision matrix of all, and rows z of the values inside, k of those given: the mean solves
     ``U_z U_z^T v_z = -U_z U_k^T v_k``. What measurements far away would tell is left out: deviations are larger for it.
+    Arguments: variance: of the kernel, where measurements have errors.
     Raises: StructureError for kernels that are not Matern ones; NumericalError if the precision matrix is singular.
     Cost: O(N m^3) time and O(N m) memory, m neighbours; the sparse factorisation, on the plane, m^3 N^1.5 and m^2 N log N.
     Source: Chen, Owhadi & Schaefer (2025), "Sparse Cholesky factorization for solving nonlinear PDEs via Gaussian processes".
     """
-    boundary, equation = blocks
-    every = (boundary, values_at(equation.x), equation)
+    boundary, equation, *observed = blocks
+    every = (boundary, values_at(equation.x), equation, *observed)
     first, count = len(boundary.x), len(equation.x)
     scale = torch.cat([variances(kernels, block) for block in every]).sqrt().numpy()
-    root = _factor(kernels, functionals(every), scale, first, neighbours)
-    found = np.concatenate([values[0].numpy(), np.zeros(count), values[1].numpy()]) / scale
+    nugget = NUGGET + np.square(torch.cat([block.errors for block in every]).numpy() / scale) / (variance or 1.0)
+    root = _factor(kernels, functionals(every), scale, nugget, (first, count), neighbours)
+    found = np.concatenate([values[0].numpy(), np.zeros(count), *(v.numpy() for v in values[1:])]) / scale
     unknown = root[first : first + count]
     try:
         factor = splu(
@@ -264,24 +272,26 @@ def condition_sparsely(
     if not np.isfinite(found).all():
         raise NumericalError("The values of the measurements, or of the solution, are not finite.")
     white = root.T @ found  # independent and of unit variance, for a kernel of unit variance
-    variance = float(white @ white) / (first + count)
-    return SparsePosterior(tuple(kernels), every, found, scale, unknown, factor, variance)
+    level = float(white @ white) / (len(found) - count) if variance is None else variance
+    return SparsePosterior(tuple(kernels), every, found, scale, unknown, factor, level, nugget)
 
 
 def _factor(
-    kernels: Sequence[Any], measured: Functionals, scale: np.ndarray, first: int, neighbours: int
-) -> csr_matrix:
+    kernels: Sequence[Any], measured: Functionals, scale: np.ndarray, nugget: np.ndarray, sizes: tuple[int, int],
+    neighbours: int,
+) -> csr_matrix:  # fmt: skip
     """U [N, N] with ``U U^T`` close to the inverse of the correlations, rows and columns in the order of `measured`."""
-    count = (len(scale) - first) // 2
+    first, count = sizes
     inside = first + maximin(measured.x[first : first + count])
-    order = np.concatenate([maximin(measured.x[:first]), inside, inside + count])
-    x, s, sizes = (np.ascontiguousarray(v[order]) for v in (measured.x, measured.slopes, scale))
+    outer = maximin(measured.x[:first]) if first else np.zeros(0, int)
+    order = np.concatenate([outer, inside, inside + count, np.arange(first + 2 * count, len(scale))])
+    x, s, deviations, errors = (np.ascontiguousarray(v[order]) for v in (measured.x, measured.slopes, scale, nugget))
     near = earlier_neighbours(x, min(neighbours, len(x) - 1))
     u = np.zeros((len(x), near.shape[1] + 1))
     tables = tabulated(kernels, 2 * int(measured.orders.max()))
 
     def work(start: int, stop: int) -> int:
-        return _columns(x, s, measured.orders, *tables, sizes, near, NUGGET, start, stop, u)
+        return _columns(x, s, measured.orders, *tables, deviations, near, errors, start, stop, u)
 
     in_runs(work, len(x), RUN)
     rows = np.concatenate([near, np.arange(len(x))[:, None]], 1)

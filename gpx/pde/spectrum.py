@@ -17,7 +17,7 @@ from gpx.pde.problem import Problem
 LINES = 3  # per axis, at places of the other axes without a pattern
 DENSER = 4  # stamps of a line per point of the grid
 MAX_STAMPS = 4000
-TONES = 6  # per line, and per axis
+TONES = 12  # per line, and per axis
 FAINT = 1e-8  # power, of the strongest on all lines: not followed
 LOUD = 1e-4  # power above the Nyquist frequency that is worth a warning
 GOLDEN = (np.sqrt(5) - 1) / 2

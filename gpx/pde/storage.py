@@ -5,22 +5,28 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gpx.errors import InputError, StructureError
 from gpx.files import FORMAT, as_path, read, write
 from gpx.io import decode_module, encode_module
+from gpx.pde.axes import unconditioned
 from gpx.pde.basis import Basis, Cosines, Features, Joined, Lags
-from gpx.pde.draws import Estimate
+from gpx.pde.draws import Component, Draws, Estimate
 from gpx.pde.expressions import Index
 from gpx.pde.functions import Function, Functions
 from gpx.pde.gauss_newton import Choice, Measured, conditioned
+from gpx.pde.grids import Grid
+from gpx.pde.joint import Block
 from gpx.pde.points import Points
 from gpx.pde.problem import Problem
 from gpx.pde.scattered import PointSolution
 from gpx.pde.select import Setting
 from gpx.pde.solution import Solution
+
+ARRAYS = ("state", "spread", "numbers", "number_spread")  # of a component of the posterior
 
 
 def save(solution: Solution, path: str | os.PathLike[str]) -> None:
@@ -47,6 +53,9 @@ def save(solution: Solution, path: str | os.PathLike[str]) -> None:
             "setting": solution.setting and vars(solution.setting),
             "functions": {name: _encoded(function, f"{name}/", tensors) for name, function in functions.items()},
             "numbers": estimates,
+            "draws": [_component(c, f"draws/{k}/", tensors) for k, c in enumerate(solution.draws.components)]
+            if solution.draws
+            else [],
         },
     }
     write(as_path(path), header, {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()})
@@ -76,16 +85,15 @@ def _load_at_points(path: str | os.PathLike[str], problem: Problem, stored: Any,
         raise InputError(f"{path} has a solution at other points than those of this problem.")
     if stored["equation"] != repr(problem.equation):
         raise InputError(f"{path} has a solution of {stored['equation']}, this problem is {problem.equation!r}.")
-    choice = Choice(stored["choice"]["nu"], tuple(stored["choice"]["lengthscales"]))
+    choice = Choice(**{name: _tuples(value) for name, value in stored["choice"].items()})
     measured = Measured.of(problem, problem.domain)
     jets = {index: tensors[_name(index)] for index in measured.indices}
-    posterior = conditioned(measured, choice.kernels(problem.domain.bounds), jets)
+    posterior = conditioned(measured, choice.kernels(problem.domain.bounds), jets, choice.variance)
     return PointSolution(problem, posterior, jets, choice)
 
 
 def load(path: str | os.PathLike[str], problem: Problem) -> Solution | PointSolution:
-    """The solution of a problem that `Solution.save` wrote, equal to the one that was saved, but for its posterior, from which
-    `Solution.paths` draws.
+    """The solution of a problem that `Solution.save` wrote, equal to the one that was saved, draws included.
 
     Raises: InputError if the file is missing, damaged or none of a solution, or the problem has another domain or equation.
     Cost: at points, one step of Gauss-Newton's method; otherwise that of reading.
@@ -111,7 +119,33 @@ def load(path: str | os.PathLike[str], problem: Problem) -> Solution | PointSolu
     setting = stored["setting"] and Setting(**{name: _tuples(value) for name, value in stored["setting"].items()})
     std = tensors["std"].numpy() if "std" in tensors else None
     nodes = tuple(tensors[f"{d}.nodes"].numpy() for d in range(problem.domain.dims))
-    return Solution(problem, nodes, mean, stored["error"], setting, std, numbers | found)
+    components = tuple(_drawn(entry, f"draws/{k}/", nodes, tensors) for k, entry in enumerate(stored["draws"]))
+    draws = Draws(problem.domain, components) if components else None
+    return Solution(problem, nodes, mean, stored["error"], setting, std, numbers | found, draws)
+
+
+def _component(component: Component, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """A part of the posterior; arrays go to `tensors`."""
+    for field in ARRAYS:
+        tensors[name + field] = torch.from_numpy(getattr(component, field))
+    blocks = {}
+    for block in component.blocks:
+        prior = Function(tuple(axis.basis for axis in block.grid.axes), block.lift)  # pyright: ignore[reportArgumentType]
+        blocks[block.name] = _encoded(prior, f"{name}{block.name}/", tensors)
+        for d, factor in enumerate(block.factors):
+            tensors[f"{name}{block.name}/{d}.factor"] = torch.from_numpy(factor)
+    return {"weight": float(component.weight), "names": component.names, "blocks": blocks}
+
+
+def _drawn(stored: dict[str, Any], name: str, nodes: tuple[np.ndarray, ...], tensors: dict[str, Tensor]) -> Component:
+    blocks = []
+    for of, entry in stored["blocks"].items():
+        prior = _decoded(entry, f"{name}{of}/", tensors)
+        axes = tuple(unconditioned(basis, n, 0) for basis, n in zip(prior.bases, nodes, strict=True))
+        factors = tuple(tensors[f"{name}{of}/{d}.factor"].numpy() for d in range(len(nodes)))
+        blocks.append(Block(of, Grid(axes), prior.coefficients, factors))
+    arrays = {field: tensors[name + field].numpy() for field in ARRAYS}
+    return Component(stored["weight"], tuple(blocks), names=tuple(stored["names"]), **arrays)
 
 
 def _encoded(function: Function, name: str, tensors: dict[str, Tensor]) -> list[Any]:

@@ -215,8 +215,8 @@ def test_paths_are_counted_and_reproducible(tmp_path):
     with pytest.raises(gpx.InputError, match="draws >= 1, got 0"):
         solution.paths(0)
     solution.save(tmp_path / "noisy.gpx")
-    with pytest.raises(gpx.InputError, match="solve the problem again"):
-        load(tmp_path / "noisy.gpx", problem).paths(1)
+    again = load(tmp_path / "noisy.gpx", problem).paths(2, seed=5)
+    assert all(torch.equal(a(x), b(x)) for a, b in zip(again, one, strict=True) for x in ([0.3], [0.7]))
 
 
 def test_unknowns_are_saved(tmp_path):
@@ -229,6 +229,8 @@ def test_unknowns_are_saved(tmp_path):
     assert found.unknowns["k"] == solution.unknowns["k"]
     assert torch.equal(found.unknowns["g"].std, solution.unknowns["g"].std)
     assert torch.equal(found([0.2, 0.3], equation), solution([0.2, 0.3], equation))
+    paths = [each.paths(1, seed=3)[0] for each in (found, solution)]
+    assert paths[0].numbers == paths[1].numbers and torch.equal(*(path([0.2, 0.3], equation) for path in paths))
 
 
 def test_the_size_of_an_equation_scales_with_its_data():

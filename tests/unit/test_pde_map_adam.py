@@ -87,7 +87,7 @@ def test_training_decreases_the_objective_and_nears_the_solution(monkeypatch):
     (PROBLEM, {"method": "adam"}, '"direct" or "map-adam"'),
     (PROBLEM, {"method": "map-adam", "kernel": gpx.kernels.RBF()}, "its own kernel"),
     (Problem(Interval(0, 1), D(u, 0, 2), 0.0, 0.0, noise=1.0), {"method": "map-adam"}, "use the default method"),
-    (Problem(Interval(0, 1), D(u, 0, 2), 0.0, [Neumann((0, 0), 0.0), Neumann((0, 1), 0.0)]), {"method": "map-adam"}, "Dirichlet"),
+    (Problem(Interval(0, 1), D(u, 0, 2) - u, 0.0, [Neumann((0, 0), 0.0), Neumann((0, 1), 0.0)]), {"method": "map-adam"}, "Dirichlet"),
 ])  # fmt: skip
 def test_what_it_is_not_for(problem, arguments, message):
     with pytest.raises(gpx.InputError, match=message):

@@ -218,7 +218,8 @@ class TestSparse:
         inside = values_at(self.POINTS.interior)
         dense = condition(self.KERNELS, blocks, values).mean(inside)
         gaps = [
-            float((condition_sparsely(self.KERNELS, blocks, values, m).mean(inside) - dense).norm()) for m in (15, 60)
+            float((condition_sparsely(self.KERNELS, blocks, values, neighbours=m).mean(inside) - dense).norm())
+            for m in (15, 60)
         ]
         assert gaps[1] < gaps[0] / 3
 
@@ -278,9 +279,9 @@ INSIDE = torch.tensor([[0.0, 0.1], [0.2, 0.3]])
         (lambda: Points(INSIDE, INSIDE, lambda x: x[:, 0]), "booleans"),
         (lambda: Points.within(SQUARE, lambda x: x[:, 0] > 2, 20), "true at none of 4000 random points"),
         (lambda: Points.within(SQUARE, SHAPES["disc"], 3), "count >= 10, got 3"),
-        (lambda: Problem(Points(INSIDE, 1 + INSIDE), D(u, 0, 2), 0.0, []), "boundary of a Problem is a number or a callable"),
+        (lambda: Problem(Points(INSIDE, 1 + INSIDE), D(u, 0, 2), 0.0, "0"), "boundary of a Problem is a number or a callable"),
         (lambda: Problem(Points(INSIDE, 1 + INSIDE), D(u, 2), 0.0, 0.0), r"the domain has axes 0..1"),
-        (lambda: Problem(Points(INSIDE, 1 + INSIDE), D(u, 0), 0.0, 0.0, noise=0.1), "no grid=, noise="),
+        (lambda: Problem(Points(INSIDE, 1 + INSIDE), D(u, 0), 0.0, 0.0, grid=9), "no grid= or unknowns; take a Box"),
         (lambda: Problem("disc", D(u, 0), 0.0, 0.0), "a Box, an Interval or Points"),
         (lambda: solve(on(Points.within(SQUARE, SHAPES["disc"], 30), laplacian(2)), grid=9), "grid= and method= are for boxes"),
     ],

@@ -31,6 +31,18 @@ def test_conditions_are_counted(equation, boundary, kind, advice):
         Problem(UNIT, equation, 0.0, boundary)
 
 
+@pytest.mark.parametrize(("boundary", "message"), [
+    ([Neumann((d, end), 0.0) for d in (0, 1) for end in (0, 1)], "under-determined: .* u \\+ 1 solves it"),
+    ([Periodic(0), Neumann((1, 0), 0.0), Neumann((1, 1), 0.0)], "give Dirichlet or Robin on a face, or observations="),
+    ([Periodic(0), Dirichlet((1, 0), 0.0), Dirichlet((1, 0), 1.0)], r"over-determined: two conditions on face \(1, 0\)"),
+])  # fmt: skip
+def test_the_level_of_u_is_given_once(boundary, message):
+    with pytest.raises(gpx.InputError, match=message):
+        Problem(UNIT, LAPLACE, 0.0, boundary)
+    if "under" in message:
+        Problem(UNIT, LAPLACE - u, 0.0, boundary)
+
+
 def test_boundary_values_must_agree_at_corners():
     values = [
         Dirichlet((0, 0), 0.0),
