@@ -55,6 +55,9 @@ class Chebyshev(Backend):
 
     def diagonal(self, operator: Operator, spectrum: Spectrum, nodes: Tensor) -> Tensor:
         c, step = self.coefficients(operator, spectrum), _step(operator)
+        size = operator.graph.num_nodes
+        if 2 * len(nodes) > size and len(c) * size <= KEPT:  # those of all are good for other nodes, too
+            return c @ moments(operator, torch.arange(size), None, len(c))[:, nodes].to(c)
         if len(c) * len(nodes) <= KEPT:
             return c @ moments(operator, nodes, None, len(c)).to(c)
         parts = [_Columns.apply(c, operator, some, some).diagonal() for some in nodes.split(step)]
