@@ -19,7 +19,7 @@ from gpx.linalg.threads import in_runs
 FIRST, MOST = 16, 1 << 14  # degrees of the polynomial that are tried
 BLOCK = 1 << 18  # numbers in a block of columns: 2 MB, which processors hold near
 KEPT, SETS = 1 << 24, 8  # moments of a set of nodes that are kept, 128 MB; such sets
-TERMS = 16  # moments are computed so many at a time
+TERMS = 16  # moments are computed so many at a time, or an eighth to a quarter of them
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,9 @@ def moments(operator: Operator, left: Tensor, right: Tensor | None, count: int) 
     key = (rows.tobytes(), None if right is None else columns.tobytes())
     known = operator.moments.get(key)
     if known is None or len(known) < count:
-        size = -(-count // TERMS) * TERMS  # a degree changes a little, from step to step and from kernel to kernel
+        # A degree changes a little, from step to step and from kernel to kernel.
+        step = max(TERMS, 1 << max(0, count.bit_length() - 3))
+        size = -(-count // step) * step
         known = operator.moments[key] = _moments(operator, rows, columns, size, right is None)
         for old in list(operator.moments)[:-SETS]:
             del operator.moments[old]
