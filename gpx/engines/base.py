@@ -100,6 +100,6 @@ class Engine(ABC):
         """The engine for a round of `fit` when so many are left after it: a coarser one may do."""
         return self
 
-    def rounds(self, rows: int) -> tuple[int, ...]:
-        """On how many rows `fit` optimises, one round after the other, the plan being made anew for each."""
+    def rounds(self, rows: int, plan: Any = None) -> tuple[int, ...]:
+        """On how many rows `fit` optimises, one round after the other, the plan being made anew for each; plan: of all rows."""
         return (rows,)

@@ -114,9 +114,9 @@ class Coreset(Inducing):
         """None where pseudo-observations are searched for: they are those of all rows."""
         return super().few(data, plan, rows) if self.method == "optimum" else None
 
-    def rounds(self, rows: int) -> tuple[int, ...]:
+    def rounds(self, rows: int, plan: Any = None) -> tuple[int, ...]:
         """As for other inducing inputs; one where pseudo-observations are searched for."""
-        return super().rounds(rows) if self.method == "optimum" else (rows,)
+        return super().rounds(rows, plan) if self.method == "optimum" else (rows,)
 
     def frames(self, prior: Prior, plan: InducingPlan) -> list[Frame]:
         frames = super().frames(prior, plan)

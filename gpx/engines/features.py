@@ -200,9 +200,11 @@ class Features(Projecting):
         """With fewer features: a quarter of them for every round that is left."""
         return replace(self, num_features=min(self.num_features, max(FEWEST, 2 * (self.num_features // (2 * 4**left)))))
 
-    def rounds(self, rows: int) -> tuple[int, ...]:
-        """On 3,000 rows, thrice as many, ... and all of them, with 256 features; then with four times as many, ... and all."""
-        if rows * self.num_features**2 <= QUICK:
+    def rounds(self, rows: int, plan: Any = None) -> tuple[int, ...]:
+        """On 3,000 rows, thrice as many, ... and all of them, with 256 features; then with four times as many, ... and all.
+        Sparse features are those of all rows at once: fewer rows meet too seldom to tell covariance from noise.
+        """
+        if isinstance(plan, WidePlan) or rows * self.num_features**2 <= QUICK:
             return (rows,)
         more = 0
         while FEWEST * 4**more < self.num_features:

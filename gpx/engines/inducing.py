@@ -117,7 +117,7 @@ class Inducing(Projecting):
         """Whether there are as many inducing inputs as this engine takes."""
         return bool(state) and all(min(self.size, data.targets) <= len(z) <= self.largest for z in state.values())
 
-    def rounds(self, rows: int) -> tuple[int, ...]:
+    def rounds(self, rows: int, plan: Any = None) -> tuple[int, ...]:
         """3,000 rows, thrice as many, ..., and all of them: twice if inducing inputs are chosen anew for the final kernel, or may
         become more and could not before.
         """

@@ -132,7 +132,7 @@ class Kronecker(Engine):
                 return inside.nonzero().flatten()
             kept[longest] = kept[longest][: (len(kept[longest]) + 1) // 2]
 
-    def rounds(self, rows: int) -> tuple[int, ...]:
+    def rounds(self, rows: int, plan: Any = None) -> tuple[int, ...]:
         """A quarter of the rows first, where there are many."""
         return (rows // 4, rows) if rows > FIRST_ROUND else (rows,)
 

@@ -193,7 +193,7 @@ class SIC(Engine):
         settings = self.neighbours, self.ordering, self.inducing
         return SICPlan(data.x, tuple(pattern(kernel, data.x, *settings) for kernel in prior.kernels))
 
-    def rounds(self, rows: int) -> tuple[int, ...]:
+    def rounds(self, rows: int, plan: Any = None) -> tuple[int, ...]:
         """2,000 rows, four times as many, ..., and all; neighbours are found anew for each."""
         fewer = [FIRST_ROUND * 4**k for k in range(20) if FIRST_ROUND * 4**k <= rows / 2]
         return (*fewer, rows) if fewer else (rows, rows)

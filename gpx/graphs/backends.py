@@ -61,7 +61,8 @@ class Eigen(Backend):
 
     def covariance(self, operator: Operator, spectrum: Spectrum, left: Tensor, right: Tensor) -> Tensor:
         F, vectors = _spectral(operator, spectrum)
-        return (vectors[left] * F) @ vectors[right].mT
+        rows = vectors[left]
+        return (rows * F) @ (rows if torch.equal(left, right) else vectors[right]).mT
 
     def diagonal(self, operator: Operator, spectrum: Spectrum, nodes: Tensor) -> Tensor:
         F, vectors = _spectral(operator, spectrum)

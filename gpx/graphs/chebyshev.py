@@ -14,9 +14,12 @@ from gpx.errors import InputError
 from gpx.graphs.backends import Backend
 from gpx.graphs.operator import Operator
 from gpx.graphs.spectra import Spectrum
+from gpx.linalg.threads import in_runs
 
 FIRST, MOST = 16, 1 << 14  # degrees of the polynomial that are tried
-BLOCK = 1 << 22  # numbers in a block of columns: 32 MB
+BLOCK = 1 << 18  # numbers in a block of columns: 2 MB, which processors hold near
+KEPT, SETS = 1 << 24, 8  # moments of a set of nodes that are kept, 128 MB; such sets
+TERMS = 16  # moments are computed so many at a time, or an eighth to a quarter of them
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,18 @@ class Chebyshev(Backend):
     def covariance(self, operator: Operator, spectrum: Spectrum, left: Tensor, right: Tensor) -> Tensor:
         if len(left) < len(right):
             return self.covariance(operator, spectrum, right, left).mT
-        return _Columns.apply(self.coefficients(operator, spectrum), operator, left, right)
+        c = self.coefficients(operator, spectrum)
+        if len(c) * len(left) * len(right) <= KEPT:
+            return torch.tensordot(c, moments(operator, left, right, len(c)).to(c), 1)
+        return _Columns.apply(c, operator, left, right)
 
     def diagonal(self, operator: Operator, spectrum: Spectrum, nodes: Tensor) -> Tensor:
         c, step = self.coefficients(operator, spectrum), _step(operator)
+        size = operator.graph.num_nodes
+        if 2 * len(nodes) > size and len(c) * size <= KEPT:  # those of all are good for other nodes, too
+            return c @ moments(operator, torch.arange(size), None, len(c))[:, nodes].to(c)
+        if len(c) * len(nodes) <= KEPT:
+            return c @ moments(operator, nodes, None, len(c)).to(c)
         parts = [_Columns.apply(c, operator, some, some).diagonal() for some in nodes.split(step)]
         return torch.cat(parts) if parts else c.new_zeros(0)
 
@@ -89,14 +100,13 @@ def expansion(function: Callable[[Tensor], Tensor], bound: float, tolerance: flo
 
 def _terms(operator: Operator, v: np.ndarray, count: int) -> Iterator[np.ndarray]:
     """``T_k(2 L / bound - I) v``, k = 0 ... count - 1, by the recurrence ``T_(k+1) = 2 x T_k - T_(k-1)``."""
-    doubled = operator.doubled
-    before, now = v, 0.5 * (doubled @ v)
-    yield before
-    for _ in range(count - 1):
+    doubled, before, now = operator.doubled, v, v
+    for k in range(count):
+        if k:
+            following = doubled @ now
+            following = 0.5 * following if k == 1 else np.subtract(following, before, out=following)
+            before, now = now, following
         yield now
-        following = doubled @ now
-        following -= before
-        before, now = now, following
 
 
 class _Multiply(torch.autograd.Function):
@@ -145,14 +155,47 @@ class _Columns(torch.autograd.Function):
         return torch.from_numpy(of_c).to(c), None, None, None
 
 
+def moments(operator: Operator, left: Tensor, right: Tensor | None, count: int) -> Tensor:
+    """``T_k(2 L / bound - I)``, k = 0 ... count - 1, at rows left [n] and columns right [m]: [count, n, m]; right None: their
+    diagonals [count, n].
+
+    They are functions of the graph alone, and kept with the operator: hyperparameters change nothing but the coefficients.
+    """
+    rows, columns = left.cpu().numpy(), (left if right is None else right).cpu().numpy()
+    key = (rows.tobytes(), None if right is None else columns.tobytes())
+    known = operator.moments.get(key)
+    if known is None or len(known) < count:
+        # A degree changes a little, from step to step and from kernel to kernel.
+        step = max(TERMS, 1 << max(0, count.bit_length() - 3))
+        size = -(-count // step) * step
+        known = operator.moments[key] = _moments(operator, rows, columns, size, right is None)
+        for old in list(operator.moments)[:-SETS]:
+            del operator.moments[old]
+    return torch.from_numpy(known[:count])
+
+
+def _moments(operator: Operator, rows: np.ndarray, columns: np.ndarray, count: int, paired: bool) -> np.ndarray:
+    found = np.empty((count, len(rows)) if paired else (count, len(rows), len(columns)))
+
+    def work(start: int, stop: int) -> None:
+        for k, term in enumerate(_terms(operator, _unit(operator, columns[start:stop]), count)):
+            found[k, ..., start:stop] = term[rows[start:stop], np.arange(stop - start)] if paired else term[rows]
+
+    in_runs(work, len(columns), _step(operator))
+    return found
+
+
 def _units(operator: Operator, nodes: Tensor) -> Iterator[tuple[slice, np.ndarray]]:
     """Unit vectors of nodes, in blocks."""
     at, step = nodes.cpu().numpy(), _step(operator)
     for start in range(0, len(at), step):
-        some = at[start : start + step]
-        unit = np.zeros((operator.graph.num_nodes, len(some)))
-        unit[some, np.arange(len(some))] = 1
-        yield slice(start, start + len(some)), unit
+        yield slice(start, start + step), _unit(operator, at[start : start + step])
+
+
+def _unit(operator: Operator, nodes: np.ndarray) -> np.ndarray:
+    unit = np.zeros((operator.graph.num_nodes, len(nodes)))
+    unit[nodes, np.arange(len(nodes))] = 1
+    return unit
 
 
 def _step(operator: Operator) -> int:

@@ -93,6 +93,11 @@ class Operator:
         """Random walks so far, by their settings: functions of these, and kept as long as the graph is."""
         return {}
 
+    @cached_property
+    def moments(self) -> dict[Any, Any]:
+        """Chebyshev polynomials between nodes so far: `graphs.chebyshev.moments`."""
+        return {}
+
     def multiply(self, v: np.ndarray) -> np.ndarray:
         """``L v`` for v [N] or [N, k]. Cost: O(E k)."""
         return self.rate * (v - self.walk_matrix @ v)

@@ -20,7 +20,8 @@ from gpx.linalg.threads import in_runs
 
 COUPLINGS = ("iid", "antithetic", "repelling", "systematic")
 EQUAL = 1e-14  # difference of probabilities that is rounding: nothing is searched where all steps are as likely
-RUN = 512  # rows that a thread takes at once
+RUN, GROUP = 512, 1 << 14  # rows that a thread takes at once, and whose parts are held before they are put together
+ROOM = 1.1  # for results, as a multiple of what is expected
 COMPILATION: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 GOLDEN, MIX1, MIX2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 S11, S27, S30, S31, STEPS = np.uint64(11), np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(1 << 16)
@@ -125,10 +126,26 @@ def walk(transitions: Transitions, rows: np.ndarray, walks: int, law: Law, seed:
             rows[start:stop], *arguments, survival, walks, *couplings, np.uint64(seed), np.uint64(first), kind(0)
         )
 
-    parts = in_runs(work, len(rows), RUN) or [work(0, 0)]
-    sizes, columns, visits = ([part[k] for part in parts] for k in range(3))
-    indptr = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
-    return Counts(rows, indptr, np.concatenate(columns), np.concatenate(visits))
+    sizes, *found = work(0, 0)
+    lengths, total, done = [sizes], 0, 0
+    for begin in range(0, len(rows), GROUP):
+        for sizes, *part in in_runs(lambda i, j, n=begin: work(n + i, n + j), min(GROUP, len(rows) - begin), RUN):
+            end, done = total + len(part[0]), done + len(sizes)
+            if end > len(found[0]):
+                found = [_longer(array, total, int(ROOM * end * len(rows) / done)) for array in found]
+            for whole, piece in zip(found, part, strict=True):
+                whole[total:end] = piece
+            lengths.append(sizes)
+            total = end
+    indptr = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+    return Counts(rows, indptr, found[0][:total], found[1][:total])
+
+
+def _longer(array: np.ndarray, used: int, size: int) -> np.ndarray:
+    """With the entries that are used, and room for `size`: memory that is not written to is not taken."""
+    longer = np.empty((size, *array.shape[1:]), array.dtype)
+    longer[:used] = array[:used]
+    return longer
 
 
 @numba.njit(inline="always", **COMPILATION)

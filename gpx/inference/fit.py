@@ -245,7 +245,7 @@ Run = tuple[_Search, tuple[bool, str, int]]
 
 def _rounds(problem: Problem, objective: Objective) -> tuple[int, ...]:
     rows = problem.data.count
-    return (rows,) if objective.needs_all_rows else problem.engine.rounds(rows)
+    return (rows,) if objective.needs_all_rows else problem.engine.rounds(rows, problem.plan)
 
 
 def _share(deadline: float, rounds: int) -> float:

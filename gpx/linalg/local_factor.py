@@ -18,6 +18,7 @@ from gpx.linalg.threads import in_runs
 
 COMPILATION: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 RUN = 1 << 11  # rows that a thread takes at once
+SHARES = 4  # runs at most where each has results for all rows
 LONGEST = 512  # entries of a column, above which it tells no rows apart, and is not searched for neighbours
 TINY = 1e-14  # share of a variance below which its rest is rounding
 
@@ -77,7 +78,9 @@ class LocalFactor:
 
     def slope(self, rows: Any) -> np.ndarray:
         """``2 P^-1 A`` at the entries of A: the derivative of the log determinant of P. Cost: O(n m nnz)."""
-        return _slope(*_arrays(rows), rows.shape[1], self.near, self.weights)
+        settings, n = (*_arrays(rows), rows.shape[1], self.near, self.weights), len(self.near)
+        parts = in_runs(lambda start, stop: _slope(start, stop, *settings), n, max(RUN, -(-n // SHARES)))
+        return np.sum(parts, 0) if parts else np.zeros(0)
 
 
 def _arrays(matrix: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -169,9 +172,9 @@ def _substitute(order, near, weights, z):
 
 
 @numba.njit(**COMPILATION)
-def _slope(indptr, columns, values, size, near, weights):
+def _slope(start, stop, indptr, columns, values, size, near, weights):
     m, dense, out = near.shape[1], np.zeros(size), np.zeros(len(values))
-    for r in range(len(near)):
+    for r in range(start, stop):
         for k in range(m + 1):
             row = r if k == m else near[r, k]
             if row < 0:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cache, cached_property, reduce
 from itertools import accumulate
 from typing import Any
 
@@ -23,11 +23,15 @@ from numpy.polynomial import Polynomial
 from numpy.polynomial.hermite_e import herme2poly
 from torch import Tensor
 
-OUTER, INNER = 72, 24
-GUMBEL = (-3.6, 17.4)  # all but 3e-8 of the distribution
+NODES = 64  # of the maximum
+TOGETHER = ((0, 1, 2), (3, 4))  # derivatives that sites need, and that their own derivatives do
+GUMBEL, FINE = (-3.6, 17.4), 48  # all but 3e-8 of the distribution; its nodes
 BROAD = 0.6  # standard deviation from which on the Gumbel variable is integrated over, not the Gaussian
-REACH = 5.5
-BLOCK = 1 << 21  # numbers that are held at a time
+COARSE = 1.4  # likewise, in distances of nodes
+REACH, PER_SD = 5.5, 2  # of a Gaussian: all but 4e-8; nodes
+SPREAD = 5  # distances of nodes that the smoothed Gumbel variable reaches further at each end
+INNER = NODES + 2 * SPREAD
+BLOCK = 1 << 18  # numbers that are held at a time: those that stay in the cache
 LARGEST_RATE = 6.6  # its logarithm: e^-rate is zero beyond
 EULER = 0.5772156649015329
 
@@ -35,27 +39,23 @@ EULER = 0.5772156649015329
 def expected_logsumexp(mean: Tensor, variance: Tensor) -> Tensor:
     """``E logsumexp(f)`` [...] for independent ``f_c ~ N(mean_c, variance_c)`` [..., C]; differentiable.
 
-    Cost: 72 x 36 evaluations per Gaussian. Accuracy: 1e-5 where the standard deviations are of one size, 1e-3 where one is 10
-    and another 0.01.
+    Cost: 64 x 74 products and 137 exponentials per Gaussian, 64 x 23 of both for a narrow one. Accuracy: 1e-6 where the standard
+    deviations are of one size, 1e-3 where one is 10 and another 0.01 (of gradients: 3e-6, 3e-3).
 
     >>> value = expected_logsumexp(torch.zeros(1, 3, dtype=torch.float64), torch.zeros(1, 3, dtype=torch.float64))
     >>> print(f"{float(value.exp()):.5f}")
     3.00000
     """
-    x, step = _grid(mean, variance)
-    below = reduce(torch.mul, _Smoothed.at(x, mean, variance)(0).unbind(-1))
-    area = step * (below.sum(0) - 0.5 * (below[0] + below[-1]))
-    return x[-1] - area - EULER
+    return _Smoothed.of(mean, variance).mean_of_maximum() - EULER
 
 
 def log_expected_softmax(mean: Tensor, variance: Tensor) -> Tensor:
     """``log E softmax(f)`` [..., C], at least its lower bound ``E log softmax(f)``."""
-    x, step = _grid(mean, variance)
-    smoothed = _Smoothed.at(x, mean, variance)
+    smoothed = _Smoothed.of(mean, variance)
     below, density = smoothed(0), smoothed(1)
     share = density * _products_of_others(below)
-    value = (step.unsqueeze(-1) * share.sum(0)).clamp_min(torch.finfo(below.dtype).tiny).log()
-    return torch.maximum(value, mean - expected_logsumexp(mean, variance).unsqueeze(-1))
+    value = (smoothed.step.unsqueeze(-1) * share.sum(0)).clamp_min(torch.finfo(below.dtype).tiny).log()
+    return torch.maximum(value, mean - (smoothed.mean_of_maximum() - EULER).unsqueeze(-1))
 
 
 def _products_of_others(values: Tensor) -> Tensor:
@@ -67,47 +67,66 @@ def _products_of_others(values: Tensor) -> Tensor:
     return torch.stack([a * b for a, b in zip(before, reversed(after), strict=True)], -1)
 
 
-@torch.no_grad()
-def _grid(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Nodes [T, ...] between which the maximum lies, and their distance [...]."""
-    sd = variance.sqrt()
-    low = (mean - REACH * sd + GUMBEL[0]).amax(-1)
-    high = (mean + REACH * sd + GUMBEL[1]).amax(-1)
-    step = (high - low) / (OUTER - 1)
-    index = torch.arange(OUTER, dtype=mean.dtype, device=mean.device).reshape(-1, *(1,) * low.dim())
-    return low + step * index, step
-
-
 @dataclass(frozen=True, eq=False)
 class _Smoothed:
-    """``F(gap) = P(f + G <= gap)`` with ``f ~ N(0, variance)``, and its derivatives, each computed once.
+    """``F_c(x) = P(f_c + G_c <= x)`` with ``f_c ~ N(mean_c, variance_c)``, and its derivatives, each computed once, at the nodes
+    x [T, ...] from `low` [...] on, `step` [...] apart, between which the maximum lies.
 
     Every one is a mean over the Gumbel variable where the Gaussian is broad, and over the Gaussian where it is narrow.
     """
 
-    gap: Tensor
+    low: Tensor
+    step: Tensor
+    mean: Tensor
     variance: Tensor
+    gap: Tensor
     known: dict[int, Tensor] = field(default_factory=dict)
 
     @staticmethod
-    def at(x: Tensor, mean: Tensor, variance: Tensor) -> _Smoothed:
-        """``P(f_c + G_c <= x)`` for x [T, ...]."""
-        return _Smoothed(x.unsqueeze(-1) - mean, variance)
+    def of(mean: Tensor, variance: Tensor) -> _Smoothed:
+        """With the nodes that these need."""
+        with torch.no_grad():
+            sd = variance.sqrt()
+            low = (mean - REACH * sd + GUMBEL[0]).amax(-1)
+            step = ((mean + REACH * sd + GUMBEL[1]).amax(-1) - low) / (NODES - 1)
+            index = torch.arange(NODES, dtype=mean.dtype, device=mean.device).reshape(-1, *(1,) * low.dim())
+            x = low + step * index
+        return _Smoothed(low, step, mean, variance, x.unsqueeze(-1) - mean)
 
     def __call__(self, order: int) -> Tensor:
         """The derivative of that order in the gap [T, ..., C]; differentiable in gap and variance any number of times."""
         return _Derivative.apply(self, order, self.gap, self.variance)
 
+    @cached_property
+    def gumbel(self) -> tuple[Tensor, Tensor]:
+        """The nodes and weights for broad Gaussians."""
+        return _smoothed_gumbel(self.step.flatten())
+
+    def mean_of_maximum(self) -> Tensor:
+        """``E max_c (f_c + G_c)`` [...]."""
+        below = reduce(torch.mul, self(0).unbind(-1))
+        area = self.step * (below.sum(0) - 0.5 * (below[0] + below[-1]))
+        return self.low + (NODES - 1) * self.step - area
+
     def numbers(self, order: int) -> Tensor:
-        """The derivative of that order, as numbers."""
+        """The derivative of that order, as numbers; those that are needed next with it."""
         if order not in self.known:
-            gap = self.gap.detach()
-            sd = (self.variance.detach() + 1e-12).sqrt().expand(gap.shape[1:])
-            broad, result = sd > BROAD, torch.empty_like(gap)
-            result[:, broad] = _over_gumbel(gap[:, broad], sd[broad], order)
-            result[:, ~broad] = _over_normal(gap[:, ~broad], sd[~broad], order)
-            self.known[order] = result
+            moving = self.mean.requires_grad or self.variance.requires_grad
+            orders = next((group for group in TOGETHER if moving and order in group), (order,))
+            self.known.update(zip(orders, self._computed(orders), strict=True))
         return self.known[order]
+
+    def _computed(self, orders: tuple[int, ...]) -> Tensor:
+        """[R, T, ..., C]."""
+        mean, sd = self.mean.detach(), (self.variance.detach() + 1e-12).sqrt()
+        least = (COARSE * self.step).clamp_min(BROAD).unsqueeze(-1)
+        start, wide = (p.reshape(-1, mean.shape[-1]) for p in (self.low.unsqueeze(-1) - mean, torch.maximum(sd, least)))
+        result = _over_gumbel(start, self.step.flatten(), wide, self.gumbel, orders)
+        result, narrow = result.reshape(len(orders), *self.gap.shape), sd < least
+        if bool(narrow.any()):
+            gap, sd = self.gap.detach()[:, narrow], sd[narrow]
+            result[:, :, narrow] = torch.stack([_over_normal(gap, sd, order) for order in orders])
+        return result
 
 
 class _Derivative(torch.autograd.Function):
@@ -128,24 +147,55 @@ class _Derivative(torch.autograd.Function):
         return None, None, grad_gap, grad_variance
 
 
-def _over_gumbel(gap: Tensor, sd: Tensor, order: int) -> Tensor:
-    """Derivatives of ``E Phi((gap - G) / sd)`` for gap [T, n]: ``He_(order - 1)`` times the density, with alternating sign."""
-    nodes = torch.linspace(*GUMBEL, INNER).to(gap)
-    hermite = herme2poly([0] * (order - 1) + [(-1) ** (order - 1)]) if order else None
+def _smoothed_gumbel(step: Tensor) -> tuple[Tensor, Tensor]:
+    """The first node [n] and the weights [n, INNER] of the sum of a Gumbel variable and a Gaussian of standard deviation `step`
+    [n], whose nodes are a step apart.
+    """
+    first, step = GUMBEL[0] - SPREAD * step, step[:, None]
+    at, nodes = first[:, None] + step * torch.arange(INNER).to(step), torch.linspace(*GUMBEL, FINE).to(step)
+    weights = _mean(
+        lambda node: torch.exp(-0.5 * ((at.unsqueeze(-1) - node) / step.unsqueeze(-1)).square()),
+        at, nodes, -nodes - torch.exp(-nodes),
+    )  # fmt: skip
+    return first, weights / weights.sum(-1, keepdim=True)
 
-    def value(node: Tensor) -> Tensor:
-        t = (gap.unsqueeze(-1) - node) / sd.unsqueeze(-1)
-        if hermite is None:
-            return torch.special.ndtr(t)
-        return _polynomial(hermite, t) * torch.exp(-0.5 * t.square())
 
-    scale = 1.0 if hermite is None else 1 / (math.sqrt(2 * math.pi) * sd**order)
-    return scale * _mean(value, gap, nodes, -nodes - torch.exp(-nodes))
+def _over_gumbel(
+    start: Tensor, step: Tensor, sd: Tensor, gumbel: tuple[Tensor, Tensor], orders: tuple[int, ...]
+) -> Tensor:
+    """Derivatives of ``P(f + G <= gap)`` [R, T, n, C] for gaps from start [n, C] on, step [n] apart: ``E Phi((gap - H) / rest)``,
+    and ``He_(order - 1)`` times the density with alternating sign. H is G and a share of f whose sd is the step: smooth enough
+    for nodes that are the same step apart, so that what is averaged is a function of the sum of both indices alone.
+    """
+    rest = (sd.square() - step.square()[:, None]).sqrt()
+    begin = start - (gumbel[0] + (INNER - 1) * step)[:, None]
+    size = max(1, BLOCK // (NODES + INNER) ** 2)
+    parts = zip(*(each.split(size) for each in (begin, step, rest, gumbel[1])), strict=True)
+    return torch.cat([_convolved(*part, orders) for part in parts], 2)
+
+
+def _convolved(start: Tensor, step: Tensor, sd: Tensor, weights: Tensor, orders: tuple[int, ...]) -> Tensor:
+    index = torch.arange(NODES + INNER - 1).to(start)
+    t = (start[:, None] + (step[:, None] * index)[..., None]) / sd[:, None]  # [n, NODES + INNER - 1, C]
+    density = torch.exp(-0.5 * t.square()) / (math.sqrt(2 * math.pi) * sd[:, None])
+    values = [
+        _polynomial(_signed_hermite(order - 1), t).mul_(density / sd[:, None] ** (order - 1)) if order else torch.special.ndtr(t)
+        for order in orders
+    ]  # fmt: skip
+    # Row k has the weight of node j at k - j + INNER - 1.
+    rows = torch.nn.functional.pad(weights.flip(-1), (NODES - 1, NODES - 1)).unfold(-1, NODES + INNER - 1, 1).flip(1)
+    return (rows @ torch.cat(values, -1)).unflatten(-1, (len(orders), -1)).permute(2, 1, 0, 3)
+
+
+@cache
+def _signed_hermite(degree: int) -> np.ndarray:
+    """Coefficients of ``(-1)^degree He_degree``."""
+    return herme2poly([0] * degree + [(-1) ** degree])
 
 
 def _over_normal(gap: Tensor, sd: Tensor, order: int) -> Tensor:
     """Derivatives of ``E exp(-e^(f - gap))`` for gap [T, n]: with ``r = e^(f - gap)``, ``d(p(r) e^-r) = r (p - p') e^-r``."""
-    nodes = torch.arange(-REACH, REACH + 0.5).to(gap)
+    nodes = torch.arange(-REACH, REACH + 0.5 / PER_SD, 1 / PER_SD).to(gap)
     factor = Polynomial([1])
     for _ in range(order):
         factor = Polynomial([0, 1]) * (factor - factor.deriv())

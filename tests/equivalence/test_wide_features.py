@@ -112,6 +112,12 @@ def test_which_solver(monkeypatch, tmp_path):
         GP(kernel(), likelihoods.Poisson(), engine=engines.Features()).fit(NODES, np.abs(Y).round())
 
 
+def test_a_fit_begins_with_all_rows():
+    """Fewer have hardly any features in common."""
+    plan, engine = both(kernel())[0].plan, engines.Features(4096)
+    assert engine.rounds(100_000, plan) == (100_000,) and engine.rounds(100_000)[0] == 3_000
+
+
 def test_few_rows_take_any_likelihood():
     counts, some = np.abs(3 * Y).round()[:60], NEW[:, 0].long()
     exact, wide = (

@@ -70,6 +70,29 @@ def test_a_large_graph_against_scipy():
     assert Graph(graph).backend == graphs.Chebyshev(), "chosen where eigenvectors are too many"
 
 
+def test_moments_that_are_kept_change_nothing(monkeypatch):
+    """Values and gradients are those of polynomials that are evaluated anew, whatever was asked for before."""
+    left, right = nodes(7)[:, 0].long(), nodes(5)[:, 0].long()
+
+    def found(beta, graph):
+        spectrum = graphs.Diffusion(beta)
+        blocks = (
+            PRECISE.covariance(graph.operator(), spectrum, left, right),
+            PRECISE.diagonal(graph.operator(), spectrum, left),
+        )
+        (slope,) = torch.autograd.grad(sum(block.cos().sum() for block in blocks), spectrum.raw_beta)
+        return *blocks, slope
+
+    graph = small_graph()
+    kept = [found(beta, graph) for beta in (1.0, 60.0, 4.0)]
+    assert len(graph.operator().moments) == 2, "pairs, and a diagonal"
+    monkeypatch.setattr(graphs.chebyshev, "KEPT", 0)
+    anew = [found(beta, small_graph()) for beta in (1.0, 60.0, 4.0)]
+    for a, b in zip(kept, anew, strict=True):
+        for x, y, law in zip(a, b, ("covariance", "diagonal", "gradient"), strict=True):
+            close(x, y, law, atol=1e-13)
+
+
 def test_gradients_of_products():
     operator, spectrum, v = small_graph().operator("unnormalised"), SPECTRA["Matern"](), columns(12).requires_grad_()
     gradients(

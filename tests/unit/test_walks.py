@@ -102,13 +102,15 @@ def test_systematic_directions_are_without_chance():
         assert visits[0, 1:, 1].tolist() == [10, 10, 10, 10]
 
 
-def test_independent_of_threads_order_and_company():
+def test_independent_of_threads_order_and_company(monkeypatch):
+    """Nor of how many rows are put together at a time."""
     operator = gpx.Graph.from_networkx(nx.grid_2d_graph(30, 40)).operator("unnormalised")
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         one = counts(operator, range(1200), 20)
         torch.set_num_threads(2)
+        monkeypatch.setattr("gpx.graphs.walks.GROUP", 700)
         two = counts(operator, range(1200), 20)
     finally:
         torch.set_num_threads(before)
