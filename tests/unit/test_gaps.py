@@ -10,7 +10,8 @@ from gpx.engines import state_space
 
 
 def _gaps(times: torch.Tensor) -> np.ndarray:
-    return state_space._gaps(times).numpy()
+    """Of one series."""
+    return state_space._gaps(times, torch.zeros(len(times), dtype=torch.bool)).numpy()
 
 
 def test_a_grid_with_rounding_errors_and_holes_has_equal_gaps():
@@ -26,3 +27,9 @@ def test_a_grid_with_rounding_errors_and_holes_has_equal_gaps():
 @pytest.mark.parametrize("times", [[0.0, 1.0, 1.0, 3.5, 3.5 + 1e-9], [2.0], [1.0, 1.0], [0.0, 1.0, 2.0 + 1e-12]])
 def test_other_times_keep_their_gaps(times):
     assert np.array_equal(_gaps(torch.tensor(times, dtype=torch.float64)), np.diff(times, prepend=times[0]))
+
+
+def test_the_gap_to_another_series_is_infinite_and_leaves_a_grid_even():
+    times = torch.cat([torch.arange(20.0), 7 + torch.arange(30.0)]).double() / 10
+    gaps = state_space._gaps(times, torch.arange(50) == 20).numpy()
+    assert np.isinf(gaps[20]) and len(np.unique(np.delete(gaps, [0, 20]))) == 1
