@@ -123,7 +123,7 @@ class Features(Projecting):
     seed: int = 0
     batch_size: int | None = None
 
-    precision: ClassVar[float] = 1e-5  # features of another seed differ by far more
+    precision: ClassVar[float] = 1e-6  # features of another seed differ by more
 
     def __post_init__(self) -> None:
         count = self.num_features
