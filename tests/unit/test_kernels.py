@@ -14,7 +14,7 @@ from scipy.special import gamma, kv
 import gpx
 from gpx import GP, InputError
 from gpx.inputs import as_data
-from gpx.kernels import RBF, Constant, Cosine, Linear, Matern, Periodic, Product, RationalQuadratic, Sum
+from gpx.kernels import RBF, Constant, Cosine, Linear, Matern, Periodic, Product, RationalQuadratic, Same, Sum
 from gpx.kernels.dense import dense, diagonal
 from gpx.testing.assertions import close, gradients
 from gpx.testing.cases import points, targets
@@ -58,6 +58,7 @@ FORMULAS = {
         lambda a, b: sum(s * (p - c) * (q - c) for p, q, s, c in zip(a, b, [0.4, 0.1, 2.0], [0.2, 0.0, -1.0], strict=False)),
     ),
     "constant": (Constant(0.3), lambda a, b: 0.3),
+    "same": (RBF(0.7) * Same(active_dims=[0, 2]), lambda a, b: float((a[0], a[2]) == (b[0], b[2])) * math.exp(-0.5 * scaled_distance(a, b, 0.7) ** 2)),
     "sum": (RBF(0.7) + Constant(0.3), lambda a, b: 0.3 + math.exp(-0.5 * scaled_distance(a, b, 0.7) ** 2)),
     "product": (RBF(0.7) * Linear(0.4), lambda a, b: 0.4 * sum(p * q for p, q in zip(a, b, strict=False)) * math.exp(-0.5 * scaled_distance(a, b, 0.7) ** 2)),
     "columns": (
