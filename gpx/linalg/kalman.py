@@ -20,7 +20,7 @@ import numpy as np
 from gpx.linalg.layout import Layout, tables
 from gpx.linalg.steps import COMPILATION, LONGEST, array, copy, process_noise, scaled, transition
 
-MANY = 50_000  # times from which compiling for a layout pays
+MANY = 50_000  # times from which compiling for a layout pays, and of which it is asked whether they are even
 LARGE = 1e150  # products of innovation variances are turned into logarithms beyond
 SETTLED = 1e-15  # relative change of a covariance from one time to the next, at equal gaps and sites, that is rounding
 
@@ -119,6 +119,7 @@ def _filter(tables, gaps, rates, rows, factors, nu, tau, mean, covariance, start
     """Filter from start to stop, from the state (mean [S], covariance [S, S]), which is moved. Predicted moments are written to
     means [k, S] and covariances [k, S (S + 1) / 2], unless these have fewer than stop - start rows.
 
+    At even times a covariance may settle, and then only means move.
     Returns: log partition, and the sum of ``log N(nu / tau; f, v + 1 / tau)`` where tau > 0.
     """
     blocks, starts, dims, seen, copy_of, row_of, sizes, N, W, series, inverses, S, J, B, D, K, R = (
@@ -154,7 +155,7 @@ def _filter(tables, gaps, rates, rows, factors, nu, tau, mean, covariance, start
     for i in range(S):
         h[i] = 0.0
     store, moving = len(means) >= stop - start, len(factors) > 1
-    may_settle = not moving and not np.iscomplexobj(nu)
+    may_settle = tables.even and not moving and not np.iscomplexobj(nu)
     partition, density, last = zero, zero, -1.0
     spreads, noises, t, v = zero + 1, zero + 1, zero, zero
     _weigh(0, factors, rows, seen, copy_of, row_of, R, h)
@@ -415,22 +416,32 @@ _ANY = tuple(numba.njit(**COMPILATION)(f) for f in (_filter, _smoother, _simulat
 _INLINED = tuple(numba.njit(inline="always", **COMPILATION)(f) for f in (_filter, _smoother))
 
 
-def loops(layout: Layout, times: int) -> Loops:
-    """The loops for a layout and a number of times: compiled for that layout where that pays, for any layout otherwise."""
-    if times >= MANY:
-        return _special(layout)
-    known = tables(layout)
+def loops(layout: Layout, gaps: np.ndarray) -> Loops:
+    """The loops for a layout and gaps [n]: compiled for that layout where that pays, for any layout otherwise."""
+    first = gaps[:MANY]
+    even = 2 * int((first[1:] == first[:-1]).sum()) > len(first)
+    if len(gaps) >= MANY:
+        return Loops(_special_filter(layout, even), _special_smoother(layout), partial(_ANY[2], tables(layout)))
+    known = tables(layout, even)
     return Loops(*(partial(f, known) for f in _ANY))
 
 
 @lru_cache(maxsize=64)
-def _special(layout: Layout) -> Loops:
-    """Loops that have the tables as constants, so that the compiler unrolls them; compiled code is kept on disk."""
-    known, inlined_filter, inlined_smoother = tables(layout), *_INLINED
+def _special_filter(layout: Layout, even: bool) -> Callable[..., Any]:
+    """A loop that has the tables as constants, so that the compiler unrolls it; compiled code is kept on disk."""
+    known, inlined_filter = tables(layout, even), _INLINED[0]
 
     @numba.njit(**COMPILATION)
     def filter(gaps, rates, rows, factors, nu, tau, m, P, start, stop, means, covariances):
         return inlined_filter(known, gaps, rates, rows, factors, nu, tau, m, P, start, stop, means, covariances)
+
+    return filter
+
+
+@lru_cache(maxsize=64)
+def _special_smoother(layout: Layout) -> Callable[..., Any]:
+    """Likewise."""
+    known, inlined_smoother = tables(layout), _INLINED[1]
 
     @numba.njit(**COMPILATION)
     def smoother(
@@ -442,4 +453,4 @@ def _special(layout: Layout) -> Loops:
             grad_rates, grad_rows, grad_factors,
         )  # fmt: skip
 
-    return Loops(filter, smoother, partial(_ANY[2], known))
+    return smoother
