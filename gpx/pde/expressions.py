@@ -6,6 +6,7 @@ which it is taken, ascending: ``()`` is u, ``(0, 0)`` is u_xx, ``(0, 1)`` is u_x
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -355,6 +356,8 @@ def evaluate(function: Field | float, x: Tensor, name: str) -> Tensor:
     Raises: InputError unless the function returns n finite numbers.
     """
     if isinstance(function, Real):
+        if not math.isfinite(function):
+            raise InputError(f"{name} must be finite, got {function}.")
         return torch.full((len(x),), float(function), dtype=torch.float64)
     found = torch.as_tensor(function(x)).detach().to(torch.float64)
     if found.shape == (len(x), 1):

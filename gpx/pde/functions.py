@@ -14,7 +14,7 @@ from gpx.errors import InputError
 from gpx.pde.axes import multiply
 from gpx.pde.basis import Basis, joined
 from gpx.pde.domains import Box
-from gpx.pde.expressions import Expression, Index, expression, indices, substitute, u
+from gpx.pde.expressions import Expression, Index, Jet, expression, indices, leaves, substitute, u
 
 CHUNK = 20_000  # points
 
@@ -71,6 +71,9 @@ class Functions:
         Cost: O(n r^d).
         """
         x, what = self._points(X), substitute(u if of is None else expression(of), self.numbers)
+        highest = max((axis for leaf in leaves(what) if isinstance(leaf, Jet) for axis in leaf.index), default=-1)
+        if highest >= self.domain.dims:
+            raise InputError(f"The expression has D(u, {highest}), the solution has axes 0..{self.domain.dims - 1}.")
         found = []
         for part in x.split(CHUNK):
             jet: dict[Any, Tensor] = {index: self.u.derivative(part, index) for index in indices(what)}

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from gpx.pde.domains import points
+from gpx.pde.expressions import evaluate
 from gpx.plot import COLOURS, INK, _axes, _dress
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def _line(solution: Solution, ax: Any) -> Any:
     x = solution.problem.domain.axes([LINE])
     nodes, std = solution.nodes[0], solution.std.numpy()
     if solution.problem.exact is not None:
-        truth = solution.problem.exact(points(x)).detach()
+        truth = evaluate(solution.problem.exact, points(x), "exact")
         ax.plot(x[0], torch.as_tensor(truth), color=COLOURS[1], lw=3, alpha=0.4, label="exact")
     mean = solution.u.numpy()
     ax.fill_between(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ class Problem:
             object.__setattr__(self, "equation", self.equation - self.source)
             object.__setattr__(self, "source", 0.0)
         measured = isinstance(self.source, (Tensor, np.ndarray))
-        if not (measured or callable(self.source) or isinstance(self.source, (int, float))):
+        if not (measured or callable(self.source) or isinstance(self.source, Real)):
             raise InputError(
                 f"The source of a Problem is a number or a callable of x [n, d], got {type(self.source).__name__}."
             )
@@ -126,11 +127,17 @@ class Problem:
     @property
     def conditions(self) -> tuple[Condition, ...]:
         """The boundary conditions, one by one."""
-        if callable(self.boundary) or isinstance(self.boundary, (int, float)):
+        if callable(self.boundary) or isinstance(self.boundary, Real):
             if isinstance(self.domain, Points):
                 return (Dirichlet(None, self.boundary),)
             return tuple(Dirichlet((axis, end), self.boundary) for axis in range(self.domain.dims) for end in (0, 1))
-        return tuple(self.boundary)
+        given = self.boundary if isinstance(self.boundary, (list, tuple)) else [self.boundary]
+        if not all(isinstance(each, Condition) for each in given):
+            raise InputError(
+                "boundary is a number, a callable of x [n, d], or a list of Dirichlet, Neumann, Robin and Periodic conditions,"
+                f" got {self.boundary!r}."
+            )
+        return tuple(given)
 
     def along(self, axis: int) -> list[Robin]:
         """The conditions on the two faces of an axis."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gpx.errors import FitWarning, InputError
-from gpx.pde.expressions import Expression, expression, indices, u
+from gpx.pde.expressions import Expression, evaluate, expression, indices, u
 from gpx.pde.gauss_newton import CHOICE, Choice, Jets, Measured, choose, solved
 from gpx.pde.measurements import Posterior, values_at
 from gpx.pde.problem import Problem
@@ -84,7 +84,7 @@ class PointSolution:
         if self.problem.exact is None:
             raise InputError("The problem has no exact solution (exact=None); error_estimate needs none.")
         x = self.problem.domain.between(TEST_POINTS[self.problem.domain.dims])
-        truth = self.problem.exact(x)
+        truth = evaluate(self.problem.exact, x, "exact")
         return float((self.posterior.mean(values_at(x)) - truth).norm() / truth.norm())
 
     def plot(self, ax: Any = None) -> Any:

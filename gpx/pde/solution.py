@@ -17,7 +17,7 @@ from gpx.pde.axes import galerkin, multiply
 from gpx.pde.basis import Basis
 from gpx.pde.domains import points
 from gpx.pde.draws import Draws, Estimate
-from gpx.pde.expressions import Expression, linearise
+from gpx.pde.expressions import Expression, evaluate, linearise
 from gpx.pde.functions import Function, Functions
 from gpx.pde.grids import Grid
 from gpx.pde.joint import mean_square
@@ -149,7 +149,7 @@ class Solution:
         if exact is None:
             raise InputError("The problem has no exact solution (exact=None); error_estimate needs none.")
         axes = self.problem.domain.axes([TEST_POINTS[len(self.nodes)]] * len(self.nodes))
-        truth = exact(points(axes))
+        truth = evaluate(exact, points(axes), "exact")
         return float((self.on(axes).reshape(-1) - truth).norm() / truth.norm())
 
     def plot(self, ax: Any = None) -> Any:

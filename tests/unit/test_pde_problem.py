@@ -128,3 +128,25 @@ def test_the_contract_names_these_problems():
         "heat",
         "poisson_3d",
     } == set(NAMES)
+
+
+@pytest.mark.parametrize("boundary", [Dirichlet((0, 0), 0.0), None, [0.0, 0.0], "zero"])
+def test_conditions_are_a_list(boundary):
+    if isinstance(boundary, Dirichlet):
+        assert Problem(Interval(0, 1), D(u, 0, 1), 1.0, boundary).conditions == (boundary,)
+        return
+    with pytest.raises(gpx.InputError, match="boundary is a number, a callable .* or a list of Dirichlet"):
+        Problem(Interval(0, 1), D(u, 0, 1), 1.0, boundary)
+
+
+def test_numbers_are_finite():
+    with pytest.raises(gpx.InputError, match="must be finite, got nan"):
+        gpx.pde.solve(Problem(Interval(0, 1), D(u, 0, 2), float("nan"), 0.0), 10)
+
+
+def test_exact_solutions_may_be_columns_and_derivatives_have_an_axis():
+    problem = Problem(Interval(0, 1), D(u, 0, 2), -2.0, 0.0, exact=lambda x: x * (1 - x))
+    solution = gpx.pde.solve(problem, 20)
+    assert solution.relative_error() < 1e-9
+    with pytest.raises(gpx.InputError, match=r"has D\(u, 1\), the solution has axes 0..0"):
+        solution([0.5], D(u, 1))
