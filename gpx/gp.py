@@ -210,7 +210,7 @@ class GP:
         problem, posterior = self._fitted(), self.posterior_
         data, likelihood = problem.data, problem.settled
         with torch.no_grad():
-            if problem.exact_sites is not None:
+            if problem.conjugate:
                 mean, variance = posterior.leave_one_out()
                 density = self._flat(leave_one_out_density(data.y, mean, variance))
                 distribution = Normal(self._flat(mean), self._flat(variance).sqrt(), validate_args=False)

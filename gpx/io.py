@@ -91,7 +91,7 @@ def save(gp: GP, path: str | os.PathLike[str]) -> None:
     """
     problem, target = gp._fitted(), as_path(path)
     team, rows = problem.data.team, {"data.x": problem.data.x, "data.y": problem.data.y}
-    if problem.exact_sites is None:
+    if not problem.conjugate:
         rows |= {"sites.nu": gp.posterior_.sites.nu, "sites.tau": gp.posterior_.sites.tau}
     private = problem.engine.private
     tensors = {name: part if private else torch.cat(team.gather(part)) for name, part in rows.items()}

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from benchmarks.registry import Metric, Task
-from benchmarks.tasks.sparse import SECONDS, run_gpx, run_gpytorch
+from benchmarks.registry import Task
+from benchmarks.tasks.sparse import SECONDS, metrics, run_gpx, run_gpytorch
 
 DATA, INDUCING = ("bike", "kin40k", "protein"), 1024
 
 TASK = Task(
     name="sparse-1024",
     description="Regression on 15,600 to 41,000 rows through 1,024 inducing inputs in 60 s, against GPyTorch's SVGP in 600.",
-    metrics=tuple(
-        Metric(f"{name}: {what}", unit, compare)
-        for name in DATA
-        for what, unit, compare in (
-            ("RMSE", "", "ratio"),
-            ("NLPD", "nats", "difference"),
-            ("bound per row", "nats", "difference"),
-        )
-    ),
+    metrics=metrics(DATA),
     models={
         "gpx": lambda setting: run_gpx(setting, SECONDS, DATA, INDUCING),
         "gpytorch": lambda setting: run_gpytorch(setting, 10 * SECONDS, DATA, INDUCING),

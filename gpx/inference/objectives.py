@@ -61,7 +61,7 @@ class Evidence(Objective):
 
     def check(self, problem: Problem) -> None:
         """Raise StructureError if it has no closed form."""
-        if problem.exact_sites is None and not isinstance(problem.rule, Laplace):
+        if not problem.conjugate and not isinstance(problem.rule, Laplace):
             raise StructureError(
                 f"The evidence of {type(problem.likelihood).__name__} has no closed form under"
                 f" rules.{type(problem.rule).__name__}: use objectives.EPEvidence() or ELBO(), or rules.Laplace() with"
@@ -71,7 +71,7 @@ class Evidence(Objective):
     def __call__(self, problem: Problem) -> Tensor:
         """``log p(y)``, in nats."""
         self.check(problem)
-        if problem.exact_sites is not None:
+        if problem.conjugate:
             return problem.posterior().log_density
 
         def local(marginals: SiteMarginals, sites: Sites) -> Tensor:
@@ -210,7 +210,7 @@ class LeaveOneOut(Objective):
     def __call__(self, problem: Problem) -> Tensor:
         """The sum of leave-one-out log densities, in nats."""
         likelihood, data = problem.likelihood, problem.data
-        if problem.exact_sites is not None:
+        if problem.conjugate:
             return data.team.sum(torch.nansum(leave_one_out_density(data.y, *problem.posterior().leave_one_out())))
         if likelihood.num_latents > 1:
             raise StructureError(

@@ -54,12 +54,17 @@ class Problem:
         return self.data.y.shape[1] * self.likelihood.num_latents
 
     @property
-    def exact_sites(self) -> Sites | None:
-        """Sites that need no search: those of a Gaussian likelihood. None for another one, and for expectation propagation
-        through inducing inputs, whose sites carry a share of what these leave unexplained.
+    def conjugate(self) -> bool:
+        """Whether sites need no search: those of a Gaussian likelihood, but for expectation propagation through inducing inputs,
+        whose sites carry a share of what these leave unexplained.
         """
         sought = self.engine.partial and isinstance(self.rule, ExpectationPropagation)
-        return None if sought else self.likelihood.exact_sites(self.data)
+        return self.likelihood.conjugate and not sought
+
+    @property
+    def exact_sites(self) -> Sites | None:
+        """Sites that need no search."""
+        return self.likelihood.exact_sites(self.data) if self.conjugate else None
 
     @property
     def responsive(self) -> bool:
@@ -183,7 +188,7 @@ def extend(problem: Solved, new: Data, new_likelihood: Likelihood, likelihood: L
     data = pooled(problem.data.join(new))
     plan = engine.restored(problem.prior, data, engine.state(plan))
     whole = Problem(problem.prior, data, likelihood, engine, problem.rule, plan)
-    sites = None if problem.exact_sites is None else new_likelihood.exact_sites(new)
+    sites = new_likelihood.exact_sites(new) if problem.conjugate else None
     if sites is not None:
         return Inferred(posterior.update(new.x, sites)), whole
     given = posterior.given(new.x)

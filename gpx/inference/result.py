@@ -73,7 +73,7 @@ class FitResult:
     def inferred(self, solution: Inferred, problem: Problem) -> FitResult:
         """With what is known of the posterior at the optimum."""
         posterior, targets, bounds = solution.posterior, max(1, problem.data.targets), None
-        if problem.exact_sites is not None:
+        if problem.conjugate:
             bounds = float(posterior.log_density), float(posterior.log_density_limit)
         bounds = None if bounds is None or math.isnan(bounds[1]) else bounds
         return replace(
