@@ -64,9 +64,9 @@ class Chain:
     nu: np.ndarray
     tau: np.ndarray
 
-    @property
+    @cached_property
     def _loops(self) -> Loops:
-        return loops(self.layout, len(self.gaps))
+        return loops(self.layout, self.gaps)
 
     @property
     def _kind(self) -> Any:

@@ -16,98 +16,51 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import carray  # pyright: ignore[reportPrivateImportUsage]
-from numba.core.cgutils import alloca_once
-from numba.core.types import CPointer
-from numba.extending import intrinsic
 
-from gpx.linalg.layout import TERMS, Layout, tables
+from gpx.linalg.layout import Layout, tables
+from gpx.linalg.steps import COMPILATION, LONGEST, array, copy, process_noise, scaled, transition
 
-COMPILATION: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract", "reassoc"}, "cache": True}
-LONGEST = 700.0  # a gap in units of 1 / rate beyond which nothing is remembered
-TINY_TERMS, TINY = 12, 0.25  # terms of the series for the incomplete gamma function that do below this argument
-SMALL_TERMS, SMALL = 18, 1.0
-MANY = 50_000  # times from which compiling for a layout pays
-ROOM = 256  # numbers of a matrix on the stack
+MANY = 50_000  # times from which compiling for a layout pays, and of which it is asked whether they are even
 LARGE = 1e150  # products of innovation variances are turned into logarithms beyond
-
-
-@intrinsic
-def _room(typing: Any, like: Any) -> Any:
-    """A pointer to ROOM numbers of the type of `like` on the stack of the calling loop."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return alloca_once(builder, context.get_value_type(signature.args[0]), size=ROOM)
-
-    return CPointer(like)(like), generate
+SETTLED = 1e-15  # relative change of a covariance from one time to the next, at equal gaps and sites, that is rounding
 
 
 @numba.njit(inline="always", **COMPILATION)
-def _array(zero, shape):
-    """To write in; on the stack if that is small, where the compiler keeps the entries in registers."""
-    size = 1
-    for length in shape:
-        size *= length
-    return carray(_room(zero), shape) if size <= ROOM else np.empty(shape, np.asarray(zero).dtype)
-
-
-@numba.njit(inline="always", **COMPILATION)
-def _copy(vector, matrix, S, to_vector, to_matrix):
-    """Entry by entry: a slice would keep the arrays out of registers."""
+def _settled(matrix, before, S):
+    """Whether a covariance is what it was; keeps it in before."""
+    close = True
     for i in range(S):
-        to_vector[i] = vector[i]
-        for j in range(S):
-            to_matrix[i, j] = matrix[i, j]
-
-
-@numba.njit(inline="always", **COMPILATION)
-def _away(rate, gap):
-    """A gap in units of 1 / rate; an infinite one starts anew, whatever the rate."""
-    return min(rate * gap, LONGEST) if gap < np.inf else LONGEST
-
-
-@numba.njit(inline="always", **COMPILATION)
-def _transition(x, N, d, A):
-    """``A = exp(F x)``; returns e^-x."""
-    decay = math.exp(-x)
-    for i in range(d):
-        for j in range(d):
-            value = N[d - 1, i, j]
-            for k in range(d - 2, -1, -1):
-                value = value * x + N[k, i, j]
-            A[i, j] = value * decay
-    return decay
-
-
-@numba.njit(inline="always", **COMPILATION)
-def _process_noise(x, decay, W, series, inverses, d, gamma, Q):
-    """Q(x), by incomplete gamma functions: the difference ``P - A P A^T`` would have no digits for small x."""
-    z, tail, top = 2 * x, decay * decay, 2 * d - 1
-    if z < top + 1:
-        even, odd, square = 0.0, 0.0, z * z
-        for k in range((TINY_TERMS if z < TINY else SMALL_TERMS if z < SMALL else TERMS) - 2, -1, -2):
-            even = even * square + series[k]
-            odd = odd * square + series[k + 1]
-        power, back = tail, (1 / z if z > 0 else 0.0)
-        for _ in range(top - 1):
-            power *= z
-        gamma[top - 1] = power * z * (even + odd * z) * inverses[top - 1]
-        for k in range(top - 2, -1, -1):
-            gamma[k] = (gamma[k + 1] + power) * inverses[k]
-            power *= back
-    else:
-        power = 1.0
-        gamma[0] = 1 - tail
-        for k in range(1, top):
-            power *= z
-            gamma[k] = k * gamma[k - 1] - power * tail
-    for i in range(d):
         for j in range(i + 1):
-            value = 0.0
-            for k in range(top):
-                value += W[i, j, k] * gamma[k]
-            Q[i, j] = value
-            Q[j, i] = value
+            change = abs(matrix[i, j] - before[i, j])
+            close &= change * change <= SETTLED * SETTLED * abs(matrix[i, i] * matrix[j, j])
+    for i in range(S):
+        for j in range(S):
+            before[i, j] = matrix[i, j]
+    return close
+
+
+@numba.njit(inline="always", **COMPILATION)
+def _pack(P, S, row):
+    """Write the lower triangle."""
+    k = 0
+    for i in range(S):
+        for j in range(i + 1):
+            row[k] = P[i, j]
+            k += 1
+
+
+@numba.njit(inline="always", **COMPILATION)
+def _move(A, m, blocks, starts, dims, J, S, y):
+    """``m <- A m``."""
+    for c in range(J):
+        o, d, b = starts[c], dims[c], blocks[c]
+        for i in range(d):
+            value = A[b, i, 0] * m[o]
+            for k in range(1, d):
+                value += A[b, i, k] * m[o + k]
+            y[o + i] = value
+    for i in range(S):
+        m[i] = y[i]
 
 
 @numba.njit(inline="always", **COMPILATION)
@@ -166,6 +119,7 @@ def _filter(tables, gaps, rates, rows, factors, nu, tau, mean, covariance, start
     """Filter from start to stop, from the state (mean [S], covariance [S, S]), which is moved. Predicted moments are written to
     means [k, S] and covariances [k, S (S + 1) / 2], unless these have fewer than stop - start rows.
 
+    At even times a covariance may settle, and then only means move.
     Returns: log partition, and the sum of ``log N(nu / tau; f, v + 1 / tau)`` where tau > 0.
     """
     blocks, starts, dims, seen, copy_of, row_of, sizes, N, W, series, inverses, S, J, B, D, K, R = (
@@ -188,29 +142,33 @@ def _filter(tables, gaps, rates, rows, factors, nu, tau, mean, covariance, start
         tables.R,
     )
     zero = mean[0] * 0
-    A, Q, gamma, h = _array(0.0, (B, D, D)), _array(0.0, (B, D, D)), _array(0.0, (K,)), _array(0.0, (S,))
-    m, g, P, T, V = (
-        _array(zero, (S,)),
-        _array(zero, (S,)),
-        _array(zero, (S, S)),
-        _array(zero, (S, S)),
-        _array(zero, (D, S)),
+    A, Q, gamma, h = array(0.0, (B, D, D)), array(0.0, (B, D, D)), array(0.0, (K,)), array(0.0, (S,))
+    m, g, P, T, V, E = (
+        array(zero, (S,)),
+        array(zero, (S,)),
+        array(zero, (S, S)),
+        array(zero, (S, S)),
+        array(zero, (D, S)),
+        array(zero, (S, S)),
     )
-    _copy(mean, covariance, S, m, P)
+    copy(mean, covariance, S, m, P)
     for i in range(S):
         h[i] = 0.0
     store, moving = len(means) >= stop - start, len(factors) > 1
+    may_settle = tables.even and not moving and not np.iscomplexobj(nu)
     partition, density, last = zero, zero, -1.0
-    spreads, noises = zero + 1, zero + 1
+    spreads, noises, t, v = zero + 1, zero + 1, zero, zero
     _weigh(0, factors, rows, seen, copy_of, row_of, R, h)
-    for s in range(start, stop):
+    s = start
+    while s < stop:
         gap = gaps[s]
         if gap != last:
-            last = gap
             for b in range(B):
-                x = _away(rates[b], gap)
-                decay = _transition(x, N[b], sizes[b], A[b])
-                _process_noise(x, decay, W[b], series[b], inverses, sizes[b], gamma, Q[b])
+                x = scaled(rates[b], gap)
+                decay = transition(x, N[b], sizes[b], A[b])
+                process_noise(x, decay, W[b], series[b], inverses, sizes[b], gamma, Q[b])
+        repeated = may_settle and gap == last and tau[s] == t
+        last, t, before = gap, tau[s], v
         _step(A, m, P, blocks, starts, dims, J, S, g, T, V)
         for c in range(J):
             o, b = starts[c], blocks[c]
@@ -218,21 +176,20 @@ def _filter(tables, gaps, rates, rows, factors, nu, tau, mean, covariance, start
                 for j in range(dims[c]):
                     P[o + i, o + j] += Q[b, i, j]
         if store:
-            k = 0
             for i in range(S):
                 means[s - start, i] = m[i]
-                for j in range(i + 1):
-                    covariances[s - start, k] = P[i, j]
-                    k += 1
+            _pack(P, S, covariances[s - start])
         if moving:
             _weigh(s, factors, rows, seen, copy_of, row_of, R, h)
         # Times the site.
-        n, t = nu[s], tau[s]
+        n = nu[s]
         f, v = _look(m, P, h, seen, R, S, zero, g)
+        settled = repeated and abs(v - before) <= SETTLED * abs(v) and _settled(P, E, S)
         spread = 1 + t * v
         inverse, e = 1 / spread, n - t * f
         partition += (n * f + 0.5 * n * n * v - 0.5 * t * f * f) * inverse
         spreads *= spread
+        noise = zero
         if t.real > 0:
             noise = 1 / t
             density -= 0.5 * e * e * inverse * noise
@@ -248,7 +205,29 @@ def _filter(tables, gaps, rates, rows, factors, nu, tau, mean, covariance, start
             m[i] += g[i] * a
             for j in range(S):
                 P[i, j] -= g[i] * g[j] * r
-    _copy(m, P, S, mean, covariance)
+        s += 1
+        if settled:  # Only means move until the gap or the site's precision does.
+            first, linear, squares, misfit = s, zero, zero, zero
+            while s < stop and gaps[s] == last and tau[s] == t:
+                _move(A, m, blocks, starts, dims, J, S, T[0])
+                if store:
+                    for i in range(S):
+                        means[s - start, i] = m[i]
+                    _pack(E, S, covariances[s - start])
+                n, f = nu[s], zero
+                for k in range(R):
+                    f += m[seen[k]] * h[seen[k]]
+                e = n - t * f
+                linear += (n + e) * f
+                squares += n * n
+                misfit += e * e
+                for i in range(S):
+                    m[i] += g[i] * (e * inverse)
+                s += 1
+            partition += 0.5 * (linear + squares * v) * inverse - 0.5 * (s - first) * np.log(spread)
+            if t.real > 0:
+                density -= 0.5 * (misfit * inverse * noise + (s - first) * np.log(2 * math.pi * spread * noise))
+    copy(m, P, S, mean, covariance)
     return partition - 0.5 * np.log(spreads), density - 0.5 * np.log(noises)
 
 
@@ -278,10 +257,10 @@ def _smoother(
         tables.R,
     )
     zero = slope[0] * 0
-    A, h = _array(0.0, (B, D, D)), _array(0.0, (S,))
-    g, u, y, m, rho = _array(zero, (S,)), _array(zero, (S,)), _array(zero, (S,)), _array(zero, (S,)), _array(zero, (S,))
-    M, P, T, V = _array(zero, (S, S)), _array(zero, (S, S)), _array(zero, (S, S)), _array(zero, (D, S))
-    _copy(slope, curvature, S, rho, M)
+    A, h = array(0.0, (B, D, D)), array(0.0, (S,))
+    g, u, y, m, rho = array(zero, (S,)), array(zero, (S,)), array(zero, (S,)), array(zero, (S,)), array(zero, (S,))
+    M, P, T, V = array(zero, (S, S)), array(zero, (S, S)), array(zero, (S, S)), array(zero, (D, S))
+    copy(slope, curvature, S, rho, M)
     for i in range(S):
         h[i] = 0.0
     moving, last = len(factors) > 1, -1.0
@@ -291,7 +270,7 @@ def _smoother(
         if gap != last:
             last = gap
             for b in range(B):
-                _transition(_away(rates[b], gap), N[b], sizes[b], A[b])
+                transition(scaled(rates[b], gap), N[b], sizes[b], A[b])
                 for i in range(sizes[b]):  # transposed: back in time
                     for j in range(i):
                         A[b, i, j], A[b, j, i] = A[b, j, i], A[b, i, j]
@@ -352,7 +331,7 @@ def _smoother(
                 grad_rates[b] += total * gap
         # To before the step.
         _step(A, rho, M, blocks, starts, dims, J, S, y, T, V)
-    _copy(rho, M, S, slope, curvature)
+    copy(rho, M, S, slope, curvature)
 
 
 def _simulate(tables, gaps, rates, rows, factors, noise, f):
@@ -384,10 +363,10 @@ def _simulate(tables, gaps, rates, rows, factors, noise, f):
     for s in range(len(gaps)):
         for c in range(J):
             o, d, b = starts[c], dims[c], blocks[c]
-            x = _away(rates[b], gaps[s])
+            x = scaled(rates[b], gaps[s])
             if x > 0:
-                decay = _transition(x, N[b], d, A)
-                _process_noise(x, decay, W[b], series[b], inverses, d, gamma, Q)
+                decay = transition(x, N[b], d, A)
+                process_noise(x, decay, W[b], series[b], inverses, d, gamma, Q)
                 # Scaled so, the factorisation keeps its digits for any x.
                 for i in range(d):
                     scale[i] = min(x, 1.0) ** (d - i - 0.5)
@@ -437,22 +416,32 @@ _ANY = tuple(numba.njit(**COMPILATION)(f) for f in (_filter, _smoother, _simulat
 _INLINED = tuple(numba.njit(inline="always", **COMPILATION)(f) for f in (_filter, _smoother))
 
 
-def loops(layout: Layout, times: int) -> Loops:
-    """The loops for a layout and a number of times: compiled for that layout where that pays, for any layout otherwise."""
-    if times >= MANY:
-        return _special(layout)
-    known = tables(layout)
+def loops(layout: Layout, gaps: np.ndarray) -> Loops:
+    """The loops for a layout and gaps [n]: compiled for that layout where that pays, for any layout otherwise."""
+    first = gaps[:MANY]
+    even = 2 * int((first[1:] == first[:-1]).sum()) > len(first)
+    if len(gaps) >= MANY:
+        return Loops(_special_filter(layout, even), _special_smoother(layout), partial(_ANY[2], tables(layout)))
+    known = tables(layout, even)
     return Loops(*(partial(f, known) for f in _ANY))
 
 
 @lru_cache(maxsize=64)
-def _special(layout: Layout) -> Loops:
-    """Loops that have the tables as constants, so that the compiler unrolls them; compiled code is kept on disk."""
-    known, inlined_filter, inlined_smoother = tables(layout), *_INLINED
+def _special_filter(layout: Layout, even: bool) -> Callable[..., Any]:
+    """A loop that has the tables as constants, so that the compiler unrolls it; compiled code is kept on disk."""
+    known, inlined_filter = tables(layout, even), _INLINED[0]
 
     @numba.njit(**COMPILATION)
     def filter(gaps, rates, rows, factors, nu, tau, m, P, start, stop, means, covariances):
         return inlined_filter(known, gaps, rates, rows, factors, nu, tau, m, P, start, stop, means, covariances)
+
+    return filter
+
+
+@lru_cache(maxsize=64)
+def _special_smoother(layout: Layout) -> Callable[..., Any]:
+    """Likewise."""
+    known, inlined_smoother = tables(layout), _INLINED[1]
 
     @numba.njit(**COMPILATION)
     def smoother(
@@ -464,4 +453,4 @@ def _special(layout: Layout) -> Loops:
             grad_rates, grad_rows, grad_factors,
         )  # fmt: skip
 
-    return Loops(filter, smoother, partial(_ANY[2], known))
+    return smoother

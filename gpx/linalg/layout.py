@@ -103,11 +103,12 @@ class Tables(NamedTuple):
     D: int  # largest dimension of a copy
     K: int  # largest number of gamma functions
     R: int  # observed coordinates
+    even: bool  # whether most gaps are that before
 
 
 @lru_cache(maxsize=64)
-def tables(layout: Layout) -> Tables:
-    """The tables of a layout."""
+def tables(layout: Layout, even: bool = False) -> Tables:
+    """The tables of a layout, for even times or not."""
     blocks, S = layout.block_of_copy, layout.size
     B, J, D, K = len(layout.orders), len(blocks), max(layout.orders) + 1, 2 * max(layout.orders) + 1
     sizes = np.array(layout.orders) + 1
@@ -125,6 +126,7 @@ def tables(layout: Layout) -> Tables:
     # gamma(a, z) = z^a e^-z / a (1 + z / (a + 1) (1 + z / (a + 2) (...)))
     series = np.array([np.cumprod([1.0, *1 / (2 * p + 1 + np.arange(1.0, TERMS))]) for p in layout.orders])
     inverses, root = 1.0 / np.arange(1, K + 1), np.linalg.cholesky(layout.stationary)
+    R = len(seen)
     return Tables(
-        blocks, starts, dims, seen, copy_of, row_of, sizes, N, W, F, q, series, inverses, root, S, J, B, D, K, len(seen)
+        blocks, starts, dims, seen, copy_of, row_of, sizes, N, W, F, q, series, inverses, root, S, J, B, D, K, R, even
     )

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gpx.linalg.kalman import LONGEST
 from gpx.linalg.layout import Layout, tables
+from gpx.linalg.steps import LONGEST
 from gpx.linalg.stretches import ProcessNoise, Stretches, noise_draws, transition
 
 

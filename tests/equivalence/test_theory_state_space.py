@@ -21,7 +21,7 @@ from gpx.inputs import as_data
 from gpx.kernels import RBF, BlockQuasiPeriodic, Constant, Cosine, HidaMatern, Linear, Matern, Periodic
 from gpx.kernels.dense import dense
 from gpx.linalg import chain as chains
-from gpx.linalg import kalman, layout
+from gpx.linalg import kalman, layout, steps
 from gpx.linalg.chain import STEP, Chain
 from gpx.linalg.derivatives import derivative
 from gpx.linalg.scan import Element, Scan
@@ -66,8 +66,8 @@ def process(order, x):
     """A(x) and Q(x) as the loops compute them: from two times, without sites."""
     size, known = order + 1, layout.tables(layout.Layout((order,), (1,), (1,)))
     A, Q, gamma = np.zeros((size, size)), np.zeros((size, size)), np.empty(known.K)
-    decay = kalman._transition(x, known.N[0], size, A)
-    kalman._process_noise(x, decay, known.W[0], known.series[0], known.inverses, size, gamma, Q)
+    decay = steps.transition(x, known.N[0], size, A)
+    steps.process_noise(x, decay, known.W[0], known.series[0], known.inverses, size, gamma, Q)
     return A, Q
 
 
@@ -149,6 +149,26 @@ def test_gradients():
             step[place] = 1e-6
             up, down = (replace(chain, **{name: values + s}).evidence()[0] for s in (step, -step))
             close(grad[place], (up - down) / 2e-6, f"gradient in {name}", atol=1e-6 * max(1.0, abs(grad).max()))
+
+
+def test_settled_covariances():
+    """ss-filter: on a grid only means move in the end; one pass is the sum of short ones, which never get there."""
+    kernel = Matern(nu=1.5, lengthscale=0.4) + Matern(nu=0.5, lengthscale=2.0)
+    n, random = 600, np.random.default_rng(1)
+    times = 0.1 * torch.arange(n).double()
+    states, *form = state_space(kernel).at(times)
+    tau = np.where(np.arange(n) < 400, 5.0, 9.0)
+    tau[200:203] = 0.0
+    gaps, nu = np.diff(times.numpy(), prepend=0.0), tau * random.standard_normal(n)
+    chain = Chain(states, gaps, *(v.detach().numpy() for v in form), nu, tau)
+    value, mean, covariance = posterior(dense(kernel, times[:, None], times[:, None]).detach().numpy(), nu, tau)
+    close(chain.evidence()[0], value, "log partition", atol=1e-9)
+    close(chain.smoothed.mean, mean, "mean", atol=1e-10)
+    close(chain.smoothed.variance, np.diag(covariance), "variance", atol=1e-10)
+    state, total = chain._start(), np.zeros(2)
+    for s in range(0, n, 2):
+        total += chain._filter(state, s, s + 2, chain._moments(0))
+    close(chain.evidence(), total, "sum of short passes", atol=1e-10)
 
 
 def test_complex_steps():
