@@ -21,8 +21,9 @@ from gpx.kernels.base import bind
 from gpx.kernels.expressions import parse, parse_call
 from gpx.kernels.walk import init_from
 from gpx.likelihoods import FromGPyTorch, Gaussian, Likelihood
+from gpx.means import as_mean
 from gpx.parameters import Parameterised
-from gpx.prior import Prior, as_mean
+from gpx.prior import Prior
 
 if TYPE_CHECKING:
     from gpx.gp import GP
@@ -70,7 +71,7 @@ def assemble(gp: GP, data: Data) -> tuple[Problem, Objective, str]:
     for kernel in kernels:
         bind(kernel, data.columns)
     if hasattr(mean, "bind"):
-        mean.bind(data.columns, data.y.shape[1] * likelihood.num_latents)
+        mean.bind(data, data.y.shape[1] * likelihood.num_latents)
     for module in (mean, likelihood, *kernels):
         module.to(dtype=data.x.dtype, device=data.x.device)
     prior = Prior(mean, tuple(kernels))
@@ -78,6 +79,8 @@ def assemble(gp: GP, data: Data) -> tuple[Problem, Objective, str]:
     rule = choose_rule(gp.rule, likelihood, engine, gp.objective)
     objective = choose_objective(gp.objective, likelihood, rule, engine)
     _check_team(data, engine, objective)
+    if prior.basis is not None:
+        _check_flat(data, engine, objective)
     problem = Problem.planned(prior, data, likelihood, engine, rule)
     objective.check(problem)
     return problem, objective, reason
@@ -122,6 +125,20 @@ def _check_team(data: Data, engine: Engine, objective: Objective) -> None:
         raise StructureError(
             f"objectives.{type(objective).__name__} needs all rows in one process, here are {data.team.size}: use"
             " objective='auto'."
+        )
+
+
+def _check_flat(data: Data, engine: Engine, objective: Objective) -> None:
+    """Raise StructureError for what does not know of coefficients with a flat prior."""
+    if data.team.size > 1 or engine.batch_size is not None or engine.minimiser == "admm":
+        raise StructureError(
+            "means.Trend needs all rows in one process at once, and no ADMM: use an engine with batch_size=None, or"
+            " mean='linear', which is learned."
+        )
+    if not objective.flat:
+        raise StructureError(
+            f"means.Trend is integrated over in objectives.Evidence, EPEvidence and ELBO, not in {type(objective).__name__}: use"
+            " these, or mean='linear', which is learned."
         )
 
 

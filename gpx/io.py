@@ -26,8 +26,8 @@ from gpx.files import FORMAT, as_path, read, write
 from gpx.inference import rules
 from gpx.inference.coordinates import trainable_modules
 from gpx.inference.result import FitResult
+from gpx.means import ConstantMean, LinearMean, Trend
 from gpx.parameters import Box, Choice, LogInterval, Parameterised, prior_arguments
-from gpx.prior import ConstantMean, LinearMean
 from gpx.sites import Sites
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ def _register_own() -> None:
                 register(cls)
     theirs = gpytorch.kernels
     for cls in (
-        ConstantMean, LinearMean, gpytorch.means.ZeroMean, gpytorch.means.ConstantMean, theirs.RBFKernel, theirs.MaternKernel,
-        theirs.ScaleKernel, theirs.AdditiveKernel, theirs.ProductKernel, theirs.PeriodicKernel, theirs.RQKernel,
-        theirs.LinearKernel, theirs.CosineKernel,
+        ConstantMean, LinearMean, Trend, gpytorch.means.ZeroMean, gpytorch.means.ConstantMean, theirs.RBFKernel,
+        theirs.MaternKernel, theirs.ScaleKernel, theirs.AdditiveKernel, theirs.ProductKernel, theirs.PeriodicKernel,
+        theirs.RQKernel, theirs.LinearKernel, theirs.CosineKernel,
     ):  # fmt: skip
         register(cls)
     for cls in (*vars(gpytorch.priors).values(), *vars(gpytorch.constraints).values()):

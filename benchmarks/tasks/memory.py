@@ -32,7 +32,8 @@ def evidence_and_gradient(X: ndarray, y: ndarray) -> float:
     from gpx.inputs import as_data
     from gpx.kernels import Matern
     from gpx.likelihoods import Gaussian
-    from gpx.prior import Prior, as_mean
+    from gpx.means import as_mean
+    from gpx.prior import Prior
 
     prior = Prior(as_mean("zero"), (Matern(nu=2.5, lengthscale=[3.0] * DIMENSIONS, ard=True),))
     problem = Problem.planned(prior, as_data(X, y), Gaussian(0.01), Exact(), Variational())

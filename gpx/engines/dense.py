@@ -30,8 +30,12 @@ PATH_FEATURES = 2048
 TINY = 1e-100  # a precision below this, in units of the prior precision, is not divided by
 
 
-def _conditioned(prior: Prior, x: Tensor, sites: Sites, covariances: dict[int, Tensor]) -> ExactPosterior:
-    """covariances: by kernel, the prior covariance [N, N] where it is known."""
+def _conditioned(
+    prior: Prior, x: Tensor, sites: Sites, covariances: dict[int, Tensor], before: Sequence[Solution] = ()
+) -> ExactPosterior:
+    """covariances: by kernel, the prior covariance [N, N] where it is known; before: solutions at x, whose factors are kept where
+    precisions are the same.
+    """
     solved = []
     for kernel_index, columns in sites.groups(len(prior.kernels)):
         seen = sites.present[:, columns[0]]
@@ -40,19 +44,18 @@ def _conditioned(prior: Prior, x: Tensor, sites: Sites, covariances: dict[int, T
         if known is not None and not whole:
             known = known[seen][:, seen]
         x_seen, nu, tau = (x, nu, tau) if whole else (x[seen], nu[seen], tau[seen])
-        solved.append(_solve(prior.kernels[kernel_index], x_seen, nu, tau, tuple(columns), known))
+        kernel = prior.kernels[kernel_index]
+        same = (s.factor for s in before if s.kernel is kernel and torch.equal(s.tau, tau) and torch.equal(s.x, x_seen))
+        factor = next(same, None) or _factor(kernel, x_seen, tau, known)
+        solved.append(Solution(kernel, tuple(columns), x_seen, nu, tau, factor, known))
     return ExactPosterior(prior, x, sites, tuple(solved), covariances)
 
 
-def _solve(
-    kernel: gpytorch.kernels.Kernel, x: Tensor, nu: Tensor, tau: Tensor, columns: tuple[int, ...], known: Tensor | None
-) -> Solution:  # fmt: skip
+def _factor(kernel: gpytorch.kernels.Kernel, x: Tensor, tau: Tensor, known: Tensor | None) -> Cholesky:
     root = tau.detach().sqrt()
     if known is None:
-        factor = factorise(lambda: _scaled_matrix(kernel, x.detach(), root))
-    else:
-        factor = factorise(lambda: _scaled(known, root))
-    return Solution(kernel, columns, x, nu, tau, factor, known)
+        return factorise(lambda: _scaled_matrix(kernel, x.detach(), root))
+    return factorise(lambda: _scaled(known, root))
 
 
 def _scaled(covariance: Tensor, root: Tensor) -> Tensor:
@@ -255,7 +258,7 @@ class ExactPosterior(Posterior):
                 known[index] = next((s.covariance for s in same), None)
                 if known[index] is None:
                     known[index] = _covariance(kernel, self.x)
-        return _conditioned(self.prior, self.x, sites, known)
+        return _conditioned(self.prior, self.x, sites, known, self.solutions)
 
     def response(self, direction: Sites) -> tuple[Tensor, Tensor]:
         dm, dv = torch.zeros_like(self.sites.nu), torch.zeros_like(self.sites.nu)
@@ -344,7 +347,7 @@ def _extend(s: Solution, members: list[int], x: Tensor, sites: Sites) -> Solutio
             factor = s.factor.extend(cross, lambda: _scaled_matrix(s.kernel, x_new, root))
     except NumericalError:
         # The new points need more jitter than the old factor has.
-        return _solve(s.kernel, x_all, nu, tau, columns, None)
+        return Solution(s.kernel, columns, x_all, nu, tau, _factor(s.kernel, x_all, tau, None))
     return Solution(s.kernel, columns, x_all, nu, tau, factor)
 
 

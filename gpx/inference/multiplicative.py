@@ -22,7 +22,7 @@ from gpx.inference.coordinates import Coordinate, Coordinates
 from gpx.inference.objectives import Evidence
 from gpx.inference.weights import Mixture, Point, mixture_of, move, raw_weights, start_of
 from gpx.likelihoods import Gaussian
-from gpx.prior import ConstantMean, LinearMean
+from gpx.means import ConstantMean, LinearMean
 
 if TYPE_CHECKING:
     from gpx.inference.problem import Problem

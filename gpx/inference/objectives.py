@@ -30,10 +30,12 @@ class Objective(ABC):
     """A function of a problem, to be maximised, differentiable in the hyperparameters.
 
     needs_all_rows: whether some rows of the data are another problem: `fit` judges its starts on all, and processes cannot share
-    them; alternates: whether sites and hyperparameters are moved in turn.
+    them; flat: whether coefficients of the mean may have a flat prior; alternates: whether sites and hyperparameters are moved in
+    turn.
     """
 
     needs_all_rows: ClassVar[bool] = False
+    flat: ClassVar[bool] = True
     alternates: bool = False
 
     @abstractmethod
@@ -206,6 +208,8 @@ class LeaveOneOut(Objective):
     >>> LeaveOneOut()
     LeaveOneOut()
     """
+
+    flat: ClassVar[bool] = False
 
     def __call__(self, problem: Problem) -> Tensor:
         """The sum of leave-one-out log densities, in nats."""

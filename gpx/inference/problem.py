@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gpx.engines.base import Engine
+from gpx.flat import Flat
 from gpx.inference.infer import MAX_STEPS, Inferred, infer
 from gpx.inference.rules import ExpectationPropagation, Rule
 from gpx.inference.sweeps import sweep
@@ -82,6 +83,8 @@ class Problem:
         at_sites = prior.mean_at(self.data.x, columns)
         params = self.engine.parameters(prior, self.plan)
         centred = self.engine.condition(prior, self.plan, params, sites.centred(at_sites))
+        if prior.basis is not None:
+            centred = Flat(centred, sites.centred(at_sites), prior.basis(self.data.x), prior.basis)
         return Shifted(centred, sites, at_sites, partial(prior.mean_at, columns=columns), self.data.team)
 
     def first_marginals(self, prior: Shifted) -> SiteMarginals:

@@ -55,6 +55,7 @@ class Whittle(Objective):
     Whittle(debiased=True)
     """
 
+    flat: ClassVar[bool] = False
     needs_all_rows: ClassVar[bool] = True  # some rows of a series are another series
     debiased: bool = True
 
@@ -87,6 +88,7 @@ class Whittle(Objective):
 class Periodograms(Objective):
     """`Whittle` for one set of data: its rows [N'] on a lattice, and its outputs with two observed targets or more."""
 
+    flat: ClassVar[bool] = False
     needs_all_rows: ClassVar[bool] = True
 
     debiased: bool

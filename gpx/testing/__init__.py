@@ -4,7 +4,7 @@
 >>> gpx.testing.check_kernel(gpx.kernels.RBF(lengthscale=0.5))
 """
 
-from gpx.testing.engines import check_engine, check_fit
+from gpx.testing.engines import check_conditioning, check_engine, check_fit
 from gpx.testing.kernels import check_kernel
 from gpx.testing.likelihoods import check_likelihood
 from gpx.testing.reference import DenseGP
@@ -12,6 +12,7 @@ from gpx.testing.structures import check_derivatives, check_state_space, check_s
 
 __all__ = [
     "DenseGP",
+    "check_conditioning",
     "check_derivatives",
     "check_engine",
     "check_fit",

@@ -117,16 +117,37 @@ def check_engine(
     >>> from gpx.engines import Exact
     >>> check_engine(Exact())
     """
+    before = repr(engine)
+    _check(engine, LAWS, kernels, x, tolerance, seed)
+    assert repr(engine) == before, f"the engine changed: {before} became {engine!r}."
+    assert all(other == engine for other in copies(engine).values()), f"a copy of {before} differs from it."
+
+
+def check_conditioning(
+    engine: Engine, kernels: Sequence[gpytorch.kernels.Kernel] | None = None, x: Tensor | None = None, *,
+    tolerance: float = 1e-8, seed: int = 0,
+) -> None:  # fmt: skip
+    """Check those laws of `check_engine` that compare posteriors with each other: they hold for improper priors, too.
+
+    Arguments and errors: as there.
+
+    >>> from gpx.engines import StateSpace
+    >>> check_conditioning(StateSpace())
+    """
+    _check(engine, CONDITIONING, kernels, x, tolerance, seed)
+
+
+def _check(
+    engine: Engine, laws: Sequence[Callable[[Setting], None]], kernels: Sequence[gpytorch.kernels.Kernel] | None,
+    x: Tensor | None, tolerance: float, seed: int,
+) -> None:  # fmt: skip
     if kernels is None:
         kernels = [Matern(nu=1.5, lengthscale=0.8), Matern(nu=2.5) * Periodic(period=1.5), Matern(nu=0.5) + Linear()]
     x = points(9, 1, seed) if x is None else x.detach().double()
-    before = repr(engine)
     for kernel in kernels:
         setting = _setting(engine, copy.deepcopy(kernel).double(), x, tolerance, seed)
-        for law in LAWS:
+        for law in laws:
             law(setting)
-    assert repr(engine) == before, f"the engine changed: {before} became {engine!r}."
-    assert all(other == engine for other in copies(engine).values()), f"a copy of {before} differs from it."
 
 
 def check_fit(
@@ -428,8 +449,8 @@ def _derivatives(s: Setting) -> None:
         s.close(got, expected, "derivative of order 0")
 
 
-LAWS: tuple[Callable[[Setting], None], ...] = (
-    _agrees_with_numpy, _partition, _gradients, _sites, _missing_is_deleted, _order_does_not_matter, _duplicates,
-    _columns_are_independent, _no_target_gives_the_prior, _few_data, _update_is_refit, _variances_and_draws,
-    _derivatives,
+CONDITIONING: tuple[Callable[[Setting], None], ...] = (
+    _partition, _sites, _missing_is_deleted, _order_does_not_matter, _duplicates, _columns_are_independent,
+    _update_is_refit, _variances_and_draws, _derivatives,
 )  # fmt: skip
+LAWS = (_agrees_with_numpy, _gradients, _no_target_gives_the_prior, _few_data, *CONDITIONING)

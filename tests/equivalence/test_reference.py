@@ -18,6 +18,7 @@ from gpx.inference.rules import Variational
 from gpx.inputs import as_data
 from gpx.kernels.dense import dense
 from gpx.likelihoods import Gaussian
+from gpx.means import ConstantMean, LinearMean
 from gpx.prior import Prior
 from gpx.testing import DenseGP
 from gpx.testing.assertions import close, gradients
@@ -146,8 +147,8 @@ def test_gradcheck_in_raw_parameters_noise_and_inputs(name, objective):
     X = points(6).requires_grad_()
     y = targets(points(6), 2)
     y[1, 0] = torch.nan
-    mean = gpx.prior.ConstantMean()
-    mean.bind(("",) * 3, 2)
+    mean = ConstantMean()
+    mean.bind(as_data(X, y), 2)
     p = problem(KERNELS[name](), y, mean=mean.double(), X=X)
     gradients(lambda *_: objective(p), [X, *leaves(p)], f"gradient of {objective!r}", rtol=1e-6, fast=True)
 
@@ -183,7 +184,7 @@ def test_marginals_do_not_depend_on_the_chunk_size(chunk, monkeypatch):
 def test_gradient_of_the_evidence_by_the_formula(name):
     """The gradient in every raw parameter is that of numpy, to 1e-9: kernel, noise and mean."""
     y = with_gaps(targets(points(N)))
-    mean = gpx.prior.ConstantMean().double()
+    mean = ConstantMean().double()
     p = problem(KERNELS[name](), y, mean=mean)
     kernel, X = p.prior.kernels[0], p.data.x
     params = [q for q in kernel.parameters() if q.requires_grad]
@@ -217,8 +218,8 @@ def test_prior_means():
     X, y = points(N), with_gaps(targets(points(N), 2))
     slope = torch.tensor([[0.3, -1.0], [0.0, 0.4], [1.1, 0.2]], dtype=torch.float64)
     constant = torch.tensor([0.5, -2.0], dtype=torch.float64)
-    linear = gpx.prior.LinearMean().double()
-    linear.bind(("",) * 3, 2)
+    linear = LinearMean().double()
+    linear.bind(as_data(X, y), 2)
     linear.assign("slope", slope), linear.assign("constant", constant), linear.assign("center", X.mean(0))
     theirs = gpytorch.means.LinearMean(3).double()
     theirs.weights.data, theirs.bias.data = slope[:, :1].clone(), constant[:1].clone()

@@ -19,7 +19,8 @@ from gpx.engines.auto import choose_engine
 from gpx.inference.problem import LOOSENESS
 from gpx.inputs import as_data
 from gpx.kernels.dense import dense
-from gpx.prior import Prior, as_mean
+from gpx.means import as_mean
+from gpx.prior import Prior
 from gpx.testing import check_engine
 from gpx.testing.assertions import close
 from gpx.testing.cases import points, targets

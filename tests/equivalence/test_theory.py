@@ -23,8 +23,9 @@ from gpx.kernels import Matern, Periodic
 from gpx.kernels.dense import dense
 from gpx.likelihoods import Gaussian
 from gpx.linalg.cholesky import factorise
+from gpx.means import ConstantMean
 from gpx.posterior import make_generator
-from gpx.prior import ConstantMean, Prior
+from gpx.prior import Prior
 from gpx.sites import Sites
 from gpx.testing import DenseGP
 from gpx.testing.assertions import close, mean_is

@@ -22,8 +22,9 @@ from gpx.inputs import as_data
 from gpx.kernels import RBF, Constant, HidaMatern, Matern, Periodic, QuasiPeriodic, RationalQuadratic
 from gpx.likelihoods import Gaussian
 from gpx.linalg.spectrum import expected_periodogram, periodogram, window
+from gpx.means import as_mean
 from gpx.objectives import Whittle
-from gpx.prior import Prior, as_mean
+from gpx.prior import Prior
 from gpx.structure import spectral_density
 from gpx.testing.assertions import close
 
@@ -62,7 +63,7 @@ def problem(kernel, noise, x, y, mean="zero"):
     data = as_data(x, y)
     mean = as_mean(mean)
     if hasattr(mean, "bind"):
-        mean.bind(data.columns, data.y.shape[1])
+        mean.bind(data, data.y.shape[1])
         mean.init_from(data)
     likelihood = noise if isinstance(noise, Gaussian) else Gaussian(noise)
     return Problem.planned(Prior(mean, (kernel,)), data, likelihood, Exact(), Variational())

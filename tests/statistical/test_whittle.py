@@ -18,8 +18,9 @@ from gpx.inference.rules import Variational
 from gpx.inputs import as_data
 from gpx.kernels import Matern
 from gpx.likelihoods import Gaussian
+from gpx.means import as_mean
 from gpx.objectives import Whittle
-from gpx.prior import Prior, as_mean
+from gpx.prior import Prior
 
 
 def test_the_filter_of_the_reference_is_right():

@@ -84,7 +84,7 @@ def test_predictions_are_of_the_own_rows():
             COMPONENTS, values[:COMPONENTS].tolist(), max_frequency=6.0, bandwidth=0.2
         )
         gp = model(engines.Exact(), kernel)
-        gp.mean = gpx.prior.LinearMean().set(
+        gp.mean = gpx.means.LinearMean().set(
             constant=float(values[-3]), slope=float(values[-2]), center=float(values[-1])
         )
         gp.likelihood = likelihoods.Gaussian(float(values[COMPONENTS + 2].exp()))

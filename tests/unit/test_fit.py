@@ -167,7 +167,7 @@ def test_a_limit_never_makes_it_worse_than_the_start():
         short = GP(Matern(ard=True)).fit(X, Y, priors=None, max_iter=1)
     start = Matern(ard=True, lengthscale=[short.result_.starts[f"kernel.lengthscale[{i}]"] for i in range(3)],
                    outputscale=short.result_.starts["kernel.outputscale"])  # fmt: skip
-    mean = gpx.prior.ConstantMean()
+    mean = gpx.means.ConstantMean()
     mean.constant = short.result_.starts["mean.constant"]
     noise = short.result_.starts["likelihood.noise"]
     problem = GP(start, Gaussian(noise), mean="zero").condition(X, Y - short.result_.starts["mean.constant"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import gpytorch
 import numpy as np
@@ -13,7 +14,8 @@ from gpx import GP, InputError
 from gpx.inputs import as_data
 from gpx.kernels import RBF, Constant, Matern
 from gpx.likelihoods import Gaussian
-from gpx.prior import ConstantMean, LinearMean, Prior, as_mean
+from gpx.means import ConstantMean, LinearMean, as_mean
+from gpx.prior import Prior
 from gpx.testing.assertions import close, copies
 from gpx.testing.cases import points, targets
 
@@ -38,7 +40,7 @@ def test_starts_are_least_squares(mean):
     y = torch.stack([Y, 2 - 3 * X[:, 0] + X[:, 2]], 1)
     y[::4, 0] = torch.nan
     module = mean().double()
-    module.bind(("",) * 3, 2)
+    module.bind(as_data(points(6), targets(points(6), 2)), 2)
     module.init_from(as_data(X, y))
     for column, got in zip(y.T, module(X).detach().T, strict=True):
         seen = ~column.isnan()
@@ -104,7 +106,7 @@ def test_unknown_means(mean):
 
 def test_mean_at_is_not_a_view_of_the_parameter():
     mean = ConstantMean().double()
-    mean.bind(("",), 2)
+    mean.bind(as_data(points(6, 1), targets(points(6, 1), 2)), 2)
     prior = Prior(mean, (Constant(),))
     values = prior.mean_at(X[:, :1], 2)
     mean.constant = 7.0
@@ -113,7 +115,7 @@ def test_mean_at_is_not_a_view_of_the_parameter():
 
 def test_copies_and_repr():
     mean = LinearMean().double()
-    mean.bind(("a", "b", "c"), 1)
+    mean.bind(replace(as_data(points(6), targets(points(6))), columns=("a", "b", "c")), 1)
     mean.slope = [[1.0], [2.0], [3.0]]
     for other in copies(mean).values():
         close(other(X), mean(X), "values", 0.0)

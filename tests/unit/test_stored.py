@@ -15,7 +15,7 @@ from gpx import GP, kernels, stored
 from gpx.engines import SparseVariational
 from gpx.errors import InputError
 from gpx.inputs import as_data, as_points
-from gpx.prior import LinearMean
+from gpx.means import LinearMean
 from gpx.testing.assertions import close
 
 N = 50
@@ -147,7 +147,7 @@ def test_means_in_blocks(monkeypatch):
     for rows in (7, N):
         monkeypatch.setattr(stored, "ROWS", rows)
         mean = LinearMean()
-        mean.bind(data.columns, 1)
+        mean.bind(data, 1)
         mean.init_from(data)
         values.append(mean(data.x).detach())
     close(values[0], values[1], "plane", rtol=1e-12)
