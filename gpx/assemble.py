@@ -90,6 +90,8 @@ def start_from_data(problem: Problem, priors: str | None) -> None:
     """Start what the user left open from the data, as each latent function sees them."""
     prior, likelihood, data = problem.prior, problem.likelihood, _view(problem.data, problem.engine.private)
     latents = likelihood.latent_data(data)
+    if prior.basis is not None:
+        latents = [part.without(prior.basis(part.x)) for part in latents]
     stacked = torch.stack([part.y for part in latents], -1).flatten(1)
     variances = data.y.new_tensor([part.variance for part in latents]).repeat(data.y.shape[1])
     seen = [(prior.mean, latents[0].with_targets(stacked, variances)), (likelihood, data)]

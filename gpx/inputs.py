@@ -112,6 +112,15 @@ class Data:
         """Other targets [N, P] of stated variance, of all or of each column, at the same inputs."""
         return replace(self, y=y, variance=variance)
 
+    def without(self, design: Tensor) -> Data:
+        """What is left of the targets by their least-squares fit to functions [N, q]."""
+        y = self.y.clone()
+        for column in range(y.shape[1]):
+            seen = self.observed[:, column]
+            fit = torch.linalg.lstsq(design[seen], y[seen, column], driver="gelsd").solution
+            y[:, column] -= design @ fit
+        return replace(self, y=y, variance=_pooled_variance(y))
+
     def rows(self, index: Tensor) -> Data:
         """A subset of the rows, at the scales of the whole."""
         return replace(self, x=self.x[index], y=self.y[index])
