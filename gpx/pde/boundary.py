@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 
 from gpx.errors import InputError
 from gpx.pde.domains import Box, points
-from gpx.pde.expressions import Field, evaluate
+from gpx.pde.expressions import Field, check_field, evaluate
 from gpx.pde.points import Points
 
 EDGE_POINTS = 5  # per axis along an edge where faces meet
@@ -22,12 +24,23 @@ class Robin:
     """``a u + b du/dn = g`` on a face, n being the outward normal; g is a number or maps x [n, d] to [n].
 
     face: (axis, 0 | 1) of a box; on `Points`, what maps x [n, d] to booleans [n], true on this part; None: everywhere.
+    Raises: InputError for a and b that are not finite numbers or both zero, or another g.
     """
 
     face: Any
     a: float
     b: float
     g: Field | float
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(v, Real) and math.isfinite(v) for v in (self.a, self.b)):
+            raise InputError(
+                f"{self!r} needs finite numbers a and b: where they vary along the face, divide the condition by b if a / b does"
+                " not, or, on Points, give one Robin for each part of the boundary on which they hardly do."
+            )
+        if not (self.a or self.b):
+            raise InputError(f"{self!r} asks nothing of u: make a or b nonzero, or leave it out.")
+        check_field(self.g, f"g of {self!r}")
 
 
 class Dirichlet(Robin):

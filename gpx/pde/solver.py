@@ -62,14 +62,16 @@ def solve(
     >>> solve(problems.poisson_1d_p1()).relative_error() < 1e-9
     True
     """
+    if not isinstance(problem, Problem):
+        raise InputError(f"solve needs a Problem(domain, equation, source, boundary), got {type(problem).__name__}.")
+    if method not in ("direct", "map-adam"):
+        raise InputError(f'method is "direct" or "map-adam", got {method!r}.')
     if isinstance(problem.domain, Points):
         if grid is not None or method != "direct":
             raise InputError("grid= and method= are for boxes: leave them out for a domain of Points.")
         return solve_at_points(problem, kernel)
     counts = problem.counts(grid)
     nodes = tuple(problem.domain.axes(counts))
-    if method not in ("direct", "map-adam"):
-        raise InputError(f'method is "direct" or "map-adam", got {method!r}.')
     if method == "map-adam":
         if kernel is not None:
             raise InputError('method="map-adam" trains its own kernel; leave out kernel=.')
