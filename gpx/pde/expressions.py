@@ -380,6 +380,19 @@ def evaluate(function: Field | float, x: Tensor, name: str) -> Tensor:
     return found
 
 
+def differentiated(function: Field | float, x: Tensor, axis: int) -> Tensor | None:
+    """The derivative [n] of a field along an axis at x [n, d]; None where automatic differentiation does not see through it."""
+    if isinstance(function, Real):
+        return torch.zeros(len(x), dtype=torch.float64)
+    with torch.enable_grad():
+        at = x.detach().requires_grad_()
+        try:
+            value = torch.as_tensor(function(at))
+        except RuntimeError:  # numpy refuses tensors that are differentiated
+            return None
+        return torch.autograd.grad(value.sum(), at)[0][:, axis] if value.requires_grad else None
+
+
 def _real(found: Tensor, name: str) -> Tensor:
     if found.is_complex():
         raise InputError(

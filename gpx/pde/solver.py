@@ -14,6 +14,7 @@ from torch import Tensor
 from gpx.errors import FitWarning, InputError
 from gpx.pde import map_adam
 from gpx.pde.basis import kernel_basis
+from gpx.pde.boundary import complain_of_slopes
 from gpx.pde.domains import points
 from gpx.pde.estimate import judge
 from gpx.pde.expressions import evaluate
@@ -53,7 +54,8 @@ def solve(
     2,000 epochs of it, for comparison. Result: a `Solution`; on `Points`, a `PointSolution`.
     Raises: InputError for grids too small; NumericalError if Newton's method does not converge; StructureError for a kernel
     that is not as often differentiable as the equation asks.
-    Warns: FitWarning where the grid is too coarse for the source, or the estimated error is above 1 %.
+    Warns: FitWarning where the grid is too coarse for the source, the estimated error is above 1 %, or slopes and values given on
+    faces disagree where these meet.
     Cost: per candidate, O(sum_d (M_d r_d^2 + r_d^3) + M sum_d r_d) time, r_d functions per axis; O(M) memory.
     Source: kernel and collocation of Fang et al. (2024), "Solving high frequency and multi-scale PDEs with Gaussian processes";
     the rest is in docs/theory/pde.md.
@@ -84,7 +86,8 @@ def solve(
         best = select(search, [resolved(f, n) for f, n in zip(found, nodes, strict=True)])
     else:
         best = search.solved(search.of(_bases(problem, nodes, kernel)))
-    complaints = [c for axis, (f, n) in enumerate(zip(found, nodes, strict=True)) if (c := complaint(f, n, axis))]
+    complaints = [complaint(f, n, axis) for axis, (f, n) in enumerate(zip(found, nodes, strict=True))]
+    complaints = [c for c in (*complaints, complain_of_slopes(problem.domain, problem.conditions)) if c]
     if best.error > DOUBTFUL:
         complaints.append(
             f"The estimated relative error of the solution is {best.error:.2g}: give more points than grid={counts}, or a domain"

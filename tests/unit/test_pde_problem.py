@@ -1,11 +1,14 @@
 """Problems and their conditions: what is well posed, and what is refused."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 import gpx
 from gpx.pde import Box, D, Dirichlet, Interval, Neumann, Periodic, Points, Problem, Robin, Unknown, problems, u
+from gpx.pde.boundary import complain_of_slopes
 
 UNIT = Box([(0, 1), (0, 1)])
 LAPLACE = D(u, 0, 2) + D(u, 1, 2)
@@ -55,13 +58,59 @@ def test_boundary_values_must_agree_at_corners():
         Problem(UNIT, LAPLACE, 0.0, values)
 
 
-def test_corners_of_neumann_conditions_are_free():
-    Problem(
-        UNIT,
-        LAPLACE,
-        0.0,
-        [Dirichlet((0, 0), 0.0), Neumann((0, 1), 5.0), Dirichlet((1, 0), 0.0), Robin((1, 1), 1.0, 1.0, 3.0)],
+def test_values_may_be_given_by_robins_condition():
+    Problem(UNIT, LAPLACE, 0.0, [Robin((0, 0), 2.0, 0.0, 4.0), *(Dirichlet(f, 2.0) for f in ((0, 1), (1, 0), (1, 1)))])
+    with pytest.raises(gpx.InputError, match=r"x = \[0\.0, 0\.0\] by 1 "):
+        Problem(
+            UNIT, LAPLACE, 0.0, [Robin((0, 0), 2.0, 0.0, 2.0), *(Dirichlet(f, 2.0) for f in ((0, 1), (1, 0), (1, 1)))]
+        )
+
+
+def waves(x):
+    return torch.sin(30 * x[:, 0]) * torch.exp(x[:, 1]) + 5
+
+
+def outward(function, axis, end, a=0.0, b=1.0):
+    return Robin(
+        (axis, end), a, b, lambda x: a * function(x) + b * (2 * end - 1) * problems._along(function, x, (axis,))
     )
+
+
+def mixed(function):
+    return [
+        Dirichlet((0, 0), function),
+        outward(function, 0, 1),
+        outward(function, 1, 0, 2.0, 3.0),
+        Dirichlet((1, 1), function),
+    ]
+
+
+@pytest.mark.parametrize(
+    "function", [waves, lambda x: 3.0 + torch.sin(x[:, 0]) ** 2 + torch.cos(x[:, 0]) ** 2 + 1e-3 * x[:, 1]]
+)
+def test_slopes_of_one_function_agree(function):
+    assert complain_of_slopes(UNIT, tuple(mixed(function))) == ""
+    cube = Box([(0, 1), (0, 2), (-1, 1)])
+    conditions = (outward(waves, 2, 1), Dirichlet((0, 0), waves), Dirichlet((1, 1), waves))
+    assert complain_of_slopes(cube, conditions) == ""
+
+
+@pytest.mark.parametrize(("values", "slopes", "where"), [
+    (Dirichlet((1, 0), 1.0), Neumann((0, 1), 0.25), r"x = \[1\.0, 0\.0\] 0\.25 and 0, 0\.25 apart"),
+    (Dirichlet((1, 0), waves), Neumann((0, 0), 0.0), r"x = \[0\.0, 0\.0\] 0 and -30, 30 apart"),
+    (Robin((1, 1), 2.0, 0.0, lambda x: x[:, 0]), Robin((0, 1), 1.0, 4.0, 2.0), r"x = \[1\.0, 1\.0\] 2 and 2\.5, 0\.5 apart"),
+    (Dirichlet((0, 0), lambda x: x[:, 1] ** 2), Neumann((1, 0), 1.0), r"x = \[0\.0, 0\.0\] 1 and -?0, 1 apart"),
+])  # fmt: skip
+def test_slopes_that_values_contradict_are_told(values, slopes, where):
+    said = complain_of_slopes(UNIT, (slopes, values))
+    assert re.search(
+        f"face .* asks for are not those of the values on face .* {where}.* make them agree, unless it is meant", said
+    )
+
+
+def test_values_that_cannot_be_differentiated_are_taken():
+    hidden = Dirichlet((1, 0), lambda x: torch.from_numpy(np.sin(x.numpy()[:, 0])))
+    assert complain_of_slopes(UNIT, (hidden, Neumann((0, 0), 7.0))) == ""
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
