@@ -55,7 +55,7 @@ def distance(grid: Grid, slopes: Mapping[Index, Tensor], answer: np.ndarray) -> 
         slope.abs() * (jet[index].abs() + level / np.prod([lengths[d] for d in index]))
         for index, slope in slopes.items()
     )
-    return 1.0 / float(np.linalg.norm(grid.test(terms)))  # pyright: ignore[reportArgumentType]
+    return 1.0 / max(float(np.linalg.norm(grid.test(terms))), 1e-300)  # pyright: ignore[reportArgumentType]
 
 
 def require_determined(problem: Problem, grid: Grid, slopes: Mapping[Index, Tensor], answer: np.ndarray) -> None:

@@ -168,6 +168,14 @@ def test_what_answers_most_is_the_softest_direction():
     assert 1 / np.linalg.norm(answer) == pytest.approx(np.linalg.svd(dense, compute_uv=False)[-1], rel=1e-3)
 
 
+@pytest.mark.parametrize("grid", [4, 5, 6])
+def test_grids_whose_conditions_leave_no_function_free_are_taken(grid):
+    clamped = [*(Dirichlet((0, end), 0.0) for end in (0, 1)), *(Neumann((0, end), 0.0) for end in (0, 1))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", gpx.FitWarning)
+        assert 0.0 < solve(Problem(LINE, D(u, 0, 4), wave, clamped), grid=grid).error_estimate <= 1.0
+
+
 @pytest.mark.parametrize("matrices", [[np.diag([1.0, 0.0])], [np.diag([1.0, 2.0]), np.diag([-1.0, 3.0])]])
 def test_singular_sums_answer_without_bound_and_without_a_warning(matrices):
     with warnings.catch_warnings():
