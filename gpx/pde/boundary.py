@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 
 from gpx.errors import InputError
 from gpx.pde.domains import Box, points
-from gpx.pde.expressions import Field, evaluate
+from gpx.pde.expressions import Field, check_field, differentiated, evaluate
 from gpx.pde.points import Points
 
 EDGE_POINTS = 5  # per axis along an edge where faces meet
@@ -22,12 +24,23 @@ class Robin:
     """``a u + b du/dn = g`` on a face, n being the outward normal; g is a number or maps x [n, d] to [n].
 
     face: (axis, 0 | 1) of a box; on `Points`, what maps x [n, d] to booleans [n], true on this part; None: everywhere.
+    Raises: InputError for a and b that are not finite numbers or both zero, or another g.
     """
 
     face: Any
     a: float
     b: float
     g: Field | float
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(v, Real) and math.isfinite(v) for v in (self.a, self.b)):
+            raise InputError(
+                f"{self!r} needs finite numbers a and b: where they vary along the face, divide the condition by b if a / b does"
+                " not, or, on Points, give one Robin for each part of the boundary on which they hardly do."
+            )
+        if not (self.a or self.b):
+            raise InputError(f"{self!r} asks nothing of u: make a or b nonzero, or leave it out.")
+        check_field(self.g, f"g of {self!r}")
 
 
 class Dirichlet(Robin):
@@ -55,12 +68,24 @@ Condition = Robin | Periodic
 
 
 def check_corners(domain: Box, conditions: tuple[Condition, ...]) -> None:
-    """Raises: InputError where the values of two Dirichlet conditions differ."""
-    fixed = [c for c in conditions if isinstance(c, Dirichlet)]
+    """Raises: InputError where values of u that are given on two faces differ."""
+    fixed = [c for c in conditions if isinstance(c, Robin) and not c.b]
     for i, first in enumerate(fixed):
         for second in fixed[:i]:
             if first.face[0] != second.face[0]:
                 _check_edge(domain, first, second)
+
+
+def complain_of_slopes(domain: Box, conditions: tuple[Condition, ...]) -> str:
+    """Where a slope that a condition asks for at an edge is not that of the values given on the face beside it; empty: nowhere.
+
+    Not an error, as values that disagree are: with such slopes there is a solution. It is continuous and, where faces meet, has a
+    weak singularity (r log r, or sqrt(t) after the first time), in which grids converge slowly.
+    """
+    fixed = [c for c in conditions if isinstance(c, Robin) and not c.b]
+    sloped = [c for c in conditions if isinstance(c, Robin) and c.b]
+    found = [_slope_gap(domain, one, two) for one in fixed for two in sloped if one.face[0] != two.face[0]]
+    return next(filter(None, found), "")
 
 
 def check_parts(points: Points, conditions: tuple[Condition, ...], enough: bool) -> None:
@@ -98,14 +123,11 @@ def check_parts(points: Points, conditions: tuple[Condition, ...], enough: bool)
 
 
 def _check_edge(domain: Box, first: Robin, second: Robin) -> None:
-    axes = domain.axes([EDGE_POINTS] * domain.dims)
-    for condition in (first, second):
-        axes[condition.face[0]] = np.array([domain.end(condition.face)])
-    x = points(axes)
-    one, two = (evaluate(c.g, x, f"The boundary value on face {c.face}") for c in (first, second))
+    x = _meeting(domain, first, second)
+    one, two = (_given(c, x) / c.a for c in (first, second))
     gap = (one - two).abs()
     worst = int(gap.argmax())
-    scale = max(1e-300, *(float(v.abs().max()) for v in _face_values(domain, (first, second))))
+    scale = max(float((_given(c, _meeting(domain, c)) / c.a).abs().max()) for c in (first, second))
     if float(gap[worst]) > DISAGREEMENT * scale:
         raise InputError(
             f"The boundary values of faces {second.face} and {first.face} disagree where they meet: at x = {x[worst].tolist()}"
@@ -114,10 +136,41 @@ def _check_edge(domain: Box, first: Robin, second: Robin) -> None:
         )
 
 
-def _face_values(domain: Box, conditions: tuple[Robin, ...]) -> list[torch.Tensor]:
-    found = []
+def _slope_gap(domain: Box, values: Robin, slopes: Robin) -> str:
+    x = _meeting(domain, values, slopes)
+    along = _implied(domain, values, slopes, x)
+    if along is None:
+        return ""
+    gap = torch.nan_to_num((along - _given(slopes, x)).abs(), nan=0.0)
+    worst = int(gap.argmax())
+    face = _meeting(domain, values)
+    # Values over the range are of the size of slopes too: rounding in constant ones is no slope.
+    flat = _given(values, face) * slopes.b / values.a / float(np.ptp(domain.bounds[slopes.face[0]]))
+    sizes = [_implied(domain, values, slopes, face), _given(slopes, _meeting(domain, slopes)), flat]
+    if float(gap[worst]) <= DISAGREEMENT * max(float(v.abs().max()) for v in sizes if v is not None):
+        return ""
+    return (
+        f"The slopes that face {slopes.face} asks for are not those of the values on face {values.face} where they meet: at"
+        f" x = {x[worst].tolist()} {_given(slopes, x)[worst]:.6g} and {along[worst]:.6g}, {gap[worst]:.3g} apart. The solution is"
+        " singular there and known to fewer digits; make them agree, unless it is meant."
+    )
+
+
+def _implied(domain: Box, values: Robin, slopes: Robin, x: torch.Tensor) -> torch.Tensor | None:
+    """What the values of one face say of the right side [n] of the condition on another; None where they have no derivative."""
+    axis, end = slopes.face
+    along = differentiated(values.g, x, axis)
+    outward = slopes.b * (2 * end - 1)
+    return None if along is None else (slopes.a * _given(values, x) + outward * along) / values.a
+
+
+def _meeting(domain: Box, *conditions: Robin) -> torch.Tensor:
+    """Points [n, d] that the faces of conditions have in common."""
+    axes = domain.axes([EDGE_POINTS] * domain.dims)
     for condition in conditions:
-        axes = domain.axes([EDGE_POINTS] * domain.dims)
         axes[condition.face[0]] = np.array([domain.end(condition.face)])
-        found.append(evaluate(condition.g, points(axes), f"The boundary value on face {condition.face}"))
-    return found
+    return points(axes)
+
+
+def _given(condition: Robin, x: torch.Tensor) -> torch.Tensor:
+    return evaluate(condition.g, x, f"The boundary value on face {condition.face}")

@@ -8,17 +8,20 @@ error estimate one digit is wanted.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gpx.pde.axes import differences
+from gpx.pde.basis import trapezoid
 from gpx.pde.expressions import evaluate, linearise
 from gpx.pde.grids import Grid, boundary_values
 from gpx.pde.linear import Solver, axis_matrices, kronecker_sum, solve_linear
 from gpx.pde.newton import State
 from gpx.pde.problem import Problem
+from gpx.pde.resonance import require_determined, softest
 
 FINER = 2  # times as many points per axis
 LIMITS = {1: 1000, 2: 240, 3: 64}  # points per axis
@@ -50,6 +53,21 @@ class Judge:
         error = lift + self.grid.extend(solve_linear(self.grid, slopes, self.grid.test(rest), TOLERANCE, self.solver))
         truth = float(np.linalg.norm(jet[()].numpy().reshape(error.shape) - error))
         found = float(np.linalg.norm(error)) / truth if truth else 0.0
+        return found if np.isfinite(found) else float("inf")
+
+    def resonance(self, grid: Grid, state: State) -> float:
+        """The part of the relative error that answers to the residual in the way to which the equation is softest.
+
+        Near a resonance it is nearly all of the error, and finite differences, whose resonances lie a little elsewhere, miss it.
+        Raises: NumericalError if the equation, with its conditions, is singular.
+        """
+        push, answer = softest(grid, state.slopes)
+        require_determined(self.problem, grid, state.slopes, answer)
+        here = grid.at([axis.nodes for axis in self.grid.axes])
+        residual = self.problem.equation.value(here.jet(state.coefficients, self.problem.jet), here.x) - self.source
+        weights = reduce(np.multiply.outer, [trapezoid(axis.nodes) for axis in here.axes]).reshape(-1)
+        pushed = float((weights * (here.jet(grid.extend(push), [()])[()] * residual).numpy()).sum())
+        found = abs(pushed) * float(np.linalg.norm(answer)) / max(float(np.linalg.norm(state.coefficients)), 1e-300)
         return found if np.isfinite(found) else float("inf")
 
 

@@ -243,8 +243,8 @@ class Unknown(Expression):
     start: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.start, Real):
-            raise InputError(f"Unknown({self.name!r}) needs a number to start from, got {self.start!r}.")
+        if not (isinstance(self.start, Real) and math.isfinite(self.start)):
+            raise InputError(f"Unknown({self.name!r}) needs a finite number to start from, got {self.start!r}.")
 
     def value(self, jet: Mapping[Any, Tensor], x: Tensor) -> Tensor:
         return torch.full((len(x),), float(self.start), dtype=x.dtype)
@@ -310,6 +310,7 @@ def expression(value: Any) -> Expression:
     if isinstance(value, Expression):
         return value
     if isinstance(value, Real):
+        check_field(value, "A number of an equation")
         return Constant(float(value))
     if callable(value):
         return Coefficient(value)
@@ -350,16 +351,23 @@ def linearise(of: Expression, jet: Mapping[Any, Tensor], x: Tensor) -> tuple[Ten
     return value.detach(), dict(zip(variables, slopes, strict=True))
 
 
+def check_field(value: Any, name: str) -> None:
+    """Raises: InputError for what is neither a finite number nor a callable."""
+    if not (isinstance(value, Real) or callable(value)):
+        raise InputError(f"{name} is a number or a callable of x [n, d], got {type(value).__name__}: {value!r}.")
+    if isinstance(value, Real) and not math.isfinite(value):
+        raise InputError(f"{name} must be finite, got {value}; correct it, or restrict the domain.")
+
+
 def evaluate(function: Field | float, x: Tensor, name: str) -> Tensor:
     """Values [n] of a number or of a user's function at x [n, d].
 
-    Raises: InputError unless the function returns n finite numbers.
+    Raises: InputError unless the function returns n finite real numbers.
     """
+    check_field(function, name)
     if isinstance(function, Real):
-        if not math.isfinite(function):
-            raise InputError(f"{name} must be finite, got {function}.")
         return torch.full((len(x),), float(function), dtype=torch.float64)
-    found = torch.as_tensor(function(x)).detach().to(torch.float64)
+    found = _real(torch.as_tensor(function(x)), name).detach().to(torch.float64)
     if found.shape == (len(x), 1):
         found = found[:, 0]
     if found.shape != (len(x),):
@@ -372,9 +380,32 @@ def evaluate(function: Field | float, x: Tensor, name: str) -> Tensor:
     return found
 
 
+def differentiated(function: Field | float, x: Tensor, axis: int) -> Tensor | None:
+    """The derivative [n] of a field along an axis at x [n, d]; None where automatic differentiation does not see through it."""
+    if isinstance(function, Real):
+        return torch.zeros(len(x), dtype=torch.float64)
+    with torch.enable_grad():
+        at = x.detach().requires_grad_()
+        try:
+            value = torch.as_tensor(function(at))
+        except RuntimeError:  # numpy refuses tensors that are differentiated
+            return None
+        return torch.autograd.grad(value.sum(), at)[0][:, axis] if value.requires_grad else None
+
+
+def _real(found: Tensor, name: str) -> Tensor:
+    if found.is_complex():
+        raise InputError(
+            f"{name} returned complex values ({found.dtype}), and solutions are real: give real values; of a linear equation with"
+            " a complex source solve for the real and the imaginary part one after the other."
+        )
+    return found
+
+
 def _derivative(function: Field, index: Index) -> Field:
     if not index:
-        return lambda x: evaluate(function, x, "A coefficient") if not x.requires_grad else function(x)
+        name = "A coefficient"
+        return lambda x: evaluate(function, x, name) if not x.requires_grad else _real(function(x), name)
 
     def slope(x: Tensor) -> Tensor:
         with torch.enable_grad():

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import lu_factor, lu_solve, schur
-from scipy.linalg.lapack import ztrsyl
+from scipy.linalg import schur
+from scipy.linalg.lapack import dgetrf, dgetrs, ztrsyl
 from scipy.sparse.linalg import LinearOperator, gmres
 from torch import Tensor
 
@@ -29,8 +29,9 @@ class KroneckerSum:
     triangles: tuple[np.ndarray, ...]
     rotations: tuple[np.ndarray, ...]
 
+    @np.errstate(divide="ignore", invalid="ignore", over="ignore")
     def __call__(self, right: np.ndarray) -> np.ndarray:
-        """The solution of the same shape. Cost: O(n sum_d n_d) for n numbers."""
+        """The solution of the same shape; not finite where the sum is singular. Cost: O(n sum_d n_d) for n numbers."""
         rotated = multiply([rotation.conj().T for rotation in self.rotations], right)
         one, two, last = (*self.triangles, np.zeros((1, 1)))[:3]
         rest = np.moveaxis(rotated.reshape(*rotated.shape[:2], -1), 2, 0)
@@ -48,9 +49,11 @@ def kronecker_sum(matrices: Sequence[np.ndarray]) -> Solver:
 
     Source: Bartels & Stewart (1972), Communications of the ACM 15.
     """
+    if not all(matrix.size for matrix in matrices):
+        return lambda right: right  # of size 0: the conditions leave no function free
     if len(matrices) == 1:
-        factor = lu_factor(matrices[0], check_finite=False)
-        return lambda right: lu_solve(factor, right, check_finite=False)
+        triangles, pivots, _ = dgetrf(matrices[0])
+        return lambda right: dgetrs(triangles, pivots, right)[0]
     triangles, rotations = [], []
     for d, matrix in enumerate(matrices):
         triangle, rotation, *_ = schur(matrix.astype(complex), output="complex", check_finite=False)
@@ -72,7 +75,8 @@ def axis_matrices(grid: Grid, slopes: Mapping[Index, Tensor]) -> list[np.ndarray
 def solve_linear(
     grid: Grid, slopes: Mapping[Index, Tensor], right: np.ndarray, tolerance: float, solver: Solver | None = None
 ) -> np.ndarray:
-    """The free numbers whose function, under the operator with these coefficients, has the tested residual `right`.
+    """The free numbers whose function, under the operator with these coefficients, has the tested residual `right`; NaN where
+    that is singular.
 
     Arguments: solver: of the part that is a sum over axes, None makes it; GMRES solves what that leaves. tolerance: relative.
     """
@@ -86,7 +90,7 @@ def solve_linear(
     size = right.size
     start = base(right).reshape(-1)
     if not np.isfinite(start).all():
-        return start.reshape(shape)
+        return np.full(shape, np.nan)
     operator = LinearOperator((size, size), matvec=forward, dtype=float)  # pyright: ignore[reportCallIssue]
     found, _ = gmres(operator, start, x0=start, rtol=tolerance, restart=min(RESTART, size), maxiter=1)
     return found.reshape(shape)

@@ -22,6 +22,7 @@ from gpx.pde.expressions import Index
 from gpx.structure.derivatives import derivatives
 
 NUGGET = 1e-13  # of the variance of each measurement: rounding in the kernel matrix is below it
+ROUNDING = 1e-14  # of a prior variance: posterior ones below it are not seen
 DECADES = 5.0  # of the logarithm of a variance, below the data's, and twice as many above
 CHUNK = 100_000  # entries of a matrix that are worked on at once
 
@@ -132,15 +133,18 @@ class Posterior:
     def std(self, block: Block) -> Tensor:
         """Posterior standard deviations [n] of measurements, at the variance of the kernel that `variance` has.
 
+        Those of the error of `mean`: the nugget, which it has and the data do not, counts by what it leaves of each given value.
         Cost: O(n N^2) for N given measurements.
         """
-        found = []
+        found, nugget = [], NUGGET + self.factor.jitter
+        left = nugget * self.weights * self.scale
         for part in block.split(max(1, CHUNK // 100)):
             cross = torch.cat([covariance(self.kernels, b, part) for b in self.blocks]) / self.scale[:, None]
-            found.append(variances(self.kernels, part) - self.factor.half_solve(cross).square().sum(0))
-        # What is below the rounding of a prior variance is as large as it.
-        floor = NUGGET * variances(self.kernels, block)
-        return (self.variance * torch.maximum(torch.cat(found), floor)).sqrt()
+            prior, gain = variances(self.kernels, part), self.factor.solve(cross)
+            free = prior - self.factor.half_solve(cross).square().sum(0) - nugget * gain.square().sum(0)
+            seen = free.where(free > ROUNDING * prior, 0.0)
+            found.append(self.variance * seen + (gain * left[:, None]).square().sum(0))
+        return torch.cat(found).sqrt()
 
     @cached_property
     def variance(self) -> float:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from itertools import product
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from gpx.errors import InputError
 from gpx.pde.boundary import Condition, Dirichlet, Periodic, Robin, check_corners, check_parts
 from gpx.pde.domains import Box
-from gpx.pde.expressions import Expression, Field, Index, Jet, Unknown, expression, indices, leaves
+from gpx.pde.expressions import Expression, Field, Index, Jet, Unknown, check_field, expression, indices, leaves
 from gpx.pde.observations import Observations
 from gpx.pde.points import Points
 
@@ -59,8 +61,8 @@ class Problem:
             )
         if not (self.exact is None or callable(self.exact)):
             raise InputError(f"exact is None or a callable of x [n, d], got {type(self.exact).__name__}.")
-        if not self.noise >= 0:
-            raise InputError(f"noise is a standard deviation >= 0, got {self.noise!r}.")
+        if not (isinstance(self.noise, Real) and 0 <= self.noise < np.inf):
+            raise InputError(f"noise is a finite standard deviation >= 0, 0 for an exact source; got {self.noise!r}.")
         given = self.observations
         given = tuple(given) if isinstance(given, (list, tuple)) else (given,)
         if not all(isinstance(each, Observations) for each in given):
@@ -70,16 +72,7 @@ class Problem:
         if isinstance(self.source, Expression):
             object.__setattr__(self, "equation", self.equation - self.source)
             object.__setattr__(self, "source", 0.0)
-        measured = isinstance(self.source, (Tensor, np.ndarray))
-        if not (measured or callable(self.source) or isinstance(self.source, Real)):
-            raise InputError(
-                f"The source of a Problem is a number or a callable of x [n, d], got {type(self.source).__name__}."
-            )
-        if measured and not self.noise:
-            raise InputError(
-                "A source that is given by values on the grid needs its noise: write noise=, the standard deviation of errors in"
-                " them, or give a callable, which is also looked at between the points of the grid."
-            )
+        self._check_source()
         highest = max((axis for index in self.jet for axis in index), default=-1)
         if highest < 0:
             raise InputError(f"The equation {self.equation!r} has no derivative of u; write it with D(u, axis, order).")
@@ -151,16 +144,34 @@ class Problem:
         """Points per axis. Raises: InputError unless they are integers of at least 4, one or one for each axis."""
         usual = (DEFAULT_UNCERTAIN if self.uncertain else DEFAULT_GRID)[self.domain.dims]
         given = next((g for g in (grid, self.grid) if g is not None), usual)
-        counts = tuple(given) if isinstance(given, Sequence) else (given,) * self.domain.dims
-        if len(counts) != self.domain.dims or not all(isinstance(n, int) and n >= 4 for n in counts):
+        counts = tuple(given) if isinstance(given, (Sequence, np.ndarray)) else (given,) * self.domain.dims
+        if len(counts) != self.domain.dims or not all(isinstance(n, Integral) and int(n) >= 4 for n in counts):
             raise InputError(
                 f"grid is a number of points >= 4, or one for each of {self.domain.dims} axes, got {given!r}."
             )
-        return counts
+        return tuple(map(int, counts))
 
     def _leaves(self) -> Iterator[Expression]:
         for each in (self.equation, *(given.of for given in self.observations)):  # pyright: ignore[reportGeneralTypeIssues]
             yield from leaves(each)
+
+    def _check_source(self) -> None:
+        if not isinstance(self.source, (Tensor, np.ndarray)):
+            check_field(self.source, "The source of a Problem")
+            return
+        if not self.noise:
+            raise InputError(
+                "A source that is given by values on the grid needs its noise: write noise=, the standard deviation of errors in"
+                " them, or give a callable, which is also looked at between the points of the grid."
+            )
+        values = torch.as_tensor(self.source)
+        lost = int((~torch.isfinite(values)).sum())
+        if values.is_complex() or lost:
+            what = f"{lost} of {values.numel()} that are not finite" if lost else f"values of {values.dtype}"
+            raise InputError(
+                f"A source that is given by values has finite real ones, got {what}; correct them, or give what was measured as"
+                " observations=Observations(X, y, noise, of=equation) at the points where it is known."
+            )
 
     def _check_unknowns(self) -> None:
         numbers, functions = self.unknown_numbers, self.unknown_functions
@@ -199,7 +210,13 @@ class Problem:
                     f" {type(condition).__name__} in it."
                 )
             self.domain.check_face((condition.axis, 0) if isinstance(condition, Periodic) else condition.face)
+        periodic = [c.axis for c in self.conditions if isinstance(c, Periodic)]
         for axis, order in enumerate(self.orders):
+            if periodic.count(axis) > 1 or (periodic.count(axis) and self.along(axis)):
+                raise InputError(
+                    f"The problem is over-determined along axis {axis}: Periodic({axis}) makes one of both faces; remove"
+                    f" {periodic.count(axis) - 1 + len(self.along(axis))} condition(s), the others of this axis."
+                )
             count = len(self.along(axis)) + order * self.periodic(axis)
             if count > order or (count < order and not self.observations):
                 kind, advice = ("under", "add") if count < order else ("over", "remove")
@@ -209,14 +226,15 @@ class Problem:
                     f" Neumann, Robin or Periodic (an initial condition is Dirichlet(({axis}, 0), g); none belongs on the face"
                     " where a first-order equation flows out), or observations= of u in their place."
                 )
-        robin = [c for c in self.conditions if isinstance(c, Robin)]
-        for i, first in enumerate(robin):
-            for second in robin[:i]:
-                if first.face == second.face and first.a * second.b == second.a * first.b:
-                    raise InputError(
-                        f"The problem is over-determined: two conditions on face {first.face} give the same, {second!r} and"
-                        f" {first!r}; move one to another face."
-                    )
+        for axis, end in product(range(self.domain.dims), (0, 1)):
+            here = [c for c in self.along(axis) if c.face[1] == end]
+            # Conditions on different faces ask for different numbers; those on one for combinations of u and its slope.
+            rank = int(np.linalg.matrix_rank([np.array([c.a, c.b]) / np.hypot(c.a, c.b) for c in here])) if here else 0
+            if rank < len(here):
+                raise InputError(
+                    f"The problem is over-determined: {len(here)} conditions on face {(axis, end)} give {rank} independent"
+                    f" one(s) of u and its slope there, {', '.join(map(repr, here))}; move {len(here) - rank} to another face."
+                )
 
     def _check_level(self) -> None:
         floats = all(isinstance(c, Periodic) or c.a == 0 for c in self.conditions)

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpx.errors import FitWarning, InputError
+from gpx.errors import FitWarning, InputError, NumericalError
 from gpx.pde import map_adam
 from gpx.pde.basis import kernel_basis
+from gpx.pde.boundary import complain_of_slopes
 from gpx.pde.domains import points
 from gpx.pde.estimate import judge
 from gpx.pde.expressions import evaluate
@@ -23,12 +24,14 @@ from gpx.pde.inverse import infer, settings
 from gpx.pde.joint import mean_square
 from gpx.pde.points import Points
 from gpx.pde.problem import Problem
+from gpx.pde.resonance import require_conditions, undetermined
 from gpx.pde.scattered import PointSolution, solve_at_points
 from gpx.pde.select import Search, Setting, select
 from gpx.pde.solution import Solution
 from gpx.pde.spectrum import complaint, resolved, tones, tones_of_values
 
 DOUBTFUL = 0.01  # estimated errors that are worth a warning
+USELESS = 0.5  # and those of what is no solution
 
 
 def solve(
@@ -51,9 +54,10 @@ def solve(
     Arguments: grid: points per axis, a number or one for each; None: the problem's. kernel: a stationary kernel of one input
     for every axis, or a list with one for each, instead of the choice. method: "map-adam" for the published training by Adam,
     2,000 epochs of it, for comparison. Result: a `Solution`; on `Points`, a `PointSolution`.
-    Raises: InputError for grids too small; NumericalError if Newton's method does not converge; StructureError for a kernel
-    that is not as often differentiable as the equation asks.
-    Warns: FitWarning where the grid is too coarse for the source, or the estimated error is above 1 %.
+    Raises: InputError for grids too small; NumericalError if Newton's method does not converge, or where the equation with its
+    conditions is singular; StructureError for a kernel that is not as often differentiable as the equation asks.
+    Warns: FitWarning where the grid is too coarse for the source, the estimated error is above 1 %, or slopes and values given on
+    faces disagree where these meet.
     Cost: per candidate, O(sum_d (M_d r_d^2 + r_d^3) + M sum_d r_d) time, r_d functions per axis; O(M) memory.
     Source: kernel and collocation of Fang et al. (2024), "Solving high frequency and multi-scale PDEs with Gaussian processes";
     the rest is in docs/theory/pde.md.
@@ -62,37 +66,46 @@ def solve(
     >>> solve(problems.poisson_1d_p1()).relative_error() < 1e-9
     True
     """
+    if not isinstance(problem, Problem):
+        raise InputError(f"solve needs a Problem(domain, equation, source, boundary), got {type(problem).__name__}.")
+    if method not in ("direct", "map-adam"):
+        raise InputError(f'method is "direct" or "map-adam", got {method!r}.')
     if isinstance(problem.domain, Points):
         if grid is not None or method != "direct":
             raise InputError("grid= and method= are for boxes: leave them out for a domain of Points.")
         return solve_at_points(problem, kernel)
     counts = problem.counts(grid)
     nodes = tuple(problem.domain.axes(counts))
-    if method not in ("direct", "map-adam"):
-        raise InputError(f'method is "direct" or "map-adam", got {method!r}.')
     if method == "map-adam":
         if kernel is not None:
             raise InputError('method="map-adam" trains its own kernel; leave out kernel=.')
         return map_adam.solved(problem, counts, nodes)
     if problem.uncertain:
         return _inferred(problem, nodes, kernel)
-    search = Search(problem, nodes, _source(problem, nodes), boundary_values(problem, nodes), judge(problem, counts))
+    require_conditions(problem)
+    judged = judge(problem, counts)
+    search = Search(problem, nodes, _source(problem, nodes), boundary_values(problem, nodes), judged)
     found = tones(problem, counts)
     if kernel is None:
         best = select(search, [resolved(f, n) for f, n in zip(found, nodes, strict=True)])
     else:
         best = search.solved(search.of(_bases(problem, nodes, kernel)))
-    complaints = [c for axis, (f, n) in enumerate(zip(found, nodes, strict=True)) if (c := complaint(f, n, axis))]
-    if best.error > DOUBTFUL:
+    complaints = [complaint(f, n, axis) for axis, (f, n) in enumerate(zip(found, nodes, strict=True))]
+    complaints = [c for c in (*complaints, complain_of_slopes(problem.domain, problem.conditions)) if c]
+    error = max(best.error, judged.resonance(best.grid, best.state))
+    if not np.isfinite(error):
+        raise NumericalError(undetermined(problem))
+    if error > DOUBTFUL:
         complaints.append(
-            f"The estimated relative error of the solution is {best.error:.2g}: give more points than grid={counts}, or a domain"
+            f"The estimated relative error of the solution is {error:.2g}: give more points than grid={counts}, or a domain"
             " in which the solution is smoother."
+            + (" If that does not help, the conditions hardly determine the solution." if error > USELESS else "")
         )
     if complaints:
         warnings.warn(" ".join(complaints), FitWarning)
     bases = tuple(axis.basis for axis in best.grid.axes)
     mean = Functions(problem.domain, Function(bases, best.state.coefficients))  # pyright: ignore[reportArgumentType]
-    return Solution(problem, nodes, mean, best.error, best.setting)
+    return Solution(problem, nodes, mean, error, best.setting)
 
 
 def _inferred(problem: Problem, nodes: tuple[np.ndarray, ...], kernel: Any) -> Solution:

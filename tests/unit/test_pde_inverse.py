@@ -254,7 +254,7 @@ def test_the_size_of_an_equation_scales_with_its_data():
     (lambda: Problem(LINE, D(u, 0, 2), 0.0, 0.0, observations=Observations([[0.1, 0.1]], [0.0], 1.0)), r"X \[n, 1\]"),
     (lambda: Problem(LINE, D(u, 0, 2), 0.0, 0.0, observations=3.0), "takes Observations"),
     (lambda: Problem(LINE, Unknown("k") * D(u, 0, 2), 0.0, 0.0), r"unknowns \(k\), which nothing determines"),
-    (lambda: Unknown("k", start="one"), "a number to start from"),
+    (lambda: Unknown("k", start="one"), "a finite number to start from"),
     (lambda: UnknownFunction("u"), "a name other than u"),
 ])  # fmt: skip
 def test_what_cannot_be_inferred_is_named(make, message):

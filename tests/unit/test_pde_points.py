@@ -111,6 +111,41 @@ def test_a_linear_problem_is_conditioned_as_dense_algebra_does():
     assert solution.posterior.evidence == pytest.approx(evidence, rel=1e-6)
 
 
+def line(count, seed=0):
+    """Points of (0, 1) at random distances."""
+    x = torch.linspace(0, 1, count, dtype=torch.float64)[1:-1]
+    shift = torch.rand(len(x), dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) - 0.5
+    return Points((x + 0.5 / count * shift)[:, None], torch.tensor([[0.0], [1.0]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("count", [15, 30])
+@pytest.mark.parametrize("rate", [3.0, 7.0])
+@pytest.mark.parametrize("equation", [D(u, 0, 2), D(u, 0, 2) + D(u, 0) - u**3], ids=["linear", "nonlinear"])
+def test_errors_on_lines_are_estimated_within_a_factor_of_ten(count, rate, equation):
+    """Where there are two boundary values, the nugget in them is not spread over many, and is no error of theirs."""
+    solution = solve(on(line(count), equation, lambda x: torch.sin(rate * x[:, 0]) + torch.exp(x[:, 0])))
+    assert 0.1 < solution.error_estimate / solution.relative_error() < 10
+    assert float(solution.std[:2].max()) < 0.5 * float(solution.std.max())
+
+
+def test_deviations_are_those_of_errors_in_draws_of_the_prior():
+    """Well above rounding and where the nugget is nearly all of the error."""
+    kernel, x = RBF(lengthscale=0.4), torch.linspace(0.05, 0.95, 19, dtype=torch.float64)[:, None]
+    random = torch.Generator().manual_seed(1)
+    for count in (6, 30):
+        points, found = line(count), []
+        for _ in range(20):
+            waves = torch.randn(100, generator=random, dtype=torch.float64) / 0.4
+            phases = torch.rand(100, generator=random, dtype=torch.float64) * 2 * math.pi
+            draw = lambda x: (torch.cos(x * waves + phases)).sum(1) * math.sqrt(2 / 100)  # noqa: E731, B023
+            curve = lambda x: -(waves**2 * torch.cos(x * waves + phases)).sum(1) * math.sqrt(2 / 100)  # noqa: E731, B023
+            blocks = [values_at(points.boundary), values_at(points.interior, (0, 0))]
+            posterior = condition([kernel], blocks, [draw(points.boundary), curve(points.interior)])
+            error = posterior.mean(values_at(x)) - draw(x)
+            found.append(float(error.square().mean() / posterior.std(values_at(x)).square().mean()))
+        assert 0.05 < np.mean(found) < 5
+
+
 def test_few_points_do_not_make_kernels_that_see_nothing():
     """A membrane over a ring of radii 0.4 and 1 from 100 points: the kernel is no shorter than their distance."""
     ring = Points.within(SQUARE, lambda x: (x.norm(dim=1) < 1) & (x.norm(dim=1) > 0.4), 100)

@@ -155,6 +155,22 @@ def test_large_errors_are_warned_of():
         solve(steep, grid=20)
 
 
+def test_slopes_that_disagree_at_corners_are_warned_of_and_solved():
+    """u = 1 at first, u = 0 at one wall would be refused; a slope at the wall that begins at t = 0 has a continuous solution."""
+    heated = Problem(
+        UNIT, D(u, 1) - D(u, 0, 2), 0.0, [Neumann((0, 0), 1.0), Dirichlet((0, 1), 0.0), Dirichlet((1, 0), 0.0)]
+    )
+    with pytest.warns(
+        gpx.FitWarning, match=r"face \(0, 0\) asks for .* x = \[0\.0, 0\.0\] 1 and -?0, 1 apart.* fewer digits"
+    ):
+        solution = solve(heated, grid=40)
+    t, n = torch.tensor([0.2, 0.5, 1.0], dtype=torch.float64), torch.arange(200, dtype=torch.float64)
+    rate = (torch.pi * (n + 0.5)) ** 2
+    series = 1 - (2 / rate * torch.exp(-rate * t[:, None])).sum(1)
+    gap = (solution(torch.stack([0 * t, t], 1)) - series).abs()
+    assert float(gap.max()) < 3 * solution.error_estimate * float(series.max()) < 0.1
+
+
 def test_newtons_failure_says_what_was_tried():
     """u'' = exp(u) with a large negative source has no solution (Bratu's problem beyond its fold)."""
     folded = Problem(Interval(0, 1), D(u, 0, 2) + 50 * exp(u), 0.0, 0.0)
