@@ -55,20 +55,24 @@ def curvature(loss: Loss, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for i in range(count):
         for j in range(i):
             both = loss(at + moves[i] + moves[j]) + loss(at - moves[i] - moves[j]) - 2 * here
-            bent[i, j] = bent[j, i] = 0.5 * (both - bent[i, i] - bent[j, j])
+            parts = both, -bent[i, i], -bent[j, j]
+            bent[i, j] = bent[j, i] = 0.5 * sum(parts) if np.isfinite(parts).all() else 0.0
     return (ahead - behind) / (2 * steps), bent / np.outer(steps, steps)
 
 
 def _differences(loss: Loss, here: float, at: np.ndarray, unit: np.ndarray) -> tuple[float, float, float]:
     """(step, loss ahead, loss behind)."""
-    step, ahead, behind = FIRST, here, here
+    step, short, long = FIRST, 0.0, np.inf
     for _ in range(TRIALS):
-        ahead, behind = loss(at + step * unit), loss(at - step * unit)
+        used, ahead, behind = step, loss(at + step * unit), loss(at - step * unit)
         growth = abs(ahead + behind - 2 * here) / 2
         if growth > GROWTH[1] or not np.isfinite(growth):
+            long = step
             step *= max(0.5 / np.sqrt(growth), 1e-3) if np.isfinite(growth) else 0.1
         elif growth < GROWTH[0] and step < 0.1:
+            short = step
             step *= 4
         else:
             break
-    return step, ahead, behind
+        step = step if short < step < long else np.sqrt(short * long)
+    return used, ahead, behind

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import least_squares
 from scipy.special import softmax
 from torch import Tensor
 
@@ -26,7 +27,7 @@ from gpx.pde.domains import points
 from gpx.pde.draws import Component, Draws
 from gpx.pde.expressions import indices, linearise, substitute
 from gpx.pde.grids import Grid, boundary_values
-from gpx.pde.joint import Block, Measurement, Posterior, System, condition, measure, prior_factor
+from gpx.pde.joint import Block, Measurement, Posterior, System, condition, measure, observed_alone, prior_factor
 from gpx.pde.problem import Problem
 from gpx.pde.select import Setting, spectra
 
@@ -39,13 +40,17 @@ DISCRETE = (
     1e-3,
     1.0,
 )  # least, first and largest deviation of an equation without noise, of the size of its terms
+LAWFUL = 0.01  # largest deviation of an equation that nothing else in it can be told from
 MAX_ENTRIES = 30_000_000  # of the matrix of measurements by coordinates
+MATCHES = 100  # evaluations of an equation while its numbers are matched to a curve
 ROUNDS = 12  # of kernels, given the numbers, and of numbers, given the kernel
 SETTLED = 0.01  # change of the numbers, that ends the rounds
 RARE = 1e-3  # weights of kernels that are left out
 START = 0.3  # lengthscale of an unknown function, of the range
 BOUNDS = (0.03, 3.0)
-SPREAD = 0.3  # steps of differences, of a standard error
+SPREAD = 0.3  # steps of differences, of a standard error, or of a start
+WIDEST = 1e3  # standard error of an unknown, of its start: it is not determined
+EDGE = 1e-6  # a logarithm that is so near to its bound is there
 WIDE = 12.0  # of the logarithm of an amplitude around its start
 
 
@@ -75,17 +80,23 @@ class Inversion:
         """Of the search."""
         numbers = [(None, None)] * len(self.scales)
         shapes = [tuple(np.log(BOUNDS)), (-WIDE, WIDE)] * len(self.problem.unknown_functions)
-        return [*numbers, *shapes, *([] if self.problem.noise else [(np.log(DISCRETE[0]), np.log(DISCRETE[2]))])]
+        largest = LAWFUL if self.law else DISCRETE[2]
+        return [*numbers, *shapes, *([] if self.problem.noise else [(np.log(DISCRETE[0]), np.log(largest))])]
 
     @property
     def scales(self) -> np.ndarray:
         """The units of unknown numbers."""
         return np.array([abs(n) or 1.0 for n in self.problem.unknown_numbers.values()])
 
-    @property
+    @cached_property
     def law(self) -> bool:
-        """Whether the equation only ties functions together, all of them unknown: then it says nothing of their sizes."""
-        return bool(self.problem.unknown_functions) and not self.problem.noise
+        """Whether the equation is known to hold and zero solves it, or functions in it are unknown, too: then it says nothing of
+        the sizes of functions.
+        """
+        if self.problem.noise:
+            return False
+        driven = bool((self.source - _slopes(self.problem, self.nodes)[0]).any()) or any(b.any() for b in self.boundary)
+        return bool(self.problem.unknown_functions) or not driven
 
     def numbers(self, at: np.ndarray) -> dict[str, float]:
         """The unknown numbers."""
@@ -121,19 +132,19 @@ class Inversion:
             )
         return grid
 
-    def losses(self, grid: Grid) -> list[tuple[Loss, slice]]:
-        """What is minimised in turn for one kernel of u, and which of the numbers by it.
+    def losses(self, grid: Grid, start: np.ndarray) -> list[tuple[Loss, slice]]:
+        """What is minimised in turn for one kernel of u, and which of the numbers by it; start: a state to begin from.
 
         With noise in the source: minus the evidence. An equation without noise is a law, no measurement: it is as true for
         every value of the unknowns, whose loss is that of the observations given the equation.
         """
 
         def joint(at: np.ndarray) -> float:
-            found = _posterior(self, grid, at)
+            found = _posterior(self, grid, at, start)
             return -found.evidence if found else np.inf
 
         def given_equation(at: np.ndarray) -> float:
-            found = _posterior(self, grid, at)
+            found = _posterior(self, grid, at, start)
             return -found.conditional if found else np.inf
 
         count = len(self.start)
@@ -183,25 +194,63 @@ def infer(
     boundary = boundary_values(problem, nodes)
     inversion = Inversion(problem, nodes, source, boundary, _size(problem, nodes, source, boundary))
     grids = [inversion.checked(make()) for _, make in choices]
-    at, best = inversion.start, 0
+    at, best = _approached(inversion, grids), 0
     for _ in range(ROUNDS):
-        found = [_posterior(inversion, grid, at) for grid in grids]
-        evidences = np.array([_worth(inversion, p) if p else -np.inf for p in found])
-        if not np.isfinite(evidences).any():
-            condition(inversion.system(grids[0], at), inversion.numbers(at))  # raises what all of them did
-        previous, (best, before) = best, (int(np.argmax(evidences)), at)
-        for loss, free in inversion.losses(grids[best]):
+        previous, before = best, at
+        best, chosen, _ = _chosen(inversion, grids, at)
+        for loss, free in inversion.losses(grids[best], chosen.state):
             at = _along(loss, at, free, inversion.bounds)
         if best == previous and np.abs(at - before).max(initial=0.0) < SETTLED:
             break
-    found = [_posterior(inversion, grid, at) for grid in grids]
-    evidences = np.array([_worth(inversion, p) if p else -np.inf for p in found])
-    covariance = _covariance(inversion, grids[best], at)
-    weights = softmax(evidences)
+    best, chosen, found = _chosen(inversion, grids, at)
+    covariance = _covariance(inversion, grids[best], chosen, at)
+    weights = softmax([_worth(inversion, p) if p else -np.inf for p in found])
     kept = [k for k in np.argsort(weights)[::-1] if weights[k] >= RARE]
     total = sum(weights[k] for k in kept)
     components = tuple(_component(inversion, grids[k], at, found[k], covariance, weights[k] / total) for k in kept)
     return Draws(problem.domain, components), choices[best][0]
+
+
+def _chosen(
+    inversion: Inversion, grids: Sequence[Grid], at: np.ndarray
+) -> tuple[int, Posterior, list[Posterior | None]]:
+    """The kernel that the numbers make the best of, its posterior, and those of all. Raises: NumericalError if there is none."""
+    found = [_posterior(inversion, grid, at) for grid in grids]
+    best = max(range(len(grids)), key=lambda k: _worth(inversion, p) if (p := found[k]) else -np.inf)
+    chosen = found[best]
+    if chosen is None:
+        chosen = condition(inversion.system(grids[best], at), inversion.numbers(at))  # raises what all of them did
+    return best, chosen, found
+
+
+def _approached(inversion: Inversion, grids: Sequence[Grid]) -> np.ndarray:
+    """Where the search begins: at the given numbers, or at those with which the equation fits a curve through the observations
+    best, where these explain more. The evidence has many maxima in the numbers, of which the start finds the nearest.
+    """
+    at, count = inversion.start, len(inversion.scales)
+    systems = [inversion.system(grid, at) for grid in grids] if count else []
+    curves = [c for system in systems if (c := _curve(system, inversion.numbers(at))) is not None]
+    if not curves:
+        return at
+    system, curve = max(curves, key=lambda pair: pair[1].evidence)
+
+    def residual(numbers: np.ndarray) -> np.ndarray:
+        return system.equation.residual(curve.state, inversion.numbers(numbers))
+
+    matched = np.concatenate([least_squares(residual, at[:count], max_nfev=MATCHES).x, at[count:]])
+    try:
+        return max((at, matched), key=lambda start: _chosen(inversion, grids, start)[1].conditional)
+    except NumericalError:
+        return at
+
+
+def _curve(system: System, numbers: dict[str, float]) -> tuple[System, Posterior] | None:
+    """A system, and what those observations say that are linear; None if there is none, or they say nothing."""
+    try:
+        found = observed_alone(system, numbers)
+    except NumericalError:
+        return None
+    return None if found is None else (system, found)
 
 
 def settings(frequencies: Sequence[np.ndarray], counts: Sequence[int]) -> list[Setting]:
@@ -249,14 +298,17 @@ def _size(problem: Problem, nodes: Sequence[np.ndarray], source: Tensor, boundar
 
 
 def _worth(inversion: Inversion, found: Posterior) -> float:
-    """The evidence that kernels of u are compared by."""
-    return found.conditional if inversion.law else found.evidence
+    """What kernels of u are compared by: the evidence; of a law, that of the observations given it, less what its errors cost."""
+    return found.conditional - found.misfit if inversion.law else found.evidence
 
 
 def _posterior(inversion: Inversion, grid: Grid, at: np.ndarray, start: np.ndarray | None = None) -> Posterior | None:
-    """None where the Gauss-Newton steps do not get small."""
+    """None where the Gauss-Newton steps do not get small; start: a state to begin from, unless the functions are now others."""
+    system = inversion.system(grid, at)
     try:
-        return condition(inversion.system(grid, at), inversion.numbers(at), start)
+        return condition(
+            system, inversion.numbers(at), start if start is not None and len(start) == system.size else None
+        )
     except (NumericalError, np.linalg.LinAlgError):
         return None
 
@@ -271,7 +323,7 @@ def _along(loss: Loss, at: np.ndarray, free: slice, bounds: Sequence[tuple[float
     return np.concatenate([at[: free.start], found, at[free.stop :]])
 
 
-def _covariance(inversion: Inversion, grid: Grid, at: np.ndarray) -> np.ndarray:
+def _covariance(inversion: Inversion, grid: Grid, found: Posterior, at: np.ndarray) -> np.ndarray:
     """Of the unknown numbers [p, p]: from the curvature of the loss, the shapes of unknown functions being optimal too.
 
     Warns: FitWarning where the loss has no minimum.
@@ -279,17 +331,28 @@ def _covariance(inversion: Inversion, grid: Grid, at: np.ndarray) -> np.ndarray:
     count, scale = len(inversion.scales), inversion.scales
     if not count:
         return np.zeros((0, 0))
-    loss, free = inversion.losses(grid)[-1]
+    loss, free = inversion.losses(grid, found.state)[-1]
     bent = curvature(lambda part: loss(np.concatenate([part, at[free.stop :]])), at[free])[1]
-    kept = [i for i in range(len(bent)) if i < count or bent[i, i] > 0]
+    bent = np.nan_to_num(bent, nan=0.0, posinf=0.0, neginf=0.0)
+    inside = [_inside(value, pair) for value, pair in zip(at[free], inversion.bounds[free], strict=True)]
+    kept = [i for i in range(len(bent)) if i < count or (inside[i] and bent[i, i] > 0)]
     values, vectors = np.linalg.eigh(bent[np.ix_(kept, kept)])
-    if values.min() <= 0:
+    if values.min() <= 0:  # shapes that are at no optimum say nothing of the numbers
+        values, vectors = np.linalg.eigh(bent[:count, :count])
+    certain = np.maximum(np.abs(values), WIDEST**-2)
+    covariance = ((vectors / certain) @ vectors.T)[:count, :count]
+    if values.min() <= 0 or covariance.diagonal().max() > 0.9 * WIDEST**2:
         warnings.warn(
             f"The observations do not determine the unknowns {', '.join(inversion.problem.unknown_numbers)}: their standard"
             " errors are wrong. Give more observations, or a number for one of them.",
             FitWarning,
         )
-    return ((vectors / np.abs(values)) @ vectors.T)[:count, :count] * np.outer(scale, scale)
+    return covariance * np.outer(scale, scale)
+
+
+def _inside(value: float, pair: tuple[float | None, float | None]) -> bool:
+    """Whether a number is at neither of its bounds."""
+    return not any(end is not None and abs(value - end) < EDGE for end in pair)
 
 
 def _component(
@@ -302,7 +365,7 @@ def _component(
     columns = []
     for place in range(count):
         step = np.zeros(len(at))
-        step[place] = SPREAD * np.sqrt(covariance[place, place]) / inversion.scales[place]
+        step[place] = SPREAD * min(1.0, np.sqrt(covariance[place, place]) / inversion.scales[place])
         sides = [_posterior(inversion, grid, at + sign * step, found.state) for sign in (1, -1)]
         states = [side.state if side else found.state for side in sides]
         columns.append((states[0] - states[1]) / (2 * step[place] * inversion.scales[place]))

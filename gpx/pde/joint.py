@@ -132,13 +132,15 @@ class System:
 @dataclass(frozen=True)
 class Posterior:
     """state [N]: the mean; spread [N, N]: state = mean + spread N(0, I); evidence: log density of all measurements, nats;
-    conditional: that of the observations given the equation.
+    conditional: that of the observations given the equation; misfit: half the squares of the errors of the equation, in its
+    deviations.
     """
 
     state: np.ndarray
     spread: np.ndarray
     evidence: float
     conditional: float
+    misfit: float
 
 
 def measure(blocks: Sequence[Block], of: Expression, x: Tensor | None, y: np.ndarray, noise: np.ndarray) -> Measurement:
@@ -175,7 +177,9 @@ def condition(system: System, numbers: Mapping[str, float], start: np.ndarray | 
                 -np.log(m.noise).sum() - 0.5 * len(m.y) * np.log(2 * np.pi) for m in (system.equation, *system.observed)
             ]
             conditional = update.terms[1] + sum(both[1:])
-            return Posterior(state, update.spread(), float(update.terms[0] + both[0] + conditional), float(conditional))
+            evidence = float(update.terms[0] + both[0] + conditional)
+            misfit = 0.5 * float(np.sum(system.equation.residual(state, numbers) ** 2))
+            return Posterior(state, update.spread(), evidence, float(conditional), misfit)
     raise NumericalError(
         f"Gauss-Newton steps did not get small in {MAX_STEPS} of them: give a smaller noise, more points (grid=), or better"
         " starts of the unknowns."
@@ -266,10 +270,14 @@ def prior_factor(axis: Axis) -> np.ndarray:
 
 def _fitted(system: System, numbers: Mapping[str, float]) -> np.ndarray:
     """Where to begin: at zero; if the equation is not linear, where the observations say that are."""
+    found = None if system.equation.of.degree() <= 1 else observed_alone(system, numbers)
+    return np.zeros(system.size) if found is None else found.state
+
+
+def observed_alone(system: System, numbers: Mapping[str, float]) -> Posterior | None:
+    """The posterior given the observations that are linear in the state, without the equation; None if there are none."""
     linear = [each for each in system.observed if each.of.degree() <= 1]
-    if system.equation.of.degree() <= 1 or not linear:
-        return np.zeros(system.size)
-    return condition(System(system.blocks, linear[0], tuple(linear[1:])), numbers).state
+    return condition(System(system.blocks, linear[0], tuple(linear[1:])), numbers) if linear else None
 
 
 def _damping(

@@ -8,6 +8,7 @@ import torch
 from scipy.stats import chi2
 
 import gpx
+from gpx.errors import FitWarning
 from gpx.pde import (
     D,
     Dirichlet,
@@ -151,6 +152,49 @@ def test_two_unknowns_of_a_nonlinear_equation():
     assert solution.relative_error() < 4 * solution.error_estimate < 0.1
     again = solution([0.5], D(u, 0) - r * u * (1 - u / scale))  # with the numbers that were found
     assert abs(float(again[0])) < 0.01 * float(solution([0.5], D(u, 0))[0])
+
+
+def decaying(n):
+    """u' = -2 u, nothing known of the initial value."""
+    exact = lambda x: torch.exp(-2 * x[:, 0])  # noqa: E731
+    data = observed(n, 12, 0.03, exact)
+    return Problem(LINE, D(u, 0) + Unknown("k", 1.0) * u, 0.0, [], exact, 60, observations=data), "k", 2.0
+
+
+def swinging(n):
+    """u'' = -36 u, from a start whose waves are out of step with the observations."""
+    exact = lambda x: torch.sin(6 * x[:, 0] + 1)  # noqa: E731
+    data = observed(n, 15, 0.05, exact)
+    return Problem(LINE, D(u, 0, 2) + Unknown("w", 16.0) * u, 0.0, [], exact, 60, observations=data), "w", 36.0
+
+
+def drifting(n):
+    """u_t = -0.8 u_x, without conditions."""
+    exact = lambda x: torch.sin(6 * (x[:, 0] - 0.8 * x[:, 1]))  # noqa: E731
+    square, random = LINE * LINE, np.random.default_rng(n)
+    X = random.uniform(0, 1, (40, 2))
+    y = exact(torch.tensor(X)).numpy() + 0.02 * random.standard_normal(40)
+    equation = D(u, 1) + Unknown("c", 0.4) * D(u, 0)
+    return Problem(square, equation, 0.0, [], exact, 16, observations=Observations(X, y, 0.02)), "c", 0.8
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("make", [decaying, swinging, drifting], ids=lambda make: make.__name__)
+def test_laws_that_zero_solves(make, seed):
+    """The size of u is that of the observations; the unknown is within 4 standard errors (false alarms: 4e-4 in all)."""
+    problem, name, value = make(seed)
+    solution = solve(problem)
+    found = solution.unknowns[name]
+    assert abs(found.value - value) < 4 * found.std < 0.5 * value
+    assert solution.relative_error() < 4 * solution.error_estimate < 1
+
+
+def test_numbers_that_nothing_determines():
+    """A solution of zero has every rate: that is said, and all that is returned is finite."""
+    data = Observations(np.linspace(0.1, 0.9, 9), np.zeros(9), 0.05)
+    with pytest.warns(FitWarning, match="do not determine the unknowns k"):
+        solution = solve(Problem(LINE, D(u, 0) + Unknown("k") * u, 0.0, [], observations=data))
+    assert solution.unknowns["k"].std > 100 and bool(torch.isfinite(solution.std).all())
 
 
 @pytest.mark.slow
