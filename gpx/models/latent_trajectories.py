@@ -24,14 +24,15 @@ from gpx.inference.whittle import Whittle
 from gpx.kernels import HidaMatern
 from gpx.kernels.walk import fix_outputscale
 from gpx.likelihoods import Gaussian, Likelihood, NegativeBinomial, Poisson
-from gpx.models.population import Bins, VectorSites, expected_log_prob, projected, smooth, update
+from gpx.models.population import Bins, Readout, VectorSites, projected, smooth, update
 from gpx.posterior import Prediction
 from gpx.progress import progress_bar
 
 LIKELIHOODS = {"poisson": Poisson, "gaussian": Gaussian, "negative_binomial": NegativeBinomial}
 ROUNDS, TOLERANCE = 50, 1e-5  # of the whole fit; nats per datum
 SITE_STEPS, SITE_TOLERANCE = 30, 1e-6
-KERNEL_STEPS, READOUT_STEPS = 5, 15
+KERNEL_STEPS, READOUT_STEPS, OWN_STEPS = 5, 4, 5
+MEMORY = 6  # rounds that the next one is extrapolated from
 WINDOW = 3.0  # standard deviation of the smoothing, in bins, that starts the loadings
 
 
@@ -75,16 +76,26 @@ class LatentTrajectories:
         self._start(data)
         bins = Bins.of([len(y) for y in data])
         y, sites, before = torch.cat(data), None, -np.inf
+        rounds: list[tuple[np.ndarray, np.ndarray]] = []  # where they began, and where they led
+        ahead = False
         with progress_bar(max_rounds, "fit", verbose) as bar:
             for _ in range(max_rounds):
-                self.elbo_, sites, found = self._infer(bins, y, sites)
+                self.elbo_, new, found = self._infer(bins, y, sites)
                 bar.update()
                 bar.set_postfix_str(f"ELBO {self.elbo_:.2f}", refresh=False)
-                if self.elbo_ - before < TOLERANCE * y.numel():
+                little = not self.elbo_ - before >= TOLERANCE * y.numel()
+                if little and ahead:  # perhaps too far: back to where the last round led
+                    self._assign(rounds[-1][1])
+                    rounds, ahead = rounds[-1:], False
+                    continue
+                if little:
                     break
-                before = self.elbo_
+                before, sites, start = self.elbo_, new, self._parameters()
                 self._learn_readout(y, *found)
                 self._learn_kernels(bins, sites)
+                rounds = [*rounds, (start, self._parameters())][-MEMORY:]
+                ahead = len(rounds) > 1
+                self._assign(_mixed(rounds))
         self.elbo_, _, (mean, variance) = self._infer(bins, y, sites)
         self.latents_ = self._predictions(bins, mean, variance)
         return self
@@ -175,19 +186,31 @@ class LatentTrajectories:
         return float(bound), target, (found.mean, found.variance)
 
     def _learn_readout(self, y: Tensor, mean: Tensor, variance: Tensor) -> None:
-        """Loadings, offsets and the likelihood's own parameters, at fixed posteriors of the latents."""
-        loading, offset = (v.clone().requires_grad_() for v in (self.loading_, self.offset_))
+        """Loadings and offsets, and the likelihood's own parameters, at fixed posteriors of the latents."""
+        readout = Readout(self.likelihood_, y, mean, variance)
+        self.loading_, self.offset_ = readout.climbed(self.loading_, self.offset_, READOUT_STEPS)
         own = [p for p in self.likelihood_.parameters() if p.requires_grad]
+        if own:
+            _ascend(lambda: readout.expected(self.loading_, self.offset_).sum(), own, OWN_STEPS)
 
-        def value() -> Tensor:
-            return expected_log_prob(self.likelihood_, y, *projected(loading, offset, mean, variance))
+    @property
+    def _coordinates(self) -> Coordinates:
+        return Coordinates([(f"kernel.{i}", kernel) for i, kernel in enumerate(self.kernels_)])
 
-        _ascend(value, [loading, offset, *own], READOUT_STEPS)
-        self.loading_, self.offset_ = loading.detach(), offset.detach()
+    def _parameters(self) -> np.ndarray:
+        """Loadings, offsets and what is learned of the kernels."""
+        return np.concatenate([self.loading_.flatten().numpy(), self.offset_.numpy(), self._coordinates.read()])
+
+    def _assign(self, values: np.ndarray) -> None:
+        """Parameters, kept within their bounds."""
+        N, L = self.loading_.shape
+        loading, offset, kernels = np.split(values, [N * L, N * L + N])
+        self.loading_, self.offset_ = torch.tensor(loading).reshape(N, L), torch.tensor(offset)
+        self._coordinates.assign(np.clip(kernels, *self._coordinates.bounds().T))
 
     def _learn_kernels(self, bins: Bins, sites: VectorSites) -> None:
         """The kernels at fixed sites: where the sites are optimal, the log partition has the gradient of the bound."""
-        coordinates = Coordinates([(f"kernel.{i}", kernel) for i, kernel in enumerate(self.kernels_)])
+        coordinates = self._coordinates
         if coordinates.entries:
             _climb(lambda: smooth(self.kernels_, bins, sites).log_partition, coordinates, KERNEL_STEPS)
 
@@ -208,6 +231,14 @@ def bits_per_spike(rates: Sequence[Tensor], counts: Sequence[Any]) -> float:
     level = y.nanmean(0).expand_as(y)
     gain = torch.nansum(torch.special.xlogy(y, rate) - rate - torch.special.xlogy(y, level) + level)
     return float(gain / (torch.nansum(y) * math.log(2)))
+
+
+def _mixed(rounds: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Anderson's combination of the last rounds, whose changes cancel best. Source: Walker & Ni (2011)."""
+    starts, ends = (np.stack(part) for part in zip(*rounds, strict=True))
+    changes = ends - starts
+    weights = np.linalg.lstsq(np.diff(changes, axis=0).T, changes[-1], rcond=None)[0]
+    return ends[-1] - weights @ np.diff(ends, axis=0)
 
 
 def _ascend(value: Callable[[], Tensor], tensors: Sequence[Tensor], steps: int) -> None:

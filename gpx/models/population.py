@@ -17,6 +17,9 @@ from gpx.linalg.chain import Chain
 from gpx.linalg.layout import Layout
 from gpx.structure.state_space import state_space
 
+RIDGE = 1e-9  # of a matrix of second derivatives, relative
+HALVINGS = 8
+
 
 @dataclass(frozen=True)
 class Bins:
@@ -128,23 +131,76 @@ def update(
     likelihood: Likelihood, y: Tensor, loading: Tensor, offset: Tensor, mean: Tensor, variance: Tensor
 ) -> tuple[Tensor, VectorSites]:
     """``E log p(y | x)`` in all, and the sites whose natural parameters are its gradient; y [T, N], NaN where missing."""
-    with torch.enable_grad():
-        m, v = (part.detach().requires_grad_() for part in projected(loading, offset, mean, variance))
-        expected = expected_log_prob(likelihood, y, m, v)
-        slope, curvature = torch.autograd.grad(expected, (m, v))
-    weights = (-2 * curvature).clamp_min(0)
-    tau = torch.einsum("tn,nk,nl->tkl", weights, loading, loading)
+    expected, slope, curvature = Readout(likelihood, y, mean, variance).derivatives(loading, offset)
+    tau = (-curvature @ _squares(loading)).reshape(variance.shape)
     nu = slope @ loading + (tau @ mean.unsqueeze(-1)).squeeze(-1)
-    return expected.detach(), VectorSites(nu, tau)
+    return expected.sum(), VectorSites(nu, tau)
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What targets y [T, N], NaN where missing, say of ``c_n . x + d_n`` given latents of mean [T, L] and variance [T, L, L]."""
+
+    likelihood: Likelihood
+    y: Tensor
+    mean: Tensor
+    variance: Tensor
+
+    def expected(self, loading: Tensor, offset: Tensor) -> Tensor:
+        """``E log p(y_n | x)`` [N], summed over bins."""
+        return self._expected(*projected(loading, offset, self.mean, self.variance))
+
+    def _expected(self, mean: Tensor, variance: Tensor) -> Tensor:
+        seen = ~torch.isnan(self.y)
+        filled = torch.where(seen, self.y, 1.0)
+        return torch.where(seen, self.likelihood.expected_log_prob(filled, mean, variance), 0.0).sum(0)
+
+    def derivatives(self, loading: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`expected`, and its first and second derivatives [T, N] in ``c_n . x + d_n``, the latter cut at zero."""
+        with torch.enable_grad():
+            m, v = (p.detach().requires_grad_() for p in projected(loading, offset, self.mean, self.variance))
+            expected = self._expected(m, v)
+            slope, half = torch.autograd.grad(expected.sum(), (m, v))
+        return expected.detach(), slope, (2 * half).clamp_max(0)
+
+    def climbed(self, loading: Tensor, offset: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Loadings [N, L] and offsets [N] after some steps of Newton's method for every target, as if the second derivative did
+        not depend on them; halved where `expected` falls.
+        """
+        N, L = loading.shape
+        design = torch.cat([self.mean, torch.ones_like(self.mean[:, :1])], 1)
+        squares = _squares(design).reshape(-1, L + 1, L + 1)
+        squares[:, :L, :L] += self.variance
+        at = torch.cat([loading, offset[:, None]], 1)
+        for _ in range(steps):
+            here, slope, curvature = self.derivatives(at[:, :L], at[:, L])
+            weights = (-curvature).mT @ squares.flatten(1)
+            gradient = slope.mT @ design
+            spread = (curvature.mT @ self.variance.flatten(1)).reshape(N, L, L)
+            gradient[:, :L] += (spread @ at[:, :L, None])[:, :, 0]
+            step = _solved(weights.reshape(N, L + 1, L + 1), gradient)
+            for _ in range(HALVINGS):
+                reached = self.expected((at + step)[:, :L], (at + step)[:, L])
+                worse = ~(reached >= here)
+                if not bool(worse.any()):
+                    break
+                step = torch.where(worse[:, None], 0.5 * step, step)
+            at = torch.where(worse[:, None], at, at + step)
+        return at[:, :L], at[:, L]
+
+
+def _solved(matrices: Tensor, right: Tensor) -> Tensor:
+    """``matrix^-1 right`` [N, K] for matrices [N, K, K] that are not negative."""
+    scale = matrices.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    ridge = (RIDGE * scale + torch.finfo(matrices.dtype).tiny) * torch.eye(matrices.shape[1]).to(matrices)
+    return torch.linalg.solve(matrices + ridge, right.unsqueeze(-1)).squeeze(-1)
 
 
 def projected(loading: Tensor, offset: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance [T, N] of ``c_n . x + d_n``."""
-    return mean @ loading.mT + offset, torch.einsum("nk,tkl,nl->tn", loading, variance, loading)
+    return mean @ loading.mT + offset, variance.flatten(1) @ _squares(loading).mT
 
 
-def expected_log_prob(likelihood: Likelihood, y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """The sum over what was observed."""
-    seen = ~torch.isnan(y)
-    filled = torch.where(seen, y, 1.0)
-    return torch.where(seen, likelihood.expected_log_prob(filled, mean, variance), 0.0).sum()
+def _squares(rows: Tensor) -> Tensor:
+    """``r r^T`` of every row, flattened [n, K^2]."""
+    return (rows[:, :, None] * rows[:, None]).flatten(1)

@@ -15,7 +15,8 @@ from gpx.errors import InputError, StructureError
 from gpx.kernels import BlockQuasiPeriodic, HidaMatern, Matern, RationalQuadratic
 from gpx.kernels.dense import dense
 from gpx.models import LatentTrajectories, bits_per_spike
-from gpx.models.population import Bins, VectorSites, smooth
+from gpx.models.latent_trajectories import _mixed
+from gpx.models.population import Bins, Readout, VectorSites, smooth
 from gpx.testing.assertions import close
 
 LENGTHS = (7, 4, 9)
@@ -190,3 +191,45 @@ def test_bad_input():
         LatentTrajectories([RationalQuadratic(), Matern()]).fit(counts)
     with pytest.raises(StructureError, match=r"need kernels of time such as kernels.Matern\(\)"):
         LatentTrajectories([BlockQuasiPeriodic(4), Matern()]).fit(counts)
+
+
+LIKELIHOODS = {
+    "poisson": (gpx.likelihoods.Poisson(), lambda f, random: random.poisson(np.exp(f))),
+    "gaussian": (gpx.likelihoods.Gaussian(0.5), lambda f, random: f + 0.7 * random.standard_normal(f.shape)),
+    "negative_binomial": (gpx.likelihoods.NegativeBinomial(2.0), lambda f, random: random.poisson(np.exp(f))),
+    "bernoulli": (gpx.likelihoods.Bernoulli(), lambda f, random: random.random(f.shape) < 1 / (1 + np.exp(-f))),
+}
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_readouts_climb_to_where_the_slope_is_zero(name):
+    """Newton's method for loadings and offsets never falls, and ends at an optimum of what is expected."""
+    random, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    likelihood, draw = LIKELIHOODS[name]
+    mean = torch.randn(80, 2, generator=generator, dtype=torch.float64)
+    root = 0.3 * torch.randn(80, 2, 2, generator=generator, dtype=torch.float64)
+    loading = torch.randn(5, 2, generator=generator, dtype=torch.float64)
+    y = torch.as_tensor(draw((mean @ loading.mT).numpy(), random).astype(float))
+    y[::9, 0] = torch.nan
+    readout = Readout(likelihood.double(), y, mean, root @ root.mT)
+    at = torch.zeros(5, 2, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
+    values = [readout.expected(*at)]
+    for _ in range(40):
+        at = readout.climbed(*at, 1)
+        values.append(readout.expected(*at))
+        assert bool((values[-1] >= values[-2]).all())
+    leaves = [v.clone().requires_grad_() for v in at]
+    for slope in torch.autograd.grad(readout.expected(*leaves).sum(), leaves):
+        close(slope, torch.zeros_like(slope), f"{name}: slope at the optimum", atol=1e-5 * len(y))
+
+
+def test_extrapolated_rounds_of_a_linear_map_end_at_its_fixed_point():
+    """After as many rounds as there are dimensions, but one, however slowly the map contracts."""
+    random = np.random.default_rng(0)
+    basis, fixed = np.linalg.qr(random.standard_normal((4, 4)))[0], random.standard_normal(4)
+    contraction = basis @ np.diag([0.999, 0.9, 0.5, 0.1]) @ basis.T
+    at, rounds = np.zeros(4), []
+    for _ in range(6):
+        rounds.append((at, fixed + contraction @ (at - fixed)))
+        at = _mixed(rounds)
+    close(at, fixed, "fixed point", rtol=1e-8)
