@@ -97,6 +97,9 @@ class LatentTrajectories:
                 ahead = len(rounds) > 1
                 self._assign(_mixed(rounds))
         self.elbo_, _, (mean, variance) = self._infer(bins, y, sites)
+        if not self.elbo_ >= before:  # the last round was the limit, and its extrapolation too far
+            self._assign(rounds[-1][1])
+            self.elbo_, _, (mean, variance) = self._infer(bins, y, sites)
         self.latents_ = self._predictions(bins, mean, variance)
         return self
 

@@ -223,6 +223,13 @@ def test_readouts_climb_to_where_the_slope_is_zero(name):
         close(slope, torch.zeros_like(slope), f"{name}: slope at the optimum", atol=1e-5 * len(y))
 
 
+def test_more_rounds_are_no_worse():
+    """Wherever a fit is cut off."""
+    trials, _ = population(bins=(40, 30))
+    bounds = [LatentTrajectories().fit(trials, max_rounds=n, verbose=False).elbo_ for n in range(1, 9)]
+    assert all(b >= a - 1e-6 * abs(a) for a, b in itertools.pairwise(bounds))
+
+
 def test_extrapolated_rounds_of_a_linear_map_end_at_its_fixed_point():
     """After as many rounds as there are dimensions, but one, however slowly the map contracts."""
     random = np.random.default_rng(0)
