@@ -168,21 +168,39 @@ def moments(operator: Operator, left: Tensor, right: Tensor | None, count: int) 
         # A degree changes a little, from step to step and from kernel to kernel.
         step = max(TERMS, 1 << max(0, count.bit_length() - 3))
         size = -(-count // step) * step
-        known = operator.moments[key] = _moments(operator, rows, columns, size, right is None)
+        known = operator.moments[key] = (
+            _moments(operator, rows, columns, size) if right is not None else _diagonals(operator, rows, size)
+        )
         for old in list(operator.moments)[:-SETS]:
             del operator.moments[old]
     return torch.from_numpy(known[:count])
 
 
-def _moments(operator: Operator, rows: np.ndarray, columns: np.ndarray, count: int, paired: bool) -> np.ndarray:
-    found = np.empty((count, len(rows)) if paired else (count, len(rows), len(columns)))
+def _moments(operator: Operator, rows: np.ndarray, columns: np.ndarray, count: int) -> np.ndarray:
+    found = np.empty((count, len(rows), len(columns)))
 
     def work(start: int, stop: int) -> None:
         for k, term in enumerate(_terms(operator, _unit(operator, columns[start:stop]), count)):
-            found[k, ..., start:stop] = term[rows[start:stop], np.arange(stop - start)] if paired else term[rows]
+            found[k, :, start:stop] = term[rows]
 
     in_runs(work, len(columns), _step(operator))
     return found
+
+
+def _diagonals(operator: Operator, nodes: np.ndarray, count: int) -> np.ndarray:
+    """By ``T_(j+k) = 2 T_j T_k - T_|j-k|``, from half as many terms."""
+    found, first = np.empty((count + 2, len(nodes))), 0.5 * operator.doubled.diagonal()[nodes]
+
+    def work(start: int, stop: int) -> None:
+        part, before = found[:, start:stop], np.zeros(0)
+        for k, term in enumerate(_terms(operator, _unit(operator, nodes[start:stop]), count // 2 + 1)):
+            part[2 * k] = 2 * np.einsum("ij,ij->j", term, term) - 1
+            if k:
+                part[2 * k - 1] = 2 * np.einsum("ij,ij->j", before, term) - first[start:stop]
+            before = term
+
+    in_runs(work, len(nodes), _step(operator))
+    return found[:count]
 
 
 def _units(operator: Operator, nodes: Tensor) -> Iterator[tuple[slice, np.ndarray]]:

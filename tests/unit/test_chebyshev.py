@@ -11,7 +11,7 @@ from scipy.sparse.linalg import expm_multiply
 
 import gpx
 from gpx import InputError, graphs
-from gpx.graphs.chebyshev import expansion
+from gpx.graphs.chebyshev import expansion, moments
 from gpx.kernels import Graph
 from gpx.testing import check_engine, check_kernel, check_structure
 from gpx.testing.assertions import close, gradients
@@ -68,6 +68,18 @@ def test_a_large_graph_against_scipy():
     K = kernel.backend.multiply(kernel.operator, kernel.spectrum, torch.from_numpy(v))
     close(K, expm_multiply(-5.0 * L, v), "exp(-beta L) v", 1e-9)
     assert Graph(graph).backend == graphs.Chebyshev(), "chosen where eigenvectors are too many"
+
+
+@pytest.mark.parametrize("laplacian", ["normalised", "unnormalised"])
+@pytest.mark.parametrize("count", [1, 2, 15, 16, 17])
+def test_diagonal_moments_are_diagonals(laplacian, count):
+    """From half as many terms; T_j(x) is cos(j arccos x) of the eigenvalues."""
+    operator = gpx.Graph.from_networkx(nx.barabasi_albert_graph(60, 2, seed=1)).operator(laplacian)
+    some = torch.tensor([3, 0, 59, 17])
+    found = moments(operator, some, None, count)
+    values, vectors = np.linalg.eigh(0.5 * operator.doubled.toarray())
+    waves = np.cos(np.arange(count)[:, None] * np.arccos(values.clip(-1, 1)))
+    close(found, (waves @ (vectors**2).T)[:, some.numpy()], "diagonals", atol=1e-6)
 
 
 def test_moments_that_are_kept_change_nothing(monkeypatch):
