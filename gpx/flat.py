@@ -237,8 +237,9 @@ class Flat(Posterior):
     def marginals(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._moments(self.basis(x), lambda posterior: posterior.marginals(x))
 
-    def derivative(self, x: Tensor, order: int) -> tuple[Tensor, Tensor]:
-        return self._moments(derivative(self.basis, x, order), lambda posterior: posterior.derivative(x, order))
+    def derivative(self, x: Tensor, order: int, column: int = 0) -> tuple[Tensor, Tensor]:
+        design = derivative(self.basis, x, order, column)
+        return self._moments(design, lambda posterior: posterior.derivative(x, order, column))
 
     def joint(self, x: Tensor) -> tuple[Tensor, Tensor]:
         design = self.basis(x)

@@ -147,10 +147,10 @@ class GP:
         """Predictive marginals at X [N*, D].
 
         Arguments: of: "y": the targets, noise included, the default; "f": the latent function. noise: variances of the new
-        points where they are known (a number or [N*]). derivative: 1: of f' = df/dx, for kernels of one input with a
-        state-space form, as often as their paths can be differentiated.
+        points where they are known (a number or [N*]). derivative: 1: of f' = df/dx, for kernels of one input (beside
+        labels of series) with a state-space form, as often as their paths can be differentiated.
         Returns: a Prediction of shape [N*] ([N*, P] for several outputs).
-        Raises: InputError for derivatives of targets, or several input columns; StructureError for kernels that have none.
+        Raises: InputError for derivatives of targets; StructureError for kernels that have none.
         Cost: Exact: O(N^2) per point; in chunks, never N* x N*. Derivatives: that of `engines.StateSpace`.
         """
         if derivative:
@@ -169,14 +169,14 @@ class GP:
 
     def _derivative(self, X: Any, of: str | None, noise: Any, order: Any) -> Prediction:
         x = self._points(X).x
-        _check_derivative(order, of, noise, x)
+        _check_derivative(order, of, noise)
         problem, posterior = self._fitted(), self.posterior_
-        engine = engine_of_derivatives(problem.engine, problem.prior)
+        engine, column = engine_of_derivatives(problem.engine, problem.prior, x.shape[1])
         with torch.no_grad():
             if engine is not problem.engine:
                 other = Problem.planned(problem.prior, problem.data, problem.likelihood, engine, problem.rule)
                 posterior = other.condition(posterior.sites)
-            mean, variance = posterior.derivative(x, order)
+            mean, variance = posterior.derivative(x, order, column)
         return Prediction(Normal(self._flat(mean), self._flat(variance).sqrt(), validate_args=False), "f" + "'" * order)
 
     def sample(self, X: Any, n: int, seed: int | None = 0) -> Tensor:
@@ -340,13 +340,11 @@ def _check_options(max_iter: Any, restarts: Any, seed: Any, max_seconds: Any) ->
         raise InputError(f"max_seconds must be a number >= 0, or None for no limit, got {max_seconds!r}.")
 
 
-def _check_derivative(order: Any, of: str | None, noise: Any, x: Tensor) -> None:
+def _check_derivative(order: Any, of: str | None, noise: Any) -> None:
     if isinstance(order, bool) or not isinstance(order, Integral) or order < 0:
         raise InputError(f"derivative must be an integer >= 0, got {order!r}.")
     if of not in (None, "f") or noise is not None:
         raise InputError("Targets have no derivative: use predict(X, derivative=1), which is of f and takes no noise.")
-    if x.shape[1] != 1:
-        raise InputError(f"derivative={order} needs a model of one input column, this one has {x.shape[1]}.")
 
 
 def _coordinates(problem: Problem) -> Coordinates:

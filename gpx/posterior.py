@@ -109,8 +109,8 @@ class Posterior(ABC):
     def marginals(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance [N*, C] of f at x, in chunks: never N* x N*."""
 
-    def derivative(self, x: Tensor, order: int) -> tuple[Tensor, Tensor]:
-        """Mean and variance [N*, C] of the derivative of f of this order at x [N*, 1].
+    def derivative(self, x: Tensor, order: int, column: int = 0) -> tuple[Tensor, Tensor]:
+        """Mean and variance [N*, C] of the derivative of f of this order at x [N*, D], along the column that is time.
 
         Raises: StructureError for an engine that has none, or paths that cannot be differentiated.
         """
@@ -221,9 +221,9 @@ class Shifted(Posterior):
         mean, variance = self.centred.marginals(x)
         return mean + self.mean(x), variance
 
-    def derivative(self, x: Tensor, order: int) -> tuple[Tensor, Tensor]:
-        mean, variance = self.centred.derivative(x, order)
-        return mean + derivative(self.mean, x, order), variance
+    def derivative(self, x: Tensor, order: int, column: int = 0) -> tuple[Tensor, Tensor]:
+        mean, variance = self.centred.derivative(x, order, column)
+        return mean + derivative(self.mean, x, order, column), variance
 
     def joint(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, covariance = self.centred.joint(x)

@@ -158,23 +158,25 @@ def choose_engine(engine: Any, prior: Prior, data: Data, sites: Sites | None = N
     return chosen, reason
 
 
-def engine_of_derivatives(engine: Engine, prior: Prior) -> Engine:
-    """The engine that gives the derivatives of f in a model of this engine.
+def engine_of_derivatives(engine: Engine, prior: Prior, dims: int) -> tuple[Engine, int]:
+    """The engine that gives the derivatives of f in a model of this engine, and the one of `dims` columns that they are along.
 
-    Raises: StructureError if there is none: for kernels without an exact state-space form, unless the engine is StateSpace.
+    Raises: StructureError if there is none: for kernels of several columns, or without an exact state-space form unless the
+    engine is StateSpace.
     """
-    if isinstance(engine, StateSpace):
-        return engine
     try:
-        exact = all(state_space(kernel).exact for kernel in prior.kernels)
+        columns = {time_column(kernel, dims) for kernel in prior.kernels}
+        exact = isinstance(engine, StateSpace) or all(state_space(kernel).exact for kernel in prior.kernels)
     except StructureError as error:
-        raise StructureError(f"Derivatives need a kernel with a state-space form. {error}") from error
+        raise StructureError(f"Derivatives need a kernel of one input with a state-space form. {error}") from error
+    if len(columns) > 1:
+        raise StructureError(f"Derivatives need kernels of the same input column, these are of {sorted(columns)}.")
     if not exact:
         raise StructureError(
             "Derivatives need an exact state-space form, that of this kernel is approximate: use a kernel such as"
             " kernels.Matern(), or fit with engine='StateSpace', which takes the approximation for the model."
         )
-    return StateSpace()
+    return engine if isinstance(engine, StateSpace) else StateSpace(), columns.pop()
 
 
 def _affordable(rows: int) -> int:

@@ -203,7 +203,7 @@ class StateSpacePosterior(Posterior):
     def marginals(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.derivative(x, 0)
 
-    def derivative(self, x: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    def derivative(self, x: Tensor, order: int, column: int = 0) -> tuple[Tensor, Tensor]:
         parts = [self._merged(c, x, order) for c in self._columns]
         moments = [(chain.smoothed.mean[places], chain.smoothed.variance[places]) for chain, places in parts]
         mean, variance = (torch.stack(values, 1).to(x) for values in zip(*moments, strict=True))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import gpx
 from gpx import GP, likelihoods, objectives
 from gpx.errors import StructureError
 from gpx.kernels import BlockQuasiPeriodic, Constant, Cosine, HidaMatern, Linear, Matern, Periodic, QuasiPeriodic, Same
@@ -169,6 +170,17 @@ def test_ragged_series():
     points = torch.as_tensor(new)
     for a, b in zip(together.posterior_.joint(points), exact.posterior_.joint(points), strict=True):
         close(a, b, "joint", atol=1e-8)
+
+
+@pytest.mark.parametrize("engine", ["StateSpace", "Exact"])
+@pytest.mark.parametrize("mean", ["linear", gpx.means.Trend(2)], ids=str)
+def test_slopes_of_ragged_series(engine, mean):
+    """Along the column of times, the labels kept: the limits of differences, means included."""
+    (x, y), new = ragged(), np.c_[np.linspace(0.3, 4.7, 9), np.arange(9) % 4]
+    kernel = Matern(nu=2.5, active_dims=[0]) * Same(active_dims=[1])
+    gp = GP(kernel, likelihoods.Gaussian(0.1), mean=mean, engine=engine).condition(x, y)
+    ends = [gp.predict(new + [h, 0], "f").mean for h in (1e-5, -1e-5)]
+    close(gp.predict(new, derivative=1).mean, (ends[0] - ends[1]) / 2e-5, "slopes", rtol=1e-4)
 
 
 def test_gpytorch_lines():

@@ -357,12 +357,12 @@ def test_derivatives_of_counts_and_after_an_update():
     ("Matern(nu=1.5) + Matern(nu=4.5)", TIMES, {"derivative": 2}, StructureError, r"differentiated 1 time.*nu=2.5"),
     ("BlockQuasiPeriodic(4)", np.arange(40.0), {}, StructureError, "function of steps.*use kernels of time"),
     ("RBF", TIMES, {}, StructureError, "is approximate: use a kernel such as.*engine='StateSpace'"),
-    ("RationalQuadratic", TIMES, {}, StructureError, "Derivatives need a kernel with a state-space form.*use Matern"),
+    ("RationalQuadratic", TIMES, {}, StructureError, "one input with a state-space form.*use Matern"),
     ("Matern", TIMES, {"of": "y"}, InputError, r"Targets have no derivative: use predict\(X, derivative=1\)"),
     ("Matern", TIMES, {"noise": 0.1}, InputError, "takes no noise"),
     ("Matern", TIMES, {"derivative": 1.5}, InputError, "integer >= 0, got 1.5"),
     ("Matern", TIMES, {"derivative": -1}, InputError, "integer >= 0, got -1"),
-    ("Matern", np.stack([TIMES, TIMES], 1), {}, InputError, "needs a model of one input column, this one has 2"),
+    ("Matern", np.stack([TIMES, TIMES], 1), {}, StructureError, r"one input.*acts on 2: choose one with active_dims=\[i\]"),
 ])  # fmt: skip
 def test_derivatives_that_do_not_exist(kernel, x, options, error, advice):
     gp = gpx.GP(kernel).condition(x, np.sin(TIMES))
