@@ -93,7 +93,7 @@ def spectral_basis(
     """The eigenfunctions of a `SpectralMixture`, by sums of cosines on a lattice of frequencies.
 
     Arguments: frequencies [Q] in cycles per unit; lengthscales [Q] of their envelopes; nodes [M], uniform; kept: deviations, of
-    the largest, of the functions; slow: weight of frequency zero in those of the others, which are equal. The sums repeat the
+    the largest, of the functions; slow: weight of the first in those of the others, which are equal. The sums repeat the
     kernel with a period longer than the range, and end at the Nyquist frequency of the nodes. Cost: O(M F^2), F frequencies of
     the lattice where the spectrum counts.
     """
@@ -109,9 +109,9 @@ def spectral_basis(
 
 
 def mixture(frequencies: np.ndarray, lengthscales: np.ndarray, slow: float = 1.0) -> SpectralMixture:
-    """The kernel of unit variance whose bumps have these frequencies and equal weights, but for that of zero."""
+    """The kernel of unit variance whose bumps have these frequencies and equal weights, but for the first."""
     count = len(frequencies)
-    weights = np.where(frequencies == 0, slow, 1.0)
+    weights = np.append(slow, np.ones(count - 1))
     return SpectralMixture(
         count, (weights / weights.sum()).tolist(), frequencies.tolist(), (1 / (2 * math.pi * lengthscales)).tolist()
     )

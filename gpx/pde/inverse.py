@@ -254,18 +254,23 @@ def _curve(system: System, numbers: dict[str, float]) -> tuple[System, Posterior
 
 
 def settings(frequencies: Sequence[np.ndarray], counts: Sequence[int]) -> list[Setting]:
-    """Lengthscales for the bumps of the tones, and apart from them lengthscale and (one axis) weight of the one at zero; with
-    the tones and without.
+    """Lengthscales for the bumps of the tones, and apart from them lengthscale and (one axis) weight of the first, at zero; with
+    the tones and without. On one axis without tones, of two bumps at zero: what is local has something slow below it.
     """
     with_tones, *without = spectra(frequencies)
     ladder, dims = [part for part in LADDER if part * (min(counts) - 1) >= SPACINGS], len(counts)
-    slow = [(other, weight) for other in ladder for weight in (SLOW if dims == 1 else (1.0,))] if without else []
-    found = [
-        Setting(with_tones, (part,) * dims, KEPT, other / part, weight)
-        for part in ladder
-        for other, weight in slow or [(part, 1.0)]
-    ]
-    return found + [Setting(chosen, (part,) * dims, KEPT) for chosen in without for part in ladder]
+    slow = [(other, weight) for other in ladder for weight in (SLOW if dims == 1 else (1.0,))]
+
+    def pairs(chosen: tuple[tuple[float, ...], ...], longer: bool) -> list[Setting]:
+        return [
+            Setting(chosen, (part,) * dims, KEPT, other / part, weight)
+            for part in ladder
+            for other, weight in slow
+            if other > part or not longer
+        ]
+
+    found = pairs(with_tones, False) if without else pairs(((0.0, 0.0),), True) if dims == 1 else []
+    return found + [Setting(chosen, (part,) * dims, KEPT) for chosen in without or [with_tones] for part in ladder]
 
 
 def term_sizes(problem: Problem, nodes: Sequence[np.ndarray]) -> float:

@@ -32,8 +32,8 @@ CUTS = (30.0, 1 / 30)
 
 @dataclass(frozen=True)
 class Setting:
-    """A kernel for every axis: frequencies in cycles per unit, zero among them, lengthscales as parts of the range, the
-    deviations kept, of the largest; smooth: lengthscale of the bump at zero, in those of the others; slow: its weight (a
+    """A kernel for every axis: frequencies in cycles per unit, zero the first of them, lengthscales as parts of the range, the
+    deviations kept, of the largest; smooth: lengthscale of the first bump, in those of the others; slow: its weight (a
     variance) in theirs.
     """
 
@@ -78,7 +78,7 @@ class Search:
         bases = []
         for frequencies, part, nodes in zip(setting.frequencies, setting.lengthscales, self.nodes, strict=True):
             found = np.array(frequencies)
-            lengthscales = part * float(np.ptp(nodes)) * np.where(found == 0, setting.smooth, 1.0)
+            lengthscales = part * float(np.ptp(nodes)) * np.append(setting.smooth, np.ones(len(found) - 1))
             bases.append(spectral_basis(found, lengthscales, nodes, setting.kept, setting.slow))
         return self.of(bases)
 
