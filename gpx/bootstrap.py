@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 
+import gpytorch
 import numpy as np
 import torch
 from scipy.stats import norm
@@ -136,6 +137,8 @@ def bootstrap(
 def simulate(problem: Problem, sites: Sites, n: int, generator: torch.Generator) -> Tensor:
     """n sets of targets [n, N, P] from the prior of a problem, with noise of the precisions of the sites."""
     nothing = Sites(torch.zeros_like(sites.nu), torch.zeros_like(sites.tau))
+    if problem.prior.basis is not None:  # the evidence is the same whatever the trend is
+        problem = replace(problem, prior=replace(problem.prior, mean=gpytorch.means.ZeroMean()))
     f = problem.condition(nothing).sample(problem.data.x, n, generator)
     noise = torch.randn(f.shape, generator=generator, dtype=f.dtype, device=f.device)
     return f + noise * sites.tau.clamp_min(torch.finfo(f.dtype).tiny).rsqrt()

@@ -70,7 +70,9 @@ def fit(
     ] = "auto",
     engine: Annotated[str, typer.Option(help="An engine, such as Exact; auto: by the data.")] = "auto",
     likelihood: Annotated[str, typer.Option(help=f"One of {', '.join(LIKELIHOODS)}.")] = "Gaussian",
-    mean: Annotated[str, typer.Option(help="The prior mean: constant, zero or linear.")] = "constant",
+    mean: Annotated[
+        str, typer.Option(help="The prior mean: constant, zero, linear, or trend (a line with a flat prior).")
+    ] = "constant",
     output: Annotated[
         Path | None, typer.Option(help="The folder of the results; default: named after the data.")
     ] = None,

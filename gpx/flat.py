@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from gpx.errors import InputError
+from gpx.errors import NumericalError
 from gpx.linalg.derivatives import derivative
 from gpx.posterior import Posterior
 from gpx.sites import SiteMarginals, Sites
@@ -30,7 +30,8 @@ class Flat(Posterior):
     `log_partition` and `log_density` are the limits of those of a prior N(0, s I) on b plus ``q log(2 pi s) / 2``, q functions.
 
     inner: of g, at any sites; sites: of f; design: the basis [N, q] at the data; basis: x [N*, D] -> [N*, q].
-    Raises: InputError where the data do not determine b. Cost: that of q + 1 columns more than `inner` has.
+    Raises: NumericalError where the data do not determine b. Cost: time that of 3 q + 2
+    columns of `inner` in place of one, memory that of 2 q + 1.
     Source: Rasmussen & Williams (2006), eqs. 2.41 and 2.45; de Jong (1991), "The diffuse Kalman filter".
     """
 
@@ -58,18 +59,27 @@ class Flat(Posterior):
     def _with(self, values: Tensor) -> Posterior:
         """That of g where the targets are these [N, q C]."""
         tau = self.sites.tau.repeat(1, self._functions)
-        return self.inner.with_sites(Sites(tau * values, tau))
+        return self.inner.with_sites(Sites(self._seen(tau * values, self.sites), tau))
+
+    def _seen(self, nu: Tensor, sites: Sites) -> Tensor:
+        """nu [N, q C] with next to nothing in place of zeros where sites are: engines leave out what is absent."""
+        present = sites.present.repeat(1, self._functions)
+        return torch.where(present & (nu == 0), torch.finfo(nu.dtype).tiny, nu)
+
+    @torch.no_grad()
+    def _pull(self) -> Posterior:
+        """What g would be if the targets were the functions of the basis."""
+        return self._with(self._at(self.design))
 
     @cached_property
     def _pulled(self) -> Posterior:
-        """What g would be if the targets were the functions of the basis."""
-        with torch.no_grad():
-            return self._with(self._at(self.design))
+        """Kept for what is asked beside the evidence."""
+        return self._pull()
 
     @cached_property
     def _left(self) -> Tensor:
         """[N, q, C]: what g leaves of the functions of the basis, at the data."""
-        return self._apart(self._at(self.design) - self._pulled.site_marginals.mean)
+        return self._apart(self._at(self.design) - self._pull().site_marginals.mean)
 
     @cached_property
     def _root(self) -> Tensor:
@@ -77,9 +87,10 @@ class Flat(Posterior):
         precision = torch.einsum("nkc,nc,nl->ckl", self._left, self.sites.tau.detach(), self.design)
         root, info = torch.linalg.cholesky_ex(0.5 * (precision + precision.mT))
         if bool(info.any()) or not bool(torch.isfinite(root).all()):
-            raise InputError(
-                f"The targets do not determine the {self._functions} coefficients of the trend, which have a flat prior: give"
-                f" targets at {self._functions} different inputs or more, a trend of a lower degree, or mean='constant'."
+            raise NumericalError(
+                f"The targets do not determine the {self._functions} coefficients of the trend, which have a flat prior: they are"
+                f" at fewer than {self._functions} different inputs, or say too little of f (all of one class, all counts zero)."
+                " Give more, a trend of a lower degree, or mean='constant'."
             )
         return root
 
@@ -178,9 +189,6 @@ class Flat(Posterior):
 
     @cached_property
     def site_marginals(self) -> SiteMarginals:
-        if not bool(self.sites.tau.any()):  # nothing is known of the coefficients yet
-            inner = self.inner.site_marginals
-            return SiteMarginals(inner.mean, torch.full_like(inner.mean, math.inf), inner.extra)
         inner = self._numbers.site_marginals
         return SiteMarginals(
             inner.mean + self._trend, lambda: inner.variance + self._spread.square().sum(1), inner.extra
@@ -196,7 +204,7 @@ class Flat(Posterior):
         spread, tau = self._spread, direction.tau
         push = direction.nu - tau * self.site_marginals.mean
         dm, dv = self._numbers.response(direction.centred(self._trend))
-        turned = (tau[:, None] * spread).flatten(1)
+        turned = self._seen((tau[:, None] * spread).flatten(1), direction)
         cross, _ = self._pulled.response(Sites(turned, torch.zeros_like(turned)))
         squares = torch.einsum("nkc,nlc,nc->ckl", spread, spread, tau)
         dm = dm + torch.einsum("nkc,mkc,mc->nc", spread, spread, push)
@@ -247,15 +255,23 @@ class Flat(Posterior):
         spread = self._whitened(self._rest(design, lambda posterior: posterior.marginals(x)))
         return mean + design @ self.coefficients.mT, covariance + torch.einsum("nkc,mkc->cnm", spread, spread)
 
+    def sample(self, x: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        return self._numbers.sample(x, n, generator) + self._trends(n, generator)(x)
+
     def paths(self, n: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
         """A path of g with b at its mean, and what a draw of b changes of it."""
-        inner, root = self._numbers.paths(n, generator), self._root
+        inner, trends = self._numbers.paths(n, generator), self._trends(n, generator)
+        return lambda x: inner(x) + trends(x)
+
+    def _trends(self, n: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        """The trend, and what n draws of b change of it and of g."""
+        root = self._root
         drawn = torch.randn(n, *root.shape[:2], generator=generator, dtype=root.dtype, device=root.device)
 
         def draw(x: Tensor) -> Tensor:
             design = self.basis(x)
             spread = self._whitened(self._rest(design, lambda posterior: posterior.marginals(x)))
-            return inner(x) + design @ self.coefficients.mT + torch.einsum("nkc,sck->snc", spread, drawn)
+            return design @ self.coefficients.mT + torch.einsum("nkc,sck->snc", spread, drawn)
 
         return draw
 

@@ -47,7 +47,7 @@ class GP:
         kernel: a gpx or gpytorch kernel, an expression such as ``"Matern(nu=1.5) + Linear"``, ``"auto"``, or a list with
             one kernel per latent function of the likelihood.
         likelihood: of `gpx.likelihoods`, or a one-dimensional one of gpytorch; None means `likelihoods.Gaussian()`.
-        mean: "constant" (learned), "zero", "linear", or a gpytorch mean.
+        mean: "constant" (learned), "zero", "linear", "trend" (`means.Trend(1)`), any `means.Trend`, or a gpytorch mean.
         engine, rule, objective: "auto", or an object of `gpx.engines`, `gpx.rules`, `gpx.objectives`.
     The arguments are stored untouched; what `fit` makes of them ends in an underscore: ``kernel_``, ``likelihood_``,
     ``mean_``, ``engine_``, ``posterior_``, ``result_``.
@@ -180,7 +180,7 @@ class GP:
         return Prediction(Normal(self._flat(mean), self._flat(variance).sqrt(), validate_args=False), "f" + "'" * order)
 
     def sample(self, X: Any, n: int, seed: int | None = 0) -> Tensor:
-        """Joint posterior draws of f at X: [n, N*]. Cost: O(N*^3)."""
+        """Joint posterior draws of f at X: [n, N*]. Cost: O(N*^3); with StateSpace linear in N*."""
         points = self._points(X)
         with torch.no_grad():
             draws = self.posterior_.sample(points.x, draw_count(n), make_generator(seed, points.x.device))

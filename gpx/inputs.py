@@ -119,7 +119,10 @@ class Data:
             seen = self.observed[:, column]
             fit = torch.linalg.lstsq(design[seen], y[seen, column], driver="gelsd").solution
             y[:, column] -= design @ fit
-        return replace(self, y=y, variance=_pooled_variance(y))
+        variance = torch.as_tensor(self.variance).clamp_max(
+            _pooled_variance(y)
+        )  # where it was robust, so is what is left
+        return replace(self, y=y, variance=float(variance) if variance.dim() == 0 else variance)
 
     def rows(self, index: Tensor) -> Data:
         """A subset of the rows, at the scales of the whole."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations_with_replacement
+from numbers import Integral
 from typing import Any
 
 import gpytorch
@@ -117,9 +118,9 @@ class Trend(_Mean):
 
     def __init__(self, degree: int = 1) -> None:
         super().__init__()
-        if isinstance(degree, bool) or not isinstance(degree, int) or not 0 <= degree <= HIGHEST:
+        if isinstance(degree, bool) or not isinstance(degree, Integral) or not 0 <= degree <= HIGHEST:
             raise InputError(f"Trend needs an integer degree from 0 (a constant) to {HIGHEST}, got {degree!r}.")
-        self.degree = degree
+        self.degree = int(degree)
         self.declare("center", None, (1,))
         self.declare("scale", None, (1,))
 
@@ -146,7 +147,7 @@ class Trend(_Mean):
         return f"Trend(degree={self.degree})"
 
 
-MEANS = {"constant": ConstantMean, "zero": gpytorch.means.ZeroMean, "linear": LinearMean}
+MEANS = {"constant": ConstantMean, "zero": gpytorch.means.ZeroMean, "linear": LinearMean, "trend": Trend}
 
 
 def as_mean(mean: Any) -> gpytorch.means.Mean:
@@ -156,5 +157,5 @@ def as_mean(mean: Any) -> gpytorch.means.Mean:
     if isinstance(mean, str) and mean in MEANS:
         return MEANS[mean]()
     raise InputError(
-        f"mean must be {', '.join(map(repr, MEANS))} means.Trend(degree) or a gpytorch.means.Mean, got {mean!r}."
+        f"mean must be {', '.join(map(repr, MEANS))}, means.Trend(degree) or a gpytorch.means.Mean, got {mean!r}."
     )

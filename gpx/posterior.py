@@ -233,6 +233,9 @@ class Shifted(Posterior):
         inner = self.centred.paths(n, generator)
         return lambda x: inner(x) + self.mean(x)
 
+    def sample(self, x: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        return self.centred.sample(x, n, generator) + self.mean(x)
+
     def with_sites(self, sites: Sites) -> Shifted:
         return replace(self, centred=self.centred.with_sites(sites.centred(self.at_sites)), sites=sites)
 

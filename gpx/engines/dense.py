@@ -260,7 +260,18 @@ class ExactPosterior(Posterior):
                     known[index] = _covariance(kernel, self.x)
         return _conditioned(self.prior, self.x, sites, known, self.solutions)
 
+    def _covering(self, direction: Sites) -> ExactPosterior:
+        """Itself, with next to nothing in place of absent sites that a direction moves: what is absent is left out of factors."""
+        bare = direction.present & ~self.sites.present
+        if not bool(bare.any()):
+            return self
+        least = torch.finfo(self.sites.nu.dtype).tiny
+        return self.with_sites(Sites(torch.where(bare, least, self.sites.nu), self.sites.tau))
+
     def response(self, direction: Sites) -> tuple[Tensor, Tensor]:
+        covering = self._covering(direction)
+        if covering is not self:
+            return covering.response(direction)
         dm, dv = torch.zeros_like(self.sites.nu), torch.zeros_like(self.sites.nu)
         for s in self.solutions:
             cells = s.cells(self.sites)
@@ -268,6 +279,9 @@ class ExactPosterior(Posterior):
         return dm, dv
 
     def slope(self, direction: Sites, share: float = 0.0) -> Tensor:
+        covering = self._covering(direction)
+        if covering is not self:
+            return covering.slope(direction, share)
         total = self.sites.nu.new_zeros(())
         for s in self.solutions:
             cells = s.cells(self.sites)

@@ -228,7 +228,8 @@ class StateSpacePosterior(Posterior):
         with torch.no_grad():
             form = state_space(self.latent_kernel(column))
             layout, *parts = form.at(times) if order == 0 else _differentiated(form, times, place[count:], order)
-        nu, tau = (times.new_zeros(len(times)).index_copy(0, place[:count], v.detach()) for v in (chain.nu, chain.tau))
+        sites = (v.detach().to(times) for v in (chain.nu, chain.tau))
+        nu, tau = (times.new_zeros(len(times)).index_copy(0, place[:count], v) for v in sites)
         return type(chain)(layout, merged.gaps, *parts, nu, tau), place[count:]
 
     def joint(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,6 +63,7 @@ def infer(problem: Problem) -> Inferred:
     if not state.finite and problem.start is not None:
         state = _State(problem, first_posterior(problem.anew()))
     if not state.finite:
+        _ = state.residual, state.merit  # raises what stands in the way, if anything does
         raise NumericalError("The sites of the likelihood have no finite start; lower the outputscale of the kernel.")
     step, steps = problem.rule.first_step, 1
     while not state.settled and steps < problem.max_steps and step > SMALLEST_STEP:
@@ -116,7 +117,11 @@ class _State:
 
     @property
     def finite(self) -> bool:
-        return math.isfinite(self.residual) and math.isfinite(self.merit)
+        """Whether there is such a posterior, as far as arithmetic goes."""
+        try:
+            return math.isfinite(self.residual) and math.isfinite(self.merit)
+        except NumericalError:
+            return False
 
     def no_worse_than(self, other: _State) -> bool:
         # Where precisions are cut, or marginals are no derivatives, the rule's fixed point is near the maximum, not at it.
@@ -136,9 +141,9 @@ class _State:
 
     @cached_property
     def cut(self) -> int:
-        """Observed targets without precision."""
+        """Observed targets to which the rule gives no precision; damped steps may have left them some."""
         observed = self.problem.data.observed.repeat_interleave(self.problem.likelihood.num_latents, 1)
-        return self.problem.data.team.count(int((observed & (self.posterior.sites.tau == 0)).sum()))
+        return self.problem.data.team.count(int((observed & (self.target.tau == 0)).sum()))
 
     def advances(self, other: _State) -> bool:
         """Whether the residual has halved or the merit risen by a percent."""

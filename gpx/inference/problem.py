@@ -91,6 +91,8 @@ class Problem:
         """Where the rule sets out: at the targets as the latent functions see them, with variances of at most one."""
         seen = torch.stack([part.y for part in self.likelihood.latent_data(self.data)], -1).flatten(1)
         mean = torch.where(torch.isnan(seen), prior.at_sites, seen)
+        if self.prior.basis is not None:  # a flat prior is wider than any
+            return SiteMarginals(mean, torch.full_like(mean, START_VARIANCE))
         return SiteMarginals(mean, prior.site_marginals.variance.clamp_max(START_VARIANCE))
 
     def posterior(self) -> Shifted:

@@ -326,6 +326,8 @@ def _as_trial(trial: Any, index: int, neurons: int | None = None) -> Tensor:
     y = torch.as_tensor(np.asarray(trial, dtype=float))
     if y.dim() != 2 or not len(y):
         raise InputError(f"Trial {index} must be an array [bins, neurons], got shape {list(y.shape)}.")
+    if bool(torch.isinf(y).any()):
+        raise InputError(f"Trial {index} has infinite values; a missing value is NaN.")
     if neurons is not None and y.shape[1] != neurons:
         raise InputError(f"Trial {index} has {y.shape[1]} neurons (columns), the fit had {neurons}.")
     return y

@@ -265,11 +265,12 @@ def _sites(s: Setting) -> None:
 
     posterior = s.posterior()
     parts = (torch.randn(s.z.shape, generator=generator, dtype=torch.float64) for _ in range(2))
-    along = Sites(*(torch.where(seen, part, 0.0) for part in parts))
+    along = Sites(next(parts), torch.where(seen, next(parts), 0.0))  # absent sites may tilt
     moved = [posterior.with_sites(Sites(s.sites.nu + h * along.nu, s.sites.tau + h * along.tau)) for h in (STEP, -STEP)]
     changes = [(a - b) / (2 * STEP) for a, b in zip(*(_moments(p) for p in moved), strict=True)]
     for got, expected in zip(posterior.response(along), changes, strict=True):
-        s.close(torch.where(seen, got, 0.0), torch.where(seen, expected, 0.0), "response", FINITE / s.tolerance)
+        there = torch.where(along.present, got, 0.0), torch.where(along.present, expected, 0.0)
+        s.close(*there, "response", FINITE / s.tolerance)
     slope = (moved[0].log_partition - moved[1].log_partition) / (2 * STEP)
     s.close(posterior.slope(along), slope, "slope", FINITE / s.tolerance)
     params = [p for p in s.kernel.parameters() if p.requires_grad]
@@ -279,7 +280,7 @@ def _sites(s: Setting) -> None:
     s.close(together, separate, "slope with a share of the log partition")
     _same_gradients(s, params, together, separate, "gradient of the slope with a share of the log partition")
 
-    other = Sites(s.sites.nu + along.nu, s.tau * (1 + along.tau.abs()))
+    other = Sites(s.sites.nu + torch.where(seen, along.nu, 0.0), s.tau * (1 + along.tau.abs()))
     fresh = s.engine.condition(prior, plan, s.engine.parameters(prior, plan), other)
     _same_posterior(s, posterior.with_sites(other), fresh, "with_sites is conditioning on these sites")
     _flat_site(s, prior, plan)

@@ -311,3 +311,23 @@ def test_cavities_of_a_gaussian_are_leave_one_out():
     expected = gp.posterior_.leave_one_out()
     close(mean, expected[0], "means", 1e-8)
     close(variance + 0.05, expected[1], "variances", 1e-8)
+
+
+def test_gradients_follow_sites_that_damped_steps_leave_almost_without_precision():
+    """Precisions that the rule cuts at zero are reached by halves: the gradient is that of cut ones all the same."""
+    random = np.random.default_rng(5)
+    t = np.sort(random.uniform(0, 40, 200))
+    y = np.sin(t / 2) + 0.3 * random.standard_t(3, 200)
+    likelihood, rule = gpx.likelihoods.StudentT(df=3.0, scale=0.3), gpx.rules.ExpectationPropagation()
+    kernel = gpx.kernels.Matern(nu=1.5, lengthscale=3.0)
+    gp = gpx.GP(kernel, likelihood, engine="StateSpace", rule=rule, objective=gpx.objectives.EPEvidence())
+    problem = gp.condition(t, y)._fitted().anew()
+    raw = problem.prior.kernels[0].raw_lengthscale
+    (gradient,) = torch.autograd.grad(gp.objective_(problem), raw)
+    assert problem.inferred.zero_precisions > 0
+    ends = []
+    with torch.no_grad():
+        for step in (1e-5, -2e-5):
+            raw.add_(step)
+            ends.append(float(gp.objective_(problem.anew())))
+    close(gradient.sum(), (ends[0] - ends[1]) / 2e-5, "implicit gradient", rtol=1e-5)

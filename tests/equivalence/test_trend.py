@@ -13,7 +13,7 @@ import torch
 import gpx
 from gpx.engines import SIC, Exact, SparseVariational, StateSpace
 from gpx.engines.base import Engine
-from gpx.errors import InputError, StructureError
+from gpx.errors import InputError, NumericalError, StructureError
 from gpx.flat import Flat
 from gpx.kernels import Constant, Linear, Matern
 from gpx.kernels.dense import dense
@@ -241,8 +241,37 @@ def test_a_degree_that_there_is_not(degree: Any) -> None:
         Trend(degree)
 
 
+def test_in_single_precision() -> None:
+    x = torch.linspace(0, 10, 60)
+    gp = gpx.GP(KERNEL, Gaussian(NOISE), mean="trend", engine="StateSpace").condition(x, 3 + x.sin() + x)
+    other = gpx.GP(KERNEL, Gaussian(NOISE), mean="trend").condition(x.double(), (3 + x.sin() + x).double())
+    new = torch.tensor([3.3, 12.0])
+    assert gp.predict(new).mean.dtype == torch.float32
+    close(gp.predict(new).mean, other.predict(new.double()).mean, "mean", rtol=1e-4)
+
+
+@pytest.mark.parametrize("mean", ["constant", "trend"])
+def test_samples_are_those_of_the_engine(mean: str) -> None:
+    """In linear time: moments of joint draws at more points than a dense covariance would be for, by z-tests (1e-4 each)."""
+    x, y = series()
+    gp = gpx.GP(KERNEL, Gaussian(NOISE), mean=mean, engine="StateSpace").condition(x, y)
+    new = np.linspace(-3, 13, 3000)
+    draws, f = gp.sample(new, 400), gp.predict(new, of="f")
+    z = (draws.mean(0) - f.mean)[::1000] / (f.std[::1000] / 20)
+    assert float(z.abs().max()) < 4.2
+    ratio = draws.var(0)[::1000] / f.variance[::1000]
+    assert float((ratio - 1).abs().max()) < 4.2 * (2 / 399) ** 0.5
+
+
+def test_bootstrap_does_not_ask_for_a_trend() -> None:
+    """The restricted likelihood is the same whatever the trend is."""
+    x, y = series()
+    again = gpx.GP(KERNEL, mean="trend").fit(x, y).bootstrap(5, verbose=False)
+    assert len(again.draws) == 5 and bool(np.isfinite(again.draws).all())
+
+
 def test_too_few_targets() -> None:
-    with pytest.raises(InputError, match="a trend of a lower degree"):
+    with pytest.raises(NumericalError, match="a trend of a lower degree"):
         model(1).condition([[1.0], [1.0]], [0.0, 1.0]).predict([[0.0]])
 
 
