@@ -20,12 +20,15 @@ from gpx.pde.sparse import SparsePosterior, condition_sparsely
 
 DENSE = 5000  # measurements up to which the kernel matrix is factorised
 CHOICE = 800  # points that the kernel is chosen with
-LADDER = (1.0, 0.5, 0.25, 0.12, 0.06, 0.03)  # lengthscales, of the range
+LADDER = (1.0, 0.7, 0.5, 0.35, 0.25, 0.17, 0.12, 0.085, 0.06, 0.042, 0.03)  # lengthscales, of the range
 START = 0.25  # that of the kernel with which a nonlinear equation is first linearised
 STRETCHES = (2.0, 0.5, 1.4, 0.7)
-LOWER = 2  # steps down a ladder with less and less evidence, where it ends
-SHORTEST = 1.0  # of the mean distance of neighbours: a kernel that is shorter says nothing of what is between them
+LONGEST = 4.0  # lengthscales, of the range: a kernel that is longer is a polynomial to rounding
+NOMINAL = 0.05  # share of the nugget in the data's norm from which it, and not the kernel, explains them
+SEEN = 100  # points at which the error of a kernel is estimated
+SHORTEST = 0.5  # of the mean distance of neighbours: a kernel that is shorter says nothing of what is between them
 WORTHWHILE = 1.0  # nats: what is no better is not followed
+GAIN = 10.0  # nats that a unit of the logarithm of an estimated error is worth
 ROUNDS = 2  # choices of the kernel, for nonlinear equations, each around the solution of the one before
 MAX_STEPS = 30
 ACCURACY = 1e-11  # of the solution: steps below it end the search
@@ -198,14 +201,14 @@ def _damped(measured: Measured, jets: Jets, found: Jets, residual: float) -> Jet
 
 
 def choose(problem: Problem) -> Choice:
-    """The kernel of the largest evidence, with some of the points: down ladders of lengthscales, then step by step.
+    """The kernel of the largest `merit`, with some of the points: of a ladder of lengthscales, then step by step.
 
     The equation is linearised around the solution that a fixed kernel, then the one chosen, has. Nothing reads `problem.exact`.
+    Raises: NumericalError if no kernel explains the values.
     """
     points = problem.domain.few(CHOICE)
     measured, bounds = Measured.of(problem, points), problem.domain.bounds
     dims, order = points.dims, max(len(index) for index in problem.jet)
-    shortest = SHORTEST * len(points.all) ** (-1 / dims)
     # Sparse factors want kernels that are rougher: dependence on what is far away is then through what is near.
     smoothness = (order + 1.5, order + 2.5 if len(problem.domain.all) > DENSE else np.inf)
     tried = [Choice(nu, (part,) * dims) for nu in smoothness for part in LADDER]
@@ -213,40 +216,76 @@ def choose(problem: Problem) -> Choice:
     for _ in range(1 if measured.linear else ROUNDS):
         if not measured.linear:
             jets = solved(measured, best.kernels(bounds))[1]
-        blocks, values = measured.linearised(jets)
-
-        def evidence(choice: Choice, blocks: Any = blocks, values: Any = values) -> float:
-            if min(choice.lengthscales) < shortest:
-                return -np.inf
-            try:
-                return condition(choice.kernels(bounds), blocks, values).evidence
-            except NumericalError:
-                return -np.inf
-
-        best = _climbed(evidence, tried)
+        best = _climbed(_scored(measured, jets), tried)
         tried = [best]
-    variance = condition(best.kernels(bounds), blocks, values).level if problem.uncertain else None
-    return replace(best, variance=variance)
+    if problem.uncertain:
+        return replace(best, variance=conditioned(measured, best.kernels(bounds), jets).level)
+    return _resized(best, measured, jets) if CHOICE < len(problem.domain.all) <= DENSE else best
 
 
-def _climbed(evidence: Callable[[Choice], float], ladder: Sequence[Choice]) -> Choice:
-    """The best of a ladder, from there on the first better one around the best, until there is none."""
-    tried: dict[Choice, float] = {}
-    for nu in dict.fromkeys(choice.nu for choice in ladder):
-        worse, last = 0, -np.inf
-        for choice in (c for c in ladder if c.nu == nu):
-            tried[choice] = evidence(choice)
-            worse, last = (worse + 1 if tried[choice] < last else 0), tried[choice]
-            if worse == LOWER:
-                break
+def _resized(best: Choice, measured: Measured, jets: Jets) -> Choice:
+    """With all points in place of some: the choice, or what has as many of them to a lengthscale, whichever has more merit.
+
+    Where a solution is smooth its lengthscales are the same for more points, at corners they are a few distances of points.
+    """
+    domain = measured.problem.domain
+    every, bounds = Measured.of(measured.problem, domain), domain.bounds
+    rough = conditioned(measured, best.kernels(bounds), jets)
+    score = _scored(every, {index: rough.mean(values_at(every.x, index)) for index in every.indices})
+    ratio = (len(measured.x) / len(every.x)) ** (1 / domain.dims)
+    return max(best, _stretched(best, ratio, range(domain.dims)), key=score)
+
+
+def _scored(measured: Measured, jets: Jets) -> Callable[[Choice], float]:
+    """The merit of kernels, those of any use, around these jets."""
+    blocks, values = measured.linearised(jets)
+    bounds, dims = measured.problem.domain.bounds, measured.x.shape[1]
+    shortest = SHORTEST * sum(len(v) for v in values) ** (-1 / dims)
+
+    def score(choice: Choice) -> float:
+        if min(choice.lengthscales) < shortest or max(choice.lengthscales) > LONGEST:
+            return -np.inf
+        try:
+            return merit(measured, condition(choice.kernels(bounds), blocks, values))
+        except NumericalError:
+            return -np.inf
+
+    return score
+
+
+def merit(measured: Measured, posterior: Posterior) -> float:
+    """What a kernel is chosen by: its evidence where data have errors, else how small an error it estimates for itself.
+
+    Without errors evidence misleads: at corners all kernels are wrong, and a long one with the nugget for an error of the
+    boundary's values finds constant sources worth any number of nats. Kernels whose nugget explains the data are not taken.
+    """
+    if measured.problem.uncertain:
+        return posterior.evidence
+    if posterior.nominal > NOMINAL:
+        return -np.inf
+    count = len(measured.source)
+    inside = values_at(measured.x[: count : -(-count // SEEN)])
+    error = float(posterior.std(inside).norm() / posterior.mean(inside).norm().clamp_min(1e-300))
+    return -GAIN * np.log(max(error, 1e-300))
+
+
+def _climbed(score: Callable[[Choice], float], ladder: Sequence[Choice]) -> Choice:
+    """The best of a ladder, from there on the first better one around the best, until there is none.
+
+    Raises: NumericalError if none has any merit.
+    """
+    tried = {choice: score(choice) for choice in ladder}
     best = max(tried, key=lambda choice: tried[choice])
     if not np.isfinite(tried[best]):
-        raise NumericalError("No kernel matrix of the points is positive definite: some are too near each other.")
+        raise NumericalError(
+            "No kernel explains the values at the points: some points are too near each other, or values contradict each other;"
+            " leave them out, or say how large their errors are (noise=)."
+        )
     moves = _around(best)
     while moves:
         choice, *moves = moves
         if choice not in tried:
-            tried[choice] = evidence(choice)
+            tried[choice] = score(choice)
         if tried[choice] > tried[best] + WORTHWHILE:
             best, moves = choice, _around(choice)
     return best
@@ -255,11 +294,9 @@ def _climbed(evidence: Callable[[Choice], float], ladder: Sequence[Choice]) -> C
 def _around(choice: Choice) -> list[Choice]:
     dims = len(choice.lengthscales)
     groups = [tuple(range(dims)), *((d,) for d in range(dims))] if dims > 1 else [(0,)]
-    return [
-        replace(
-            choice,
-            lengthscales=tuple(round(v * by, 6) if d in group else v for d, v in enumerate(choice.lengthscales)),
-        )
-        for by in STRETCHES
-        for group in groups
-    ]
+    return [_stretched(choice, by, group) for by in STRETCHES for group in groups]
+
+
+def _stretched(choice: Choice, by: float, axes: Sequence[int]) -> Choice:
+    parts = tuple(round(v * by, 6) if d in axes else v for d, v in enumerate(choice.lengthscales))
+    return replace(choice, lengthscales=parts)

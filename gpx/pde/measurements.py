@@ -149,14 +149,22 @@ class Posterior:
     @cached_property
     def variance(self) -> float:
         """The variance of the kernel: with errors, the likeliest; without, by leaving one out: errors in predicting each value
-        from all others have unit variance.
+        from all others have unit variance, or less, in every block. At corners only the values on the boundary tell.
 
         Cost: O(N^3).
         """
         if self.level is not None:
             return self.level
         inverse, alpha = self.factor.inverse().diagonal(), self.weights * self.scale
-        return float((alpha.square() / inverse).mean())
+        squares = (alpha.square() / inverse).split([len(block.x) for block in self.blocks])
+        return max(float(part.mean()) for part in squares if len(part))
+
+    @property
+    def nominal(self) -> float:
+        """The share in ``y^T C^-1 y`` of the nugget: near one, the process has the data as errors that they do not have."""
+        alpha = self.weights * self.scale
+        form = float(self.data @ alpha)
+        return (NUGGET + self.factor.jitter) * float(alpha @ alpha) / form if form > 0 else 0.0
 
     @cached_property
     def evidence(self) -> float:

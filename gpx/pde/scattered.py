@@ -134,7 +134,8 @@ def solve_at_points(problem: Problem, kernel: Any = None) -> PointSolution:
     if not problem.uncertain and solution.error_estimate > DOUBTFUL:
         warnings.warn(
             f"The estimated relative error of the solution is {solution.error_estimate:.2g}: give more points than"
-            f" {len(solution.points)}, or a domain in which the solution is smoother.",
+            f" {len(solution.points)}, at corners of the domain above all, where solutions are rough, or kernel= with a"
+            " lengthscale of a few distances of points.",
             FitWarning,
         )
     return solution
