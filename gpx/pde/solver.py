@@ -48,8 +48,8 @@ def solve(
     Nothing reads `problem.exact`.
 
     On `Points` the process is given the equation, the conditions and what was observed at them, linearised around its own mean by
-    the Gauss-Newton method; the kernel, a product of Gaussian or Matern ones, is that of the largest evidence, and the estimated
-    error is the posterior's.
+    the Gauss-Newton method; the kernel, a product of Gaussian or Matern ones, is that of the least estimated error
+    (where data have errors, of the largest evidence), and the estimated error is the posterior's.
 
     Arguments: grid: points per axis, a number or one for each; None: the problem's. kernel: a stationary kernel of one input
     for every axis, or a list with one for each, instead of the choice. method: "map-adam" for the published training by Adam,
