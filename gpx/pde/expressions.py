@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import reduce
+from functools import partial, reduce
 from numbers import Real
 from typing import Any
 
@@ -333,12 +333,18 @@ def indices(of: Expression, name: str = "u") -> frozenset[Index]:
     return frozenset(leaf.index for leaf in leaves(of) if isinstance(leaf, Jet) and leaf.name == name)
 
 
-def substitute(of: Expression, numbers: Mapping[str, float]) -> Expression:
-    """The expression with numbers for the unknown ones."""
+def substitute(
+    of: Expression,
+    numbers: Mapping[str, float],
+    functions: Mapping[str, Callable[[Tensor, Index], Tensor]] | None = None,
+) -> Expression:
+    """The expression with numbers for the unknown ones, and functions of x and a derivative for unknown functions."""
     if isinstance(of, Unknown) and of.name in numbers:
         return Constant(numbers[of.name])
+    if isinstance(of, Jet) and functions and of.name in functions:
+        return Coefficient(partial(functions[of.name], index=of.index))
     parts = {f.name: getattr(of, f.name) for f in fields(of) if isinstance(getattr(of, f.name), Expression)}
-    return replace(of, **{name: substitute(part, numbers) for name, part in parts.items()}) if parts else of
+    return replace(of, **{name: substitute(part, numbers, functions) for name, part in parts.items()}) if parts else of
 
 
 def linearise(of: Expression, jet: Mapping[Any, Tensor], x: Tensor) -> tuple[Tensor, dict[Any, Tensor]]:

@@ -118,6 +118,13 @@ class Problem:
         return bool(self.noise or self.observations)
 
     @property
+    def complete(self) -> bool:
+        """Whether the conditions on the faces of a box determine the solution without observations."""
+        return not self._floats and all(
+            len(self.along(axis)) + order * self.periodic(axis) == order for axis, order in enumerate(self.orders)
+        )
+
+    @property
     def conditions(self) -> tuple[Condition, ...]:
         """The boundary conditions, one by one."""
         if callable(self.boundary) or isinstance(self.boundary, Real):
@@ -236,9 +243,13 @@ class Problem:
                     f" one(s) of u and its slope there, {', '.join(map(repr, here))}; move {len(here) - rank} to another face."
                 )
 
+    @property
+    def _floats(self) -> bool:
+        """Whether u + 1 solves the problem as well as u."""
+        return () not in self.jet and all(isinstance(c, Periodic) or c.a == 0 for c in self.conditions)
+
     def _check_level(self) -> None:
-        floats = all(isinstance(c, Periodic) or c.a == 0 for c in self.conditions)
-        if floats and () not in self.jet and not self.observations:
+        if self._floats and not self.observations:
             raise InputError(
                 "The problem is under-determined: neither the equation nor a condition has u itself, so that u + 1 solves it as"
                 " well as u; give Dirichlet or Robin on a face, or observations= of u."

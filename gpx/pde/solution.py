@@ -34,7 +34,9 @@ class Solution:
     """A function ``u(x) = sum c_ij... b_i(x_1) b_j(x_2) ...`` that solves a `Problem`, called at points or any expression.
 
     problem; nodes: points of the grid along every axis; mean: u, with the unknown functions and numbers of the equation;
-    error_estimate: estimated relative L2 error; setting: the frequencies and lengthscales that were chosen, None where the kernel
+    error_estimate: estimated relative L2 error; where data have noise, the larger of the posterior's deviation and what the mean
+    leaves of the equation between the nodes, seen through its inverse (0 where that is not known: the source is an array, or
+    conditions do not determine the solution); setting: the frequencies and lengthscales that were chosen, None where the kernel
     was given; posterior_std: standard deviations at the nodes, where data have noise; unknowns: what they say of the unknown
     numbers and functions of the equation, by their names; draws: the posterior given such data.
 
