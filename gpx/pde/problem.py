@@ -112,6 +112,11 @@ class Problem:
         """The names of unknown functions beside u."""
         return tuple(sorted({leaf.name for leaf in self._leaves() if isinstance(leaf, Jet)} - {"u"}))
 
+    def prior(self, name: str) -> Expression:
+        """The mean of an unknown function."""
+        jets = (leaf for leaf in self._leaves() if isinstance(leaf, Jet) and leaf.name == name)
+        return next((jet.mean for jet in jets if jet.mean is not None), expression(0.0))
+
     @property
     def uncertain(self) -> bool:
         """Whether data with noise determine the solution."""

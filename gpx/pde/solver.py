@@ -19,6 +19,7 @@ from gpx.pde.axes import galerkin
 from gpx.pde.basis import kernel_basis
 from gpx.pde.boundary import complain_of_slopes
 from gpx.pde.domains import points
+from gpx.pde.draws import Draws, Estimate
 from gpx.pde.estimate import judge
 from gpx.pde.expressions import evaluate, substitute
 from gpx.pde.functions import Function, Functions
@@ -136,7 +137,17 @@ def _inferred(problem: Problem, nodes: tuple[np.ndarray, ...], kernel: Any) -> S
             f" the grid, and {noise:.2g} by noise: give more points than grid={counts}, or data with less noise."
         )
     _warn(complaints)
-    return Solution(problem, nodes, mean, max(noise, left), setting, std, draws.estimates(counts), draws)
+    return Solution(problem, nodes, mean, max(noise, left), setting, std, _unknowns(problem, nodes, draws), draws)
+
+
+def _unknowns(problem: Problem, nodes: tuple[np.ndarray, ...], draws: Draws) -> dict[str, Estimate]:
+    """The unknown numbers and functions, these with their means."""
+    found = draws.estimates([len(n) for n in nodes])
+    for name in problem.unknown_functions:
+        process = found[name].value
+        mean = problem.prior(name).value({}, points(nodes)).reshape([len(n) for n in nodes])
+        found[name] = replace(found[name], value=mean + process)
+    return found
 
 
 def _between(problem: Problem, nodes: tuple[np.ndarray, ...], source: Tensor, mean: Functions) -> float:

@@ -217,6 +217,14 @@ def test_steps_in_pseudo_time_reach_what_newtons_do_not():
     assert float((solution(middle, problem.equation) - 1).abs()[0]) < 1e-3
 
 
+def test_steps_to_where_an_equation_is_not_finite_are_silent():
+    """u'' = exp(-1/u): some of the first steps lead to u near zero, where it overflows."""
+    solution = solve(
+        manufactured("", Interval(0, 1), D(u, 0, 2) - exp(-1 / u), lambda x: 2 + torch.sin(x[:, 0]), grid=100)
+    )
+    assert solution.relative_error() < 1e-9
+
+
 def test_picards_steps_reach_what_newtons_do_not():
     """u'' - 60 sin u = -200: the slope 60 cos u has both signs, and Picard's steps contract: 60 is less than pi^2 times 8."""
     problem = Problem(Interval(0, 1), D(u, 0, 2) - 60 * sin(u), -200.0, 0.0, grid=80)
