@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gpx.pde.axes import Axis, multiply
 from gpx.pde.domains import points
-from gpx.pde.expressions import Index, evaluate
+from gpx.pde.fields import Index, evaluate
 from gpx.pde.problem import Problem
 
 # Steps may lead to where an equation is not finite: solvers see it in their residuals, and go another way.

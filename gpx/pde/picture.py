@@ -9,7 +9,7 @@ import torch
 
 from gpx.errors import InputError
 from gpx.pde.domains import points
-from gpx.pde.expressions import evaluate
+from gpx.pde.fields import evaluate
 from gpx.plot import COLOURS, INK, _axes, _dress
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from torch import Tensor
 from gpx.errors import InputError
 from gpx.pde.boundary import Condition, Dirichlet, Periodic, Robin, check_corners, check_parts
 from gpx.pde.domains import Box
-from gpx.pde.expressions import Expression, Field, Index, Jet, Unknown, check_field, expression, indices, leaves
+from gpx.pde.expressions import Expression, Jet, Unknown, expression, indices, leaves
+from gpx.pde.fields import Field, Index, check_field
 from gpx.pde.observations import Observations
 from gpx.pde.points import Points
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from gpx.pde.boundary import Dirichlet
 from gpx.pde.domains import Box, Interval
-from gpx.pde.expressions import D, Expression, Field, differentiating, indices, u
+from gpx.pde.expressions import D, Expression, indices, u
+from gpx.pde.fields import Field, differentiating
 from gpx.pde.points import Points
 from gpx.pde.problem import Problem
 

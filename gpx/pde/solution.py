@@ -17,7 +17,8 @@ from gpx.pde.axes import galerkin, multiply
 from gpx.pde.basis import Basis
 from gpx.pde.domains import numbers, points, whole
 from gpx.pde.draws import Draws, Estimate
-from gpx.pde.expressions import Expression, evaluate, linearise
+from gpx.pde.expressions import Expression, linearise
+from gpx.pde.fields import evaluate
 from gpx.pde.functions import Function, Functions
 from gpx.pde.grids import Grid
 from gpx.pde.joint import mean_square

@@ -21,7 +21,8 @@ from gpx.pde.boundary import complain_of_slopes
 from gpx.pde.domains import points
 from gpx.pde.draws import Draws, Estimate
 from gpx.pde.estimate import judge
-from gpx.pde.expressions import evaluate, substitute
+from gpx.pde.expressions import substitute
+from gpx.pde.fields import evaluate
 from gpx.pde.functions import Function, Functions
 from gpx.pde.grids import Grid, boundary_values
 from gpx.pde.inverse import infer, settings
