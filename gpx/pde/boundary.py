@@ -12,7 +12,7 @@ import torch
 
 from gpx.errors import InputError
 from gpx.pde.domains import Box, points
-from gpx.pde.expressions import Field, check_field, differentiated, evaluate
+from gpx.pde.fields import Field, check_field, differentiated, evaluate
 from gpx.pde.points import Points
 
 EDGE_POINTS = 5  # per axis along an edge where faces meet

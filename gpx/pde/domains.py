@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,10 @@ class Box:
         object.__setattr__(self, "bounds", pairs)
 
     def __mul__(self, other: Box) -> Box:
+        if not isinstance(other, Box):
+            raise InputError(
+                f"A Box is multiplied by a Box, such as Interval(0, 1), got {type(other).__name__}: {other!r}."
+            )
         return Box(self.bounds + other.bounds)
 
     @property
@@ -53,6 +58,16 @@ class Box:
         """The coordinate of a face along its axis."""
         return self.bounds[face[0]][face[1]]
 
+    def check(self, axis: int, x: Tensor) -> None:
+        """Raises: InputError for coordinates [n] that are outside along an axis."""
+        low, high = self.bounds[axis]
+        slack = 1e-9 * (high - low)
+        outside = int(((x < low - slack) | (x > high + slack)).sum())
+        if outside:
+            raise InputError(
+                f"{outside} of {len(x)} points are outside the domain along axis {axis}: {low:g} to {high:g}."
+            )
+
     def check_face(self, face: Any) -> Face:
         """Raises: InputError unless it is (axis, 0 | 1)."""
         if isinstance(face, tuple) and len(face) == 2 and face[0] in range(self.dims) and face[1] in (0, 1):
@@ -65,6 +80,34 @@ class Box:
 def Interval(lower: float, upper: float) -> Box:
     """The box of one axis."""
     return Box([(lower, upper)])
+
+
+def numbers(values: Any, name: str) -> Tensor:
+    """Numbers of any kind and shape, as float64. Raises: InputError unless they are real numbers that make an array."""
+    try:
+        array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+        if array.dtype.kind in "USc":
+            raise ValueError(f"it has {array.dtype}")
+        return torch.from_numpy(array.astype(float))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} must be an array of real numbers, got {type(values).__name__} ({error}).") from None
+
+
+def whole(value: Any, least: int) -> bool:
+    """Whether a value is an integer, of Python or numpy, of at least so much."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def called_at(X: Any, dims: int) -> Tensor:
+    """The points [n, d] that a solution is called at ([n] where d = 1). Raises: InputError for others, or not finite ones."""
+    x = numbers(X, "Points")
+    x = x[:, None] if x.dim() == 1 and dims == 1 else x
+    if x.dim() != 2 or x.shape[1] != dims:
+        raise InputError(f"A solution of {dims} axes is called at points [n, {dims}], got {list(x.shape)}.")
+    lost = int((~torch.isfinite(x)).any(1).sum())
+    if lost:
+        raise InputError(f"{lost} of {len(x)} points are not finite; leave them out.")
+    return x
 
 
 def points(axes: Sequence[np.ndarray]) -> Tensor:

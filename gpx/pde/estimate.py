@@ -16,7 +16,8 @@ from torch import Tensor
 
 from gpx.pde.axes import differences
 from gpx.pde.basis import trapezoid
-from gpx.pde.expressions import evaluate, linearise
+from gpx.pde.expressions import linearise
+from gpx.pde.fields import evaluate
 from gpx.pde.grids import Grid, boundary_values
 from gpx.pde.linear import Solver, axis_matrices, kronecker_sum, solve_linear
 from gpx.pde.newton import State

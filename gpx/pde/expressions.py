@@ -7,21 +7,26 @@ which it is taken, ascending: ``()`` is u, ``(0, 0)`` is u_xx, ``(0, 1)`` is u_x
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import reduce
+from functools import partial, reduce
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gpx.errors import InputError
+from gpx.pde.domains import whole
+from gpx.pde.fields import Field, Index, check_field, differentiate, differentiating, evaluate, finite
 
-Index = tuple[int, ...]
 Key = Index | tuple[str, Index]
-Field = Callable[[Tensor], Tensor]
+
+FUNCTIONS = "pde.exp, pde.sin, pde.cos, or powers with numbers"
+ARITHMETIC = {np.add: operator.add, np.subtract: operator.sub, np.multiply: operator.mul, np.divide: operator.truediv}
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +63,32 @@ class Expression(ABC):
     def __pow__(self, exponent: float) -> Expression:
         if not isinstance(exponent, Real):
             raise InputError(f"The exponent of a power must be a number, got {exponent!r}; use pde.exp for others.")
+        if exponent < 0 and isinstance(self, Constant) and not self.number:
+            raise InputError(f"An expression divides by zero: 0**{exponent:g}; correct the equation.")
         return Power(self, float(exponent))
+
+    def __rpow__(self, base: Any) -> Expression:
+        raise InputError(f"{base!r}**u has u in the exponent: write pde.exp(math.log({base!r}) * u).")
+
+    def __abs__(self) -> Expression:
+        raise InputError(
+            "abs of an expression is not differentiable: write (u**2) ** 0.5 where u has no zeros, or a smooth function by"
+            f" {FUNCTIONS}."
+        )
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Expression:
+        """What numpy does with expressions: arithmetic of its numbers, and nothing else."""
+        if ufunc in ARITHMETIC:
+            return ARITHMETIC[ufunc](*map(expression, inputs))
+        raise InputError(f"numpy's {ufunc.__name__} takes numbers, and u is an expression: write {FUNCTIONS}.")
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """What torch does with expressions: nothing."""
+        name = getattr(func, "__name__", func)
+        raise InputError(
+            f"torch's {name} takes tensors, and u is an expression: write {FUNCTIONS}; functions of x are given as callables."
+        )
 
     @abstractmethod
     def value(self, jet: Mapping[Any, Tensor], x: Tensor) -> Tensor:
@@ -79,10 +109,11 @@ class Expression(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Jet(Expression):
-    """A derivative of u, or of an unknown function with another name."""
+    """A derivative of u, or of an unknown function with another name: then of a process around its mean."""
 
     index: Index = ()
     name: str = "u"
+    mean: Expression | None = None
 
     @property
     def key(self) -> Key:
@@ -90,16 +121,23 @@ class Jet(Expression):
         return self.index if self.name == "u" else (self.name, self.index)
 
     def value(self, jet: Mapping[Any, Tensor], x: Tensor) -> Tensor:
-        return jet[self.key]
+        return jet[self.key] if self.mean is None else self.prior.value(jet, x) + jet[self.key]
+
+    @property
+    def prior(self) -> Expression:
+        """The derivative of the mean."""
+        mean = Constant(0.0) if self.mean is None else self.mean
+        return reduce(lambda e, axis: e.derivative(axis), self.index, mean)
 
     def derivative(self, axis: int) -> Expression:
-        return Jet(tuple(sorted((*self.index, axis))), self.name)
+        return replace(self, index=tuple(sorted((*self.index, axis))))
 
     def degree(self) -> float:
         return 1.0
 
     def __repr__(self) -> str:
-        return self.name + ("_" + "".join(map(str, self.index)) if self.index else "")
+        process = self.name + ("_" + "".join(map(str, self.index)) if self.index else "")
+        return process if self.mean is None else f"({self.prior!r} + {process})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +164,11 @@ class Coefficient(Expression):
     index: Index = ()
 
     def value(self, jet: Mapping[Any, Tensor], x: Tensor) -> Tensor:
-        return _derivative(self.function, self.index)(x).detach()
+        if not self.index:
+            return evaluate(self.function, x, "A coefficient")
+        with differentiating():
+            found = differentiate(self.function, self.index, x.detach().clone().requires_grad_()).detach()
+        return finite(found, x, "The derivative of a coefficient")
 
     def derivative(self, axis: int) -> Expression:
         return Coefficient(self.function, (*self.index, axis))
@@ -208,10 +250,10 @@ class Power(Expression):
 
 @dataclass(frozen=True, eq=False)
 class Apply(Expression):
-    """A function of an expression: function(order) is its derivative of that order, a function of tensors."""
+    """A function of an expression: function(order, values) is its derivative of that order."""
 
     name: str
-    function: Callable[[int], Callable[[Tensor], Tensor]]
+    function: Callable[[int, Tensor], Tensor]
     argument: Expression
     order: int = 0
 
@@ -219,7 +261,7 @@ class Apply(Expression):
         return (self.argument,)
 
     def value(self, jet: Mapping[Any, Tensor], x: Tensor) -> Tensor:
-        return self.function(self.order)(self.argument.value(jet, x))
+        return self.function(self.order, self.argument.value(jet, x))
 
     def derivative(self, axis: int) -> Expression:
         return Apply(self.name, self.function, self.argument, self.order + 1) * self.argument.derivative(axis)
@@ -264,15 +306,15 @@ def UnknownFunction(name: str, mean: Field | float = 0.0) -> Expression:
     """A function of x to be learned from observations of u, anywhere in an equation: ``D(u, 0, 2) - UnknownFunction("f")``.
 
     A Gaussian process around the mean, whose lengthscale and amplitude are those of the largest evidence. Arguments: name: its
-    key in `Solution.unknowns`; mean: a number or a callable of x [n, d]. Raises: InputError for the name u.
+    key in `Solution.unknowns`, whose values have the mean; mean: a number or a callable of x [n, d]. Raises: InputError for the
+    name u.
 
     >>> D(u, 0, 2) + UnknownFunction("g") * u
     (u_00 + g * u)
     """
     if not isinstance(name, str) or name in ("", "u"):
         raise InputError(f"An unknown function needs a name other than u, got {name!r}.")
-    process = Jet((), name)
-    return process if isinstance(mean, Real) and not mean else expression(mean) + process
+    return Jet((), name, None if isinstance(mean, Real) and not mean else expression(mean))
 
 
 def D(of: Any, axis: int, order: int = 1) -> Expression:
@@ -283,26 +325,38 @@ def D(of: Any, axis: int, order: int = 1) -> Expression:
     >>> D(u, 0, 2) + D(u * D(u, 1), 1)
     (u_00 + (u_1 * u_1 + u * u_11))
     """
-    if not isinstance(axis, int) or axis < 0 or not isinstance(order, int) or order < 1:
+    if not (whole(axis, 0) and whole(order, 1)):
         raise InputError(
             f"D(u, axis, order) needs an integer axis >= 0 and order >= 1, got axis={axis!r}, order={order!r}."
         )
-    return reduce(lambda e, _: e.derivative(axis), range(order), expression(of))
+    return reduce(lambda e, _: e.derivative(int(axis)), range(order), expression(of))
 
 
 def sin(of: Any) -> Expression:
     """The sine of an expression."""
-    return Apply("sin", lambda n: lambda v: torch.sin(v + n * torch.pi / 2), expression(of))
+    return Apply("sin", _sin, expression(of))
 
 
 def cos(of: Any) -> Expression:
     """The cosine of an expression."""
-    return Apply("cos", lambda n: lambda v: torch.cos(v + n * torch.pi / 2), expression(of))
+    return Apply("cos", _cos, expression(of))
 
 
 def exp(of: Any) -> Expression:
     """The exponential of an expression."""
-    return Apply("exp", lambda n: torch.exp, expression(of))
+    return Apply("exp", _exp, expression(of))
+
+
+def _sin(order: int, values: Tensor) -> Tensor:
+    return torch.sin(values + order * torch.pi / 2)
+
+
+def _cos(order: int, values: Tensor) -> Tensor:
+    return torch.cos(values + order * torch.pi / 2)
+
+
+def _exp(order: int, values: Tensor) -> Tensor:
+    return torch.exp(values)
 
 
 def expression(value: Any) -> Expression:
@@ -333,86 +387,40 @@ def indices(of: Expression, name: str = "u") -> frozenset[Index]:
     return frozenset(leaf.index for leaf in leaves(of) if isinstance(leaf, Jet) and leaf.name == name)
 
 
-def substitute(of: Expression, numbers: Mapping[str, float]) -> Expression:
-    """The expression with numbers for the unknown ones."""
+def require_known(of: Expression, dims: int, names: Collection[str] = ()) -> None:
+    """Raises: InputError for derivatives along axes that a solution of so many does not have, and unknowns but these."""
+    jets = [leaf for leaf in leaves(of) if isinstance(leaf, Jet)]
+    highest = max((axis for jet in jets for axis in jet.index), default=-1)
+    if highest >= dims:
+        raise InputError(f"The expression has D(u, {highest}), the solution has axes 0..{dims - 1}.")
+    unknown = {leaf.name for leaf in leaves(of) if isinstance(leaf, (Jet, Unknown))} - {"u", *names}
+    if unknown:
+        raise InputError(
+            f"The expression has unknowns ({', '.join(sorted(unknown))}) that are not in the solution's equation, which has"
+            f" {', '.join(names) or 'none'}: write it with u, these, and numbers."
+        )
+
+
+def substitute(
+    of: Expression,
+    numbers: Mapping[str, float],
+    functions: Mapping[str, Callable[[Tensor, Index], Tensor]] | None = None,
+) -> Expression:
+    """The expression with numbers for the unknown ones, and functions of x and a derivative for unknown functions."""
     if isinstance(of, Unknown) and of.name in numbers:
         return Constant(numbers[of.name])
+    if isinstance(of, Jet) and functions and of.name in functions:
+        return of.prior + Coefficient(partial(functions[of.name], index=of.index))
     parts = {f.name: getattr(of, f.name) for f in fields(of) if isinstance(getattr(of, f.name), Expression)}
-    return replace(of, **{name: substitute(part, numbers) for name, part in parts.items()}) if parts else of
+    return replace(of, **{name: substitute(part, numbers, functions) for name, part in parts.items()}) if parts else of
 
 
 def linearise(of: Expression, jet: Mapping[Any, Tensor], x: Tensor) -> tuple[Tensor, dict[Any, Tensor]]:
     """Values [n], and their derivatives [n] by each member of the jet: the coefficients of the linearised operator."""
-    variables = {index: value.detach().requires_grad_() for index, value in jet.items()}
-    value = of.value(variables, x)
-    if not value.requires_grad:
-        return value.detach(), {index: torch.zeros_like(value) for index in jet}
-    slopes = torch.autograd.grad(value.sum(), list(variables.values()), allow_unused=True, materialize_grads=True)
+    with differentiating():
+        variables = {index: value.detach().clone().requires_grad_() for index, value in jet.items()}
+        value = of.value(variables, x.clone())
+        if not value.requires_grad:
+            return value.detach(), {index: torch.zeros_like(value) for index in jet}
+        slopes = torch.autograd.grad(value.sum(), list(variables.values()), allow_unused=True, materialize_grads=True)
     return value.detach(), dict(zip(variables, slopes, strict=True))
-
-
-def check_field(value: Any, name: str) -> None:
-    """Raises: InputError for what is neither a finite number nor a callable."""
-    if not (isinstance(value, Real) or callable(value)):
-        raise InputError(f"{name} is a number or a callable of x [n, d], got {type(value).__name__}: {value!r}.")
-    if isinstance(value, Real) and not math.isfinite(value):
-        raise InputError(f"{name} must be finite, got {value}; correct it, or restrict the domain.")
-
-
-def evaluate(function: Field | float, x: Tensor, name: str) -> Tensor:
-    """Values [n] of a number or of a user's function at x [n, d].
-
-    Raises: InputError unless the function returns n finite real numbers.
-    """
-    check_field(function, name)
-    if isinstance(function, Real):
-        return torch.full((len(x),), float(function), dtype=torch.float64)
-    found = _real(torch.as_tensor(function(x)), name).detach().to(torch.float64)
-    if found.shape == (len(x), 1):
-        found = found[:, 0]
-    if found.shape != (len(x),):
-        raise InputError(
-            f"{name} must map a tensor [n, d] to [n]: for {list(x.shape)} it returned {list(found.shape)}."
-        )
-    if not bool(torch.isfinite(found).all()):
-        where = x[~torch.isfinite(found)][0].tolist()
-        raise InputError(f"{name} is not finite at x = {where}; restrict the domain or correct the function.")
-    return found
-
-
-def differentiated(function: Field | float, x: Tensor, axis: int) -> Tensor | None:
-    """The derivative [n] of a field along an axis at x [n, d]; None where automatic differentiation does not see through it."""
-    if isinstance(function, Real):
-        return torch.zeros(len(x), dtype=torch.float64)
-    with torch.enable_grad():
-        at = x.detach().requires_grad_()
-        try:
-            value = torch.as_tensor(function(at))
-        except RuntimeError:  # numpy refuses tensors that are differentiated
-            return None
-        return torch.autograd.grad(value.sum(), at)[0][:, axis] if value.requires_grad else None
-
-
-def _real(found: Tensor, name: str) -> Tensor:
-    if found.is_complex():
-        raise InputError(
-            f"{name} returned complex values ({found.dtype}), and solutions are real: give real values; of a linear equation with"
-            " a complex source solve for the real and the imaginary part one after the other."
-        )
-    return found
-
-
-def _derivative(function: Field, index: Index) -> Field:
-    if not index:
-        name = "A coefficient"
-        return lambda x: evaluate(function, x, name) if not x.requires_grad else _real(function(x), name)
-
-    def slope(x: Tensor) -> Tensor:
-        with torch.enable_grad():
-            at = x if x.requires_grad else x.detach().requires_grad_()
-            value = _derivative(function, index[:-1])(at)
-            if not value.requires_grad:
-                return torch.zeros_like(x[:, 0])
-            return torch.autograd.grad(value.sum(), at, create_graph=True)[0][:, index[-1]]
-
-    return slope

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpx.errors import InputError
 from gpx.pde.axes import multiply
 from gpx.pde.basis import Basis, joined
-from gpx.pde.domains import Box
-from gpx.pde.expressions import Expression, Index, Jet, expression, indices, leaves, substitute, u
+from gpx.pde.domains import Box, called_at
+from gpx.pde.expressions import Expression, Index, expression, indices, require_known, substitute, u
 
 CHUNK = 20_000  # points
 
@@ -70,10 +69,9 @@ class Functions:
         Raises: InputError for points of another dimension or outside the domain, or an unknown function that is not there.
         Cost: O(n r^d).
         """
-        x, what = self._points(X), substitute(u if of is None else expression(of), self.numbers)
-        highest = max((axis for leaf in leaves(what) if isinstance(leaf, Jet) for axis in leaf.index), default=-1)
-        if highest >= self.domain.dims:
-            raise InputError(f"The expression has D(u, {highest}), the solution has axes 0..{self.domain.dims - 1}.")
+        x, what = self._points(X), u if of is None else expression(of)
+        require_known(what, self.domain.dims, [*self.numbers, *self.others])
+        what = substitute(what, self.numbers)
         found = []
         for part in x.split(CHUNK):
             jet: dict[Any, Tensor] = {index: self.u.derivative(part, index) for index in indices(what)}
@@ -83,16 +81,7 @@ class Functions:
         return torch.cat(found) if found else x.new_zeros(0)
 
     def _points(self, X: Any) -> Tensor:
-        dims = self.domain.dims
-        x = torch.as_tensor(np.asarray(X, dtype=float)) if not isinstance(X, Tensor) else X.detach().double()
-        x = x[:, None] if x.dim() == 1 and dims == 1 else x
-        if x.dim() != 2 or x.shape[1] != dims:
-            raise InputError(f"A solution of {dims} axes is called at points [n, {dims}], got {list(x.shape)}.")
-        for axis, (low, high) in enumerate(self.domain.bounds):
-            slack = 1e-9 * (high - low)
-            outside = (x[:, axis] < low - slack) | (x[:, axis] > high + slack)
-            if bool(outside.any()):
-                raise InputError(
-                    f"{int(outside.sum())} of {len(x)} points are outside the domain along axis {axis}: {low:g} to {high:g}."
-                )
+        x = called_at(X, self.domain.dims)
+        for axis in range(self.domain.dims):
+            self.domain.check(axis, x[:, axis])
         return x

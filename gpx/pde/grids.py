@@ -12,8 +12,11 @@ from torch import Tensor
 
 from gpx.pde.axes import Axis, multiply
 from gpx.pde.domains import points
-from gpx.pde.expressions import Index, evaluate
+from gpx.pde.fields import Index, evaluate
 from gpx.pde.problem import Problem
+
+# Steps may lead to where an equation is not finite: solvers see it in their residuals, and go another way.
+NOT_FINITE = np.errstate(invalid="ignore", over="ignore")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Grid:
         """The same functions at other nodes: for jets and traces."""
         return Grid(tuple(axis.at(points) for axis, points in zip(self.axes, nodes, strict=True)))
 
+    @NOT_FINITE
     def test(self, values: Tensor) -> np.ndarray:
         """A residual [n] at the nodes, tested by the functions that meet the conditions."""
         return multiply([axis.test for axis in self.axes], values.numpy().reshape(self.shape))
@@ -100,6 +104,7 @@ def boundary_values(problem: Problem, nodes: Sequence[np.ndarray]) -> list[np.nd
     return found
 
 
+@NOT_FINITE
 def along_axes(slopes: Mapping[Index, Tensor], shape: tuple[int, ...]) -> list[dict[int, np.ndarray]]:
     """The part of a linear operator that is a sum over axes: for each, coefficients [M] by order of differentiation.
 

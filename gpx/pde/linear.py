@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.linalg import schur
@@ -53,7 +54,7 @@ def kronecker_sum(matrices: Sequence[np.ndarray]) -> Solver:
         return lambda right: right  # of size 0: the conditions leave no function free
     if len(matrices) == 1:
         triangles, pivots, _ = dgetrf(matrices[0])
-        return lambda right: dgetrs(triangles, pivots, right)[0]
+        return partial(_back, triangles, pivots)
     triangles, rotations = [], []
     for d, matrix in enumerate(matrices):
         triangle, rotation, *_ = schur(matrix.astype(complex), output="complex", check_finite=False)
@@ -61,6 +62,10 @@ def kronecker_sum(matrices: Sequence[np.ndarray]) -> Solver:
         triangles.append(triangle.conj() if d == 1 else triangle)
         rotations.append(rotation)
     return KroneckerSum(tuple(triangles), tuple(rotations))
+
+
+def _back(triangles: np.ndarray, pivots: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return dgetrs(triangles, pivots, right)[0]
 
 
 def axis_matrices(grid: Grid, slopes: Mapping[Index, Tensor]) -> list[np.ndarray]:

@@ -22,7 +22,7 @@ from gpx.pde.basis import Basis, Lags, trapezoid
 from gpx.pde.boundary import Dirichlet
 from gpx.pde.domains import points
 from gpx.pde.estimate import judge
-from gpx.pde.expressions import Index, evaluate
+from gpx.pde.fields import Index, differentiating, evaluate
 from gpx.pde.functions import Function, Functions
 from gpx.pde.grids import Grid
 from gpx.pde.problem import Problem
@@ -155,6 +155,7 @@ def train(state: State, data: Data, epochs: int, watch: Callable[[int, float], N
     return State(*(part.detach() for part in parts))
 
 
+@differentiating()
 def solved(problem: Problem, counts: tuple[int, ...], nodes: tuple[np.ndarray, ...]) -> Solution:
     """The solution after so many epochs, from frequencies up to that of Nyquist; off the nodes, its conditional mean."""
     data = data_of(problem, nodes)

@@ -1,7 +1,7 @@
 """Linear measurements of a Gaussian process at scattered points, and the process given their values.
 
 A measurement is ``u -> sum_a s_a (d^a u)(x)``. Under a product of stationary kernels of one input their covariances are closed:
-``cov(d^a u(x), d^b u(x')) = prod_d (-1)^(b_d) k_d^(a_d + b_d)(x_d - x'_d)``. Theory: docs/theory/pde.md, section 8.
+``cov(d^a u(x), d^b u(x')) = prod_d (-1)^(b_d) k_d^(a_d + b_d)(x_d - x'_d)``. Theory: docs/theory/pde.md, section 10.
 """
 
 from __future__ import annotations

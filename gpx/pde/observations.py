@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from gpx.errors import InputError
-from gpx.pde.domains import Box
+from gpx.pde.domains import Box, numbers
 from gpx.pde.expressions import Expression, expression, u
 from gpx.pde.points import Points
 
@@ -25,13 +23,14 @@ class Observations:
     """
 
     def __init__(self, X: Any, y: Any, noise: Any, of: Expression = u):
-        self.x, self.y, self.of = _tensor(X), _tensor(y), expression(of)
+        self.x, self.y, self.of = numbers(X, "X of Observations"), numbers(y, "y of Observations"), expression(of)
         self.x = self.x[:, None] if self.x.dim() == 1 else self.x
-        if self.x.dim() != 2 or self.y.shape != self.x.shape[:1]:
+        if self.x.dim() != 2 or self.y.shape != self.x.shape[:1] or not len(self.y):
             raise InputError(
-                f"Observations need points X [n, d] and values y [n], got {list(self.x.shape)} and {list(self.y.shape)}."
+                f"Observations need points X [n, d] and values y [n], got {list(self.x.shape)} and {list(self.y.shape)};"
+                " there must be one at least."
             )
-        deviations = _tensor(noise)
+        deviations = numbers(noise, "noise of Observations")
         if deviations.dim() and deviations.shape != self.y.shape or not bool((deviations > 0).all()):
             raise InputError(
                 f"noise is a standard deviation > 0, one or one for each of {len(self.y)} values: {noise!r}."
@@ -53,7 +52,3 @@ class Observations:
         outside = int(((self.x < low) | (self.x > high)).any(1).sum())
         if outside:
             raise InputError(f"{outside} of {len(self.x)} observations are outside the domain {domain.bounds}.")
-
-
-def _tensor(values: Any) -> Tensor:
-    return values.detach().double() if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values, dtype=float))

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from gpx.errors import InputError
 from gpx.pde.domains import points
-from gpx.pde.expressions import evaluate
+from gpx.pde.fields import evaluate
 from gpx.plot import COLOURS, INK, _axes, _dress
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ LINE, IMAGE = 1500, 240  # points per axis
 
 def plot(solution: Solution, ax: Any = None) -> Any:
     """See `Solution.plot`."""
-    ax = _axes() if ax is None else ax
+    ax = _given(ax)
     problem = solution.problem
     ax.set_title(f"{problem.name or 'Solution'}: estimated error {solution.error_estimate:.1e}", loc="left", color=INK)
     if problem.domain.dims == 1:
@@ -52,11 +53,22 @@ def _line(solution: Solution, ax: Any) -> Any:
     return _dress(ax)
 
 
+def _given(ax: Any) -> Any:
+    """The axes, or new ones. Raises: InputError for what is none."""
+    if ax is None:
+        return _axes()
+    if not hasattr(ax, "set_title"):
+        raise InputError(
+            f"ax is None or matplotlib axes, as plt.subplots()[1] makes them, got {type(ax).__name__}: {ax!r}."
+        )
+    return ax
+
+
 def plot_points(solution: PointSolution, ax: Any = None) -> Any:
     """See `PointSolution.plot`."""
     from matplotlib.tri import Triangulation
 
-    ax = _axes() if ax is None else ax
+    ax = _given(ax)
     problem, x, values = solution.problem, solution.points.numpy(), solution.u.numpy()
     ax.set_title(f"{problem.name or 'Solution'}: estimated error {solution.error_estimate:.1e}", loc="left", color=INK)
     if problem.domain.dims == 1:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gpx.errors import InputError
 from gpx.linalg.orderings import maximin
-from gpx.pde.domains import MAX_DIMS, Box
+from gpx.pde.domains import MAX_DIMS, Box, numbers, whole
 
 POOL, LEAST_POOL = 10, 4000  # points drawn for each that is kept
 MARGIN = 0.05  # of the range, around the bounds, where points outside are drawn
@@ -54,7 +54,7 @@ class Points:
                 " each axis."
             )
         if self.normals is not None:
-            normals = torch.as_tensor(self.normals).detach().double()
+            normals = numbers(self.normals, "normals")
             sizes = normals.norm(dim=-1, keepdim=True)
             if normals.shape != self.boundary.shape or not bool((sizes > 0).all() and torch.isfinite(sizes).all()):
                 raise InputError(
@@ -69,6 +69,12 @@ class Points:
                     f"{int(outside.sum())} of {len(outside)} interior points are outside the domain, the first at"
                     f" x = {self.interior[outside][0].tolist()}; leave them out, or correct inside."
                 )
+        both = len(self.all) - len(torch.unique(self.all, dim=0))
+        if both:
+            raise InputError(
+                f"{both} points are both in interior and in boundary: leave them in boundary where the solution or its slope is"
+                " known, in interior otherwise."
+            )
 
     @classmethod
     def within(cls, bounds: Sequence[tuple[float, float]], inside: Inside, count: int) -> Points:
@@ -79,7 +85,7 @@ class Points:
         Raises: InputError if nothing is inside, or count is not an integer >= 10. Cost: O(count log count).
         """
         box = Box(bounds)
-        if not isinstance(count, int) or count < 10:
+        if not whole(count, 10):
             raise InputError(f"Points.within needs an integer count >= 10, got {count!r}.")
         low, high = np.array(box.bounds).T
         random, size = np.random.default_rng(0), max(POOL * count, LEAST_POOL)
@@ -170,7 +176,7 @@ class Points:
 
 
 def _checked(values: Any, name: str) -> Tensor:
-    x = torch.as_tensor(np.asarray(values, dtype=float)) if not isinstance(values, Tensor) else values.detach().double()
+    x = numbers(values, name)
     if x.dim() != 2 or not 1 <= x.shape[1] <= MAX_DIMS:
         raise InputError(f"{name} must be points [n, d] with 1 to {MAX_DIMS} axes, got shape {list(x.shape)}.")
     if not len(x):

@@ -15,7 +15,8 @@ from torch import Tensor
 from gpx.errors import InputError
 from gpx.pde.boundary import Condition, Dirichlet, Periodic, Robin, check_corners, check_parts
 from gpx.pde.domains import Box
-from gpx.pde.expressions import Expression, Field, Index, Jet, Unknown, check_field, expression, indices, leaves
+from gpx.pde.expressions import Expression, Jet, Unknown, expression, indices, leaves
+from gpx.pde.fields import Field, Index, check_field
 from gpx.pde.observations import Observations
 from gpx.pde.points import Points
 
@@ -112,10 +113,22 @@ class Problem:
         """The names of unknown functions beside u."""
         return tuple(sorted({leaf.name for leaf in self._leaves() if isinstance(leaf, Jet)} - {"u"}))
 
+    def prior(self, name: str) -> Expression:
+        """The mean of an unknown function."""
+        jets = (leaf for leaf in self._leaves() if isinstance(leaf, Jet) and leaf.name == name)
+        return next((jet.mean for jet in jets if jet.mean is not None), expression(0.0))
+
     @property
     def uncertain(self) -> bool:
         """Whether data with noise determine the solution."""
         return bool(self.noise or self.observations)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the conditions on the faces of a box determine the solution without observations."""
+        return not self._floats and all(
+            len(self.along(axis)) + order * self.periodic(axis) == order for axis, order in enumerate(self.orders)
+        )
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -236,9 +249,13 @@ class Problem:
                     f" one(s) of u and its slope there, {', '.join(map(repr, here))}; move {len(here) - rank} to another face."
                 )
 
+    @property
+    def _floats(self) -> bool:
+        """Whether u + 1 solves the problem as well as u."""
+        return () not in self.jet and all(isinstance(c, Periodic) or c.a == 0 for c in self.conditions)
+
     def _check_level(self) -> None:
-        floats = all(isinstance(c, Periodic) or c.a == 0 for c in self.conditions)
-        if floats and () not in self.jet and not self.observations:
+        if self._floats and not self.observations:
             raise InputError(
                 "The problem is under-determined: neither the equation nor a condition has u itself, so that u + 1 solves it as"
                 " well as u; give Dirichlet or Robin on a face, or observations= of u."

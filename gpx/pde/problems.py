@@ -10,7 +10,8 @@ from torch import Tensor
 
 from gpx.pde.boundary import Dirichlet
 from gpx.pde.domains import Box, Interval
-from gpx.pde.expressions import D, Expression, Field, indices, u
+from gpx.pde.expressions import D, Expression, indices, u
+from gpx.pde.fields import Field, differentiating
 from gpx.pde.points import Points
 from gpx.pde.problem import Problem
 
@@ -35,8 +36,8 @@ def manufactured(
 
 
 def _along(function: Field, x: Tensor, index: tuple[int, ...]) -> Tensor:
-    with torch.enable_grad():
-        at = x.detach().requires_grad_()
+    with differentiating():
+        at = x.detach().clone().requires_grad_()
         value = function(at)
         for axis in index:
             value = (

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from gpx.errors import FitWarning, InputError
-from gpx.pde.expressions import Expression, evaluate, expression, indices, u
+from gpx.pde.domains import called_at
+from gpx.pde.expressions import Expression, evaluate, expression, indices, require_known, u
 from gpx.pde.gauss_newton import CHOICE, Choice, Jets, Measured, choose, solved
 from gpx.pde.measurements import Posterior, values_at
 from gpx.pde.problem import Problem
@@ -69,10 +68,12 @@ class PointSolution:
     def __call__(self, X: Any, of: Expression | None = None) -> Tensor:
         """Values [n] at points X [n, d] ([n] where d = 1) of u, or of an expression in u and its derivatives.
 
-        Raises: InputError for points of another dimension or outside the domain; StructureError for derivatives that the kernel
+        Raises: InputError for points of another dimension, not finite or outside the domain, or derivatives along other axes;
+        StructureError for derivatives that the kernel
         does not have. Cost: O(n N).
         """
         x, what = self._points(X), u if of is None else expression(of)
+        require_known(what, self.problem.domain.dims)
         return what.value({index: self.posterior.mean(values_at(x, index)) for index in sorted(indices(what))}, x)
 
     def relative_error(self) -> float:
@@ -106,11 +107,7 @@ class PointSolution:
         save_at_points(self, path)
 
     def _points(self, X: Any) -> Tensor:
-        x = torch.as_tensor(np.asarray(X, dtype=float)) if not isinstance(X, Tensor) else X.detach().double()
-        dims = self.problem.domain.dims
-        x = x[:, None] if x.dim() == 1 and dims == 1 else x
-        if x.dim() != 2 or x.shape[1] != dims:
-            raise InputError(f"A solution of {dims} axes is called at points [n, {dims}], got {list(x.shape)}.")
+        x = called_at(X, self.problem.domain.dims)
         self.problem.domain.check(x)
         return x
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from gpx.errors import InputError
 from gpx.pde.axes import galerkin, multiply
 from gpx.pde.basis import Basis
-from gpx.pde.domains import points
+from gpx.pde.domains import numbers, points, whole
 from gpx.pde.draws import Draws, Estimate
-from gpx.pde.expressions import Expression, evaluate, linearise
+from gpx.pde.expressions import Expression, linearise
+from gpx.pde.fields import evaluate
 from gpx.pde.functions import Function, Functions
 from gpx.pde.grids import Grid
 from gpx.pde.joint import mean_square
@@ -34,7 +35,9 @@ class Solution:
     """A function ``u(x) = sum c_ij... b_i(x_1) b_j(x_2) ...`` that solves a `Problem`, called at points or any expression.
 
     problem; nodes: points of the grid along every axis; mean: u, with the unknown functions and numbers of the equation;
-    error_estimate: estimated relative L2 error; setting: the frequencies and lengthscales that were chosen, None where the kernel
+    error_estimate: estimated relative L2 error; where data have noise, the larger of the posterior's deviation and what the mean
+    leaves of the equation between the nodes, seen through its inverse (0 where that is not known: the source is an array, or
+    conditions do not determine the solution); setting: the frequencies and lengthscales that were chosen, None where the kernel
     was given; posterior_std: standard deviations at the nodes, where data have noise; unknowns: what they say of the unknown
     numbers and functions of the equation, by their names; draws: the posterior given such data.
 
@@ -91,7 +94,7 @@ class Solution:
         Their means and deviations are `u` and `std`. They meet the conditions; the equation, up to noise in the source, or
         without noise up to residuals that explain the estimated error. Raises: InputError for n that is not positive.
         """
-        if not isinstance(n, int) or n < 1:
+        if not whole(n, 1):
             raise InputError(f"paths takes a number of draws >= 1, got {n!r}.")
         if self.draws is not None:
             return self.draws.draw(n, seed)
@@ -130,13 +133,27 @@ class Solution:
         return self.error_estimate * float(np.sqrt(mean_square(self.u.numpy(), self.nodes) / self._white[0]))
 
     def on(self, axes: Sequence[Any]) -> Tensor:
-        """The values [n_1, ..., n_d] on any grid, given by its points along every axis. Cost: that of d thin matrix products."""
-        return self.mean.u.on(axes)
+        """The values [n_1, ..., n_d] on any grid, given by its points along every axis.
+
+        Raises: InputError for other numbers of axes, and points outside the domain. Cost: that of d thin matrix products.
+        """
+        domain = self.problem.domain
+        listed = axes if isinstance(axes, (Sequence, np.ndarray, Tensor)) else [axes]
+        found = [numbers(x, f"The points along axis {axis}") for axis, x in enumerate(listed)]
+        if len(found) != domain.dims or any(x.dim() != 1 or not torch.isfinite(x).all() for x in found):
+            raise InputError(
+                f"on takes finite points [n] along each of {domain.dims} axes, got shapes {[list(x.shape) for x in found]}; at"
+                " scattered points call the solution."
+            )
+        for axis, x in enumerate(found):
+            domain.check(axis, x)
+        return self.mean.u.on(found)
 
     def __call__(self, X: Any, of: Expression | None = None) -> Tensor:
         """Values [n] at points X [n, d] ([n] where d = 1) of u, or of an expression in u and unknown functions.
 
-        Raises: InputError for points of another dimension or outside the domain. Cost: O(n r^d).
+        Raises: InputError for points of another dimension, not finite or outside the domain, derivatives along axes or unknown
+        functions that the solution does not have. Cost: O(n r^d).
         """
         return self.mean(X, of)
 

@@ -4,34 +4,41 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.interpolate import RegularGridInterpolator
 from torch import Tensor
 
 from gpx.errors import FitWarning, InputError, NumericalError
 from gpx.pde import map_adam
+from gpx.pde.axes import galerkin
 from gpx.pde.basis import kernel_basis
 from gpx.pde.boundary import complain_of_slopes
 from gpx.pde.domains import points
+from gpx.pde.draws import Draws, Estimate
 from gpx.pde.estimate import judge
-from gpx.pde.expressions import evaluate
+from gpx.pde.expressions import substitute
+from gpx.pde.fields import evaluate
 from gpx.pde.functions import Function, Functions
-from gpx.pde.grids import boundary_values
+from gpx.pde.grids import Grid, boundary_values
 from gpx.pde.inverse import infer, settings
 from gpx.pde.joint import mean_square
+from gpx.pde.newton import State
 from gpx.pde.points import Points
 from gpx.pde.problem import Problem
 from gpx.pde.resonance import require_conditions, undetermined
 from gpx.pde.scattered import PointSolution, solve_at_points
 from gpx.pde.select import Search, Setting, select
 from gpx.pde.solution import Solution
-from gpx.pde.spectrum import complaint, resolved, tones, tones_of_values
+from gpx.pde.spectrum import Tones, complaint, resolved, tones, tones_of_values
 
 DOUBTFUL = 0.01  # estimated errors that are worth a warning
 USELESS = 0.5  # and those of what is no solution
+UNEXPLAINED = 3.0  # deviations: what is more is no noise
 
 
 def solve(
@@ -56,8 +63,9 @@ def solve(
     2,000 epochs of it, for comparison. Result: a `Solution`; on `Points`, a `PointSolution`.
     Raises: InputError for grids too small; NumericalError if Newton's method does not converge, or where the equation with its
     conditions is singular; StructureError for a kernel that is not as often differentiable as the equation asks.
-    Warns: FitWarning where the grid is too coarse for the source, the estimated error is above 1 %, or slopes and values given on
-    faces disagree where these meet.
+    Warns: FitWarning where the grid is too coarse for the source, the estimated error is above 1 % (of data with noise: what is
+    left of the equation between the points makes more than 1 % and more than noise, or than 50 %), or slopes and values given on
+    faces disagree where these meet. Sources that are given by values are not known between the points.
     Cost: per candidate, O(sum_d (M_d r_d^2 + r_d^3) + M sum_d r_d) time, r_d functions per axis; O(M) memory.
     Source: kernel and collocation of Fang et al. (2024), "Solving high frequency and multi-scale PDEs with Gaussian processes";
     the rest is in docs/theory/pde.md.
@@ -90,8 +98,7 @@ def solve(
         best = select(search, [resolved(f, n) for f, n in zip(found, nodes, strict=True)])
     else:
         best = search.solved(search.of(_bases(problem, nodes, kernel)))
-    complaints = [complaint(f, n, axis) for axis, (f, n) in enumerate(zip(found, nodes, strict=True))]
-    complaints = [c for c in (*complaints, complain_of_slopes(problem.domain, problem.conditions)) if c]
+    complaints = [*_coarse(found, nodes), complain_of_slopes(problem.domain, problem.conditions)]
     error = max(best.error, judged.resonance(best.grid, best.state))
     if not np.isfinite(error):
         raise NumericalError(undetermined(problem))
@@ -101,8 +108,7 @@ def solve(
             " in which the solution is smoother."
             + (" If that does not help, the conditions hardly determine the solution." if error > USELESS else "")
         )
-    if complaints:
-        warnings.warn(" ".join(complaints), FitWarning)
+    _warn(complaints)
     bases = tuple(axis.basis for axis in best.grid.axes)
     mean = Functions(problem.domain, Function(bases, best.state.coefficients))  # pyright: ignore[reportArgumentType]
     return Solution(problem, nodes, mean, error, best.setting)
@@ -110,20 +116,73 @@ def solve(
 
 def _inferred(problem: Problem, nodes: tuple[np.ndarray, ...], kernel: Any) -> Solution:
     """The posterior given data with noise, averaged over kernels by their evidence."""
-    source = _source(problem, nodes)
+    source, known = _source(problem, nodes), not isinstance(problem.source, (Tensor, np.ndarray))
     search = Search(problem, nodes, source, [], None)
+    counts = tuple(len(n) for n in nodes)
+    found = tones(problem, counts) if known else tones_of_values(problem, nodes, source)
     if kernel is not None:
         choices: list[tuple[Setting | None, Any]] = [(None, lambda: search.of(_bases(problem, nodes, kernel)))]
     else:
-        found = tones_of_values(problem, nodes, source)
         usable = [resolved(f, n) for f, n in zip(found, nodes, strict=True)]
-        choices = [(setting, partial(search.grid, setting)) for setting in settings(usable, [len(n) for n in nodes])]
+        choices = [(setting, partial(search.grid, setting)) for setting in settings(usable, list(counts))]
     draws, setting = infer(problem, nodes, source, choices)
-    mean, shape = draws.mean(), tuple(len(n) for n in nodes)
-    std = draws.deviations()[0].reshape(shape)
+    mean = draws.mean()
+    std = draws.deviations()[0].reshape(counts)
     values = mean.u.on(nodes).numpy()
-    error = np.sqrt(mean_square(std, nodes) / max(mean_square(values, nodes), 1e-300))
-    return Solution(problem, nodes, mean, float(error), setting, std, draws.estimates(shape), draws)
+    noise = float(np.sqrt(mean_square(std, nodes) / max(mean_square(values, nodes), 1e-300)))
+    left = _between(problem, nodes, source, mean) if known and problem.complete else 0.0
+    complaints = _coarse(found, nodes) if known else []
+    if left > max(DOUBTFUL, min(noise, USELESS)):
+        complaints.append(
+            f"The estimated relative error of the solution is {left:.2g}, by what it leaves of the equation between the points of"
+            f" the grid, and {noise:.2g} by noise: give more points than grid={counts}, or data with less noise."
+        )
+    _warn(complaints)
+    return Solution(problem, nodes, mean, max(noise, left), setting, std, _unknowns(problem, nodes, draws), draws)
+
+
+def _unknowns(problem: Problem, nodes: tuple[np.ndarray, ...], draws: Draws) -> dict[str, Estimate]:
+    """The unknown numbers and functions, these with their means."""
+    found = draws.estimates([len(n) for n in nodes])
+    for name in problem.unknown_functions:
+        process = found[name].value
+        mean = problem.prior(name).value({}, points(nodes)).reshape([len(n) for n in nodes])
+        found[name] = replace(found[name], value=mean + process)
+    return found
+
+
+def _between(problem: Problem, nodes: tuple[np.ndarray, ...], source: Tensor, mean: Functions) -> float:
+    """The relative error of a posterior mean that answers to what it leaves of the equation between the nodes, with the unknowns
+    that it has; 0 where the conditions leave the equation singular, so that observations choose the solution.
+
+    Of the residual at the nodes noise explains so many deviations: these, interpolated, are noise between the nodes too.
+    """
+    others = {name: function.derivative for name, function in mean.others.items()}
+    equation = substitute(problem.equation, mean.numbers, others)
+    known = replace(problem, equation=equation, noise=0.0, observations=())
+    try:
+        require_conditions(known)
+    except NumericalError:
+        return 0.0
+    grid = Grid(tuple(galerkin(known, d, b, n) for d, (b, n) in enumerate(zip(mean.u.bases, nodes, strict=True))))
+    residual = equation.value(grid.jet(mean.u.coefficients, known.jet), grid.x) - source
+    explained = residual.clamp(-UNEXPLAINED * problem.noise, UNEXPLAINED * problem.noise).reshape(grid.shape)
+    noise = RegularGridInterpolator(nodes, explained.numpy(), bounds_error=False, fill_value=None)  # pyright: ignore
+
+    def seen(x: Tensor) -> Tensor:
+        return evaluate(problem.source, x, "The source") + torch.from_numpy(noise(x.numpy()))
+
+    return judge(replace(known, source=seen), grid.shape).error(grid, State(mean.u.coefficients, {}, ()))
+
+
+def _coarse(found: Sequence[Tones], nodes: Sequence[np.ndarray]) -> list[str]:
+    """What to do about tones that the nodes do not resolve, for every axis; empty where they do."""
+    return [complaint(f, n, axis) for axis, (f, n) in enumerate(zip(found, nodes, strict=True))]
+
+
+def _warn(complaints: Sequence[str]) -> None:
+    if any(complaints):
+        warnings.warn(" ".join(filter(None, complaints)), FitWarning)
 
 
 def _source(problem: Problem, nodes: tuple[np.ndarray, ...]) -> Tensor:

@@ -2,7 +2,7 @@
 
 Beside the measurements that are given, the values of u at all points are unknown ones: values come first, from coarse to
 fine, the equation, made of derivatives, last. Each depends on the nearest of those before it alone, so that the precision
-matrix of the unknown values is sparse. Theory: docs/theory/pde.md, section 8.
+matrix of the unknown values is sparse. Theory: docs/theory/pde.md, section 10.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from torch import Tensor
 from gpx.linalg.tones import find_tones
 from gpx.pde.boundary import Robin
 from gpx.pde.domains import points
-from gpx.pde.expressions import evaluate
+from gpx.pde.fields import evaluate
 from gpx.pde.problem import Problem
 
 LINES = 3  # per axis, at places of the other axes without a pattern

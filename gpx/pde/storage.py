@@ -98,6 +98,10 @@ def load(path: str | os.PathLike[str], problem: Problem) -> Solution | PointSolu
     Raises: InputError if the file is missing, damaged or none of a solution, or the problem has another domain or equation.
     Cost: at points, one step of Gauss-Newton's method; otherwise that of reading.
     """
+    if not isinstance(problem, Problem):
+        raise InputError(
+            f"load needs the Problem whose solution was saved, which is code and not in the file; got {type(problem).__name__}."
+        )
     header, tensors = read(as_path(path))
     if "solution at points" in header:
         return _load_at_points(path, problem, header["solution at points"], tensors)

@@ -1,5 +1,6 @@
 """The algebra of equations: values, total derivatives, linearisation and degree, against sympy and finite differences."""
 
+import numpy as np
 import pytest
 import sympy
 import torch
@@ -83,10 +84,59 @@ def test_what_is_no_expression_is_named(bad):
         u + bad
 
 
-@pytest.mark.parametrize(("axis", "order"), [(-1, 1), (0, 0), (0.5, 1), (0, 1.5)])
+@pytest.mark.parametrize(("axis", "order"), [(-1, 1), (0, 0), (0.5, 1), (0, 1.5), (True, 1), (0, True)])
 def test_derivatives_need_an_axis_and_an_order(axis, order):
     with pytest.raises(gpx.InputError, match="integer axis >= 0 and order >= 1"):
         D(u, axis, order)
+
+
+def test_numpys_numbers_are_numbers():
+    assert repr(D(u, np.int64(1), np.int32(2))) == repr(D(u, 1, 2))
+    two = np.float64(2)
+    for made, same in ((two * u, 2 * u), (two - u, 2 - u), (u / two, u / 2), (two / u, 2 / u), (two + u, 2 + u)):
+        assert torch.equal(made.value({(): X[:, 0]}, X), same.value({(): X[:, 0]}, X))
+
+
+@pytest.mark.parametrize(("make", "advice"), [
+    (lambda: 2**u, r"pde\.exp\(math\.log\(2\) \* u\)"), (lambda: np.float64(2) ** u, r"pde\.exp"),
+    (lambda: np.sin(u), r"numpy's sin takes numbers.*pde\.sin"), (lambda: torch.sin(u), r"torch's sin takes tensors.*pde\.sin"),
+    (lambda: abs(u), r"write \(u\*\*2\) \*\* 0\.5"), (lambda: torch.ones(2) * u, "functions of x are given as callables"),
+    (lambda: np.ones(2) * u, "made of u, D"), (lambda: D(u, 0, 2) / 0, "divides by zero.* correct the equation"),
+])  # fmt: skip
+def test_what_expressions_do_not_know_has_advice(make, advice):
+    with pytest.raises(gpx.InputError, match=advice):
+        make()
+
+
+def numpys(X):
+    return torch.from_numpy(2 + np.sin(3 * X.detach().numpy()[:, 0]))
+
+
+@pytest.mark.parametrize("hidden", [
+    numpys, lambda X: torch.from_numpy(np.sin(X.numpy()[:, 0])), lambda X: torch.where(X[:, 0] < 0.5, 1.0, 3.0),
+    lambda X: torch.floor(3 * X[:, 0]), lambda X: torch.sin(X[:, 0]).detach(),
+])  # fmt: skip
+def test_derivatives_that_are_not_seen_are_refused(hidden):
+    with pytest.raises(gpx.InputError, match=r"does not see .* torch's functions, or expand the product"):
+        D(hidden * D(u, 0), 0).value({(0,): X[:, 0], (0, 0): X[:, 1]}, X)
+
+
+@pytest.mark.parametrize(("of", "axis"), [
+    (lambda X: torch.full((len(X),), 2.0), 0), (lambda X: torch.exp(X[:, 1]), 0), (lambda X: 3 * X[:, 0] + 1, 1),
+])  # fmt: skip
+def test_what_does_not_vary_along_an_axis_has_no_derivative(of, axis):
+    assert not D(of, axis).value({}, X).any() and not D(of, axis, 2).value({}, X).any()
+
+
+@pytest.mark.parametrize(("of", "message"), [
+    (lambda X: 2.0, r"it returned \[\]\. A constant is given as a number"), (lambda X: None, "it returned NoneType: None"),
+    (lambda X: X[:, 0].sqrt() - 1 / X[:, 0], "not finite at x ="),
+])  # fmt: skip
+def test_coefficients_that_are_none_are_named(of, message):
+    at = torch.zeros(3, 2, dtype=torch.float64)
+    for coefficient in (expression(of), D(of, 0)):
+        with pytest.raises(gpx.InputError, match=message):
+            coefficient.value({}, at)
 
 
 def test_exponents_are_numbers():

@@ -277,6 +277,22 @@ def test_unknowns_are_saved(tmp_path):
     assert paths[0].numbers == paths[1].numbers and torch.equal(*(path([0.2, 0.3], equation) for path in paths))
 
 
+@pytest.mark.parametrize("mean", [3.0, lambda x: 2 + x[:, 0]])
+def test_unknown_functions_have_their_mean(mean):
+    """u'' = -g: what the solution says of g is its mean and the process, on the grid, at points and in the equation."""
+    g = UnknownFunction("g", mean)
+    problem = Problem(
+        LINE, D(u, 0, 2) + g, 0.0, 0.0, grid=30, observations=observed(1, 15, 0.01, lambda x: x[:, 0] * (1 - x[:, 0]))
+    )
+    solution = solve(problem, kernel=gpx.kernels.RBF(lengthscale=0.5))
+    x = solution.grid[0]
+    torch.testing.assert_close(solution.unknowns["g"].value, solution(x, g), rtol=0, atol=1e-9)
+    torch.testing.assert_close(solution.unknowns["g"].value, -solution(x, D(u, 0, 2)), rtol=0, atol=0.2)
+    assert float((solution.unknowns["g"].value[5:-5] - 2).abs().max()) < 0.5
+    slope = solution(x, D(g, 0)) - solution(x, D(UnknownFunction("g"), 0))
+    torch.testing.assert_close(slope, torch.full_like(x, 0.0 if isinstance(mean, float) else 1.0), rtol=0, atol=1e-9)
+
+
 def test_the_size_of_an_equation_scales_with_its_data():
     """An equation without noise has a level in units of its own terms: twice the data, twice the solution."""
     data = observed(7)

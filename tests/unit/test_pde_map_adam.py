@@ -71,6 +71,15 @@ def test_derivatives_of_the_kernel_include_lag_zero():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_training_is_the_same_where_gradients_are_off(monkeypatch, without):
+    monkeypatch.setattr(hm, "EPOCHS", 3)
+    problem = problems.poisson_1d_p1()
+    here = solve(problem, grid=30, method="map-adam")
+    with without():
+        assert torch.equal(solve(problem, grid=30, method="map-adam").u, here.u)
+
+
 def test_training_decreases_the_objective_and_nears_the_solution(monkeypatch):
     monkeypatch.setattr(hm, "EPOCHS", 400)
     problem = problems.manufactured("", Interval(0, 1), D(u, 0, 2), lambda x: torch.sin(6 * x[:, 0]), grid=20)

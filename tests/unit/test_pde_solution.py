@@ -1,10 +1,28 @@
 """Files and pictures of solutions."""
 
+import pickle
+
+import numpy as np
 import pytest
 import torch
 
 import gpx
-from gpx.pde import D, Interval, Problem, load, problems, solve, u
+from gpx.pde import (
+    Box,
+    D,
+    Interval,
+    Observations,
+    Points,
+    Problem,
+    Unknown,
+    UnknownFunction,
+    exp,
+    load,
+    problems,
+    sin,
+    solve,
+    u,
+)
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +88,77 @@ def test_pictures_show_the_solution(name):
         image = ax.get_images()[0].get_array()
         assert abs(float(image[image.shape[0] // 2, image.shape[1] // 4]) - float(problem.exact(x))) < 0.1
     matplotlib.pyplot.close("all")
+
+
+@pytest.fixture(scope="module")
+def disc():
+    points = Points.within([(-1, 1), (-1, 1)], lambda x: x.norm(dim=1) < 1, 100)
+    return solve(Problem(points, D(u, 0, 2) + D(u, 1, 2), -4.0, 0.0))
+
+
+@pytest.mark.parametrize(("X", "of", "message"), [
+    ([[float("nan"), 0.5]], u, "1 of 1 points are not finite; leave them out"), ([[0.5j, 0.5]], u, "array of real numbers"),
+    ("abc", u, "array of real numbers, got str"), ([[0.5, 0.5], [0.1]], u, "array of real numbers, got list"),
+    ([[0.1, 0.1]], UnknownFunction("g"), r"unknowns \(g\) that are not in .* write it with u"),
+    ([[0.1, 0.1]], Unknown("k") * u, r"unknowns \(k\) that are not in"), ([[0.1, 0.1]], D(u, 4), r"has D\(u, 4\), .* axes 0\.\.1"),
+])  # fmt: skip
+def test_calls_are_checked(heat, disc, X, of, message):
+    for solution in (heat, disc):
+        with pytest.raises(gpx.InputError, match=message):
+            solution(X, of)
+
+
+@pytest.mark.parametrize(("axes", "message"), [
+    ([[0.5]], r"each of 2 axes, got shapes \[\[1\]\]"), ([[0.5], [2.0]], "outside the domain along axis 1: 0 to 1"), (3, "each of 2 axes"),
+    ([[0.5], [[0.5]]], "at scattered points call the solution"), ([[0.5], [float("nan")]], "on takes finite points"),
+])  # fmt: skip
+def test_grids_are_of_the_domain(heat, axes, message):
+    with pytest.raises(gpx.InputError, match=message):
+        heat.on(axes)
+    assert heat.on([[0.5], torch.tensor([0.2, 1.0])]).shape == (1, 2)
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: Observations([], [], 0.1), "must be one at least"), (lambda: Observations(["a"], [1.0], 0.1), "X of Observations must be an"),
+    (lambda: Points("a", "b"), "interior must be an array of real numbers"), (lambda: Interval(0, 1) * 2, r"by a Box, such as Interval"),
+    (lambda: Points([[0.1], [0.5]], [[0.0], [0.5]]), "1 points are both in interior and in boundary: leave them in boundary"),
+    (lambda: load("nowhere.gpx", None), "load needs the Problem whose solution was saved"),
+])  # fmt: skip
+def test_what_is_none_is_named(make, message):
+    with pytest.raises(gpx.InputError, match=message):
+        make()
+
+
+def test_pictures_are_drawn_on_axes(heat, disc):
+    for solution in (heat, disc):
+        with pytest.raises(gpx.InputError, match=r"matplotlib axes, as plt\.subplots\(\)\[1\] makes them, got int"):
+            solution.plot(3)
+
+
+def flux(x):
+    return 1 + x[:, 0] ** 2
+
+
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(("domain", "grid"), [
+    (lambda: Box([(0, 1), (0, 1)]), 12), (lambda: Points.within([(0, 1), (0, 1)], lambda x: x.sum(1) < 1.5, 60), None),
+])  # fmt: skip
+def test_solutions_are_the_same_where_gradients_are_off(without, domain, grid):
+    def solution():
+        return solve(
+            Problem(domain(), D(flux * D(u, 0), 0) + D(u, 1, 2) - u**3, -1.0, 0.0),
+            grid,
+            kernel=gpx.kernels.RBF(lengthscale=0.5),
+        )
+
+    here = solution()
+    with without():
+        there = solution()
+        assert torch.equal(here.u, there.u) and torch.equal(here.std, there.std)
+
+
+@pytest.mark.parametrize("equation", [D(u, 0, 2), D(u, 0, 2) - exp(-u) + sin(u)])
+def test_solutions_can_be_pickled(equation):
+    solution = solve(Problem(Interval(0, 1), equation, -2.0, 0.0), grid=20)
+    solution.paths(np.int64(1))
+    assert torch.equal(pickle.loads(pickle.dumps(solution)).u, solution.u)

@@ -8,7 +8,23 @@ import pytest
 import torch
 
 import gpx
-from gpx.pde import Box, D, Dirichlet, Interval, Neumann, Periodic, Problem, Robin, cos, exp, problems, sin, solve, u
+from gpx.pde import (
+    Box,
+    D,
+    Dirichlet,
+    Interval,
+    Neumann,
+    Observations,
+    Periodic,
+    Problem,
+    Robin,
+    cos,
+    exp,
+    problems,
+    sin,
+    solve,
+    u,
+)
 from gpx.pde.estimate import LIMITS, _other
 from gpx.pde.grids import boundary_values
 from gpx.pde.newton import newton, picard, reached
@@ -201,6 +217,14 @@ def test_steps_in_pseudo_time_reach_what_newtons_do_not():
     assert float((solution(middle, problem.equation) - 1).abs()[0]) < 1e-3
 
 
+def test_steps_to_where_an_equation_is_not_finite_are_silent():
+    """u'' = exp(-1/u): some of the first steps lead to u near zero, where it overflows."""
+    solution = solve(
+        manufactured("", Interval(0, 1), D(u, 0, 2) - exp(-1 / u), lambda x: 2 + torch.sin(x[:, 0]), grid=100)
+    )
+    assert solution.relative_error() < 1e-9
+
+
 def test_picards_steps_reach_what_newtons_do_not():
     """u'' - 60 sin u = -200: the slope 60 cos u has both signs, and Picard's steps contract: 60 is less than pi^2 times 8."""
     problem = Problem(Interval(0, 1), D(u, 0, 2) - 60 * sin(u), -200.0, 0.0, grid=80)
@@ -346,6 +370,33 @@ def test_noise_needs_values_and_values_need_noise():
         solve(Problem(Interval(0, 1), D(u, 0, 2), values, 0.0, noise=0.1), grid=30)
     with pytest.raises(gpx.InputError, match="coarser grid"), warnings.catch_warnings():
         solve(Problem(UNIT, laplacian(2), lambda x: torch.sin(90 * x).prod(1), 0.0, noise=0.1), grid=200)
+
+
+LAYER = Problem(Interval(0, 1), D(u, 0) - 1e-3 * D(u, 0, 2), 1.0, 0.0)
+PEAK = Problem(Interval(-1, 1), D(u, 0, 2), lambda x: 1 / (1 + 1e4 * x[:, 0] ** 2), 0.0)
+FAST = problems.poisson_1d_p1()
+SEEN = torch.linspace(0.1, 6.0, 30, dtype=torch.float64)[:, None]
+
+
+@pytest.mark.parametrize(("problem", "grid", "message"), [
+    (replace(FAST, noise=10.0), 40, "cycles per unit, and 40 points .* give at least grid="),
+    (replace(FAST, observations=Observations(SEEN, FAST.exact(SEEN), 0.01)), 40, "cycles per unit, and 40 points"),
+    (replace(problems.poisson_2d_sines(), noise=10.0), 20, "along axis 1 with .* cycles per unit, and 20 points"),
+    (replace(LAYER, noise=1e-3), 100, r"error of the solution is .* between the points of the grid.* more points than grid=\(100,\)"),
+    (replace(PEAK, noise=1e-2), 60, "between the points of the grid"),
+])  # fmt: skip
+def test_grids_that_are_too_coarse_are_warned_of_where_data_have_noise(problem, grid, message):
+    with pytest.warns(gpx.FitWarning, match=message):
+        solution = solve(problem, grid=grid)
+    assert solution.error_estimate > 0.1
+
+
+def test_estimated_errors_of_data_with_noise_are_the_posteriors_where_the_grid_is_fine():
+    """What the mean leaves of the equation between the nodes is less than what noise hides: no warning, and the estimate is that
+    of the deviations."""
+    solution = solve(replace(FAST, noise=10.0), grid=400)
+    deviation = float(solution.std.square().mean().sqrt() / solution.u.square().mean().sqrt())
+    assert solution.relative_error() < solution.error_estimate == pytest.approx(deviation, rel=0.01)
 
 
 @pytest.mark.slow
