@@ -56,19 +56,24 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Search:
-    """What all candidates share: the problem, its values at the nodes of the grid, and the judge of errors."""
+    """What all candidates share: the problem, its values at the nodes of the grid, and the judge of errors; guess: values of u at
+    the nodes [M_1, ..., M_d] to begin from, None: those of the boundary, continued.
+    """
 
     problem: Problem
     nodes: tuple[np.ndarray, ...]
     source: Tensor
     boundary: list[np.ndarray]
     judge: Judge | None
+    guess: np.ndarray | None = None
 
     def candidate(self, setting: Setting, start: Candidate | None = None) -> Candidate | None:
         """The solution for a setting; None if Newton's method does not converge."""
         try:
             grid = self.grid(setting)
             begin = _transferred(start, grid)
+            if begin is None and self.guess is not None:
+                begin = multiply([axis.coefficients for axis in grid.axes], self.guess)
             return self._judged(grid, newton(self.problem, grid, self.source, self.boundary, begin), setting)
         except (NumericalError, np.linalg.LinAlgError):
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -32,10 +33,11 @@ from gpx.pde.points import Points
 from gpx.pde.problem import Problem
 from gpx.pde.resonance import require_conditions, undetermined
 from gpx.pde.scattered import PointSolution, solve_at_points
-from gpx.pde.select import Search, Setting, select
+from gpx.pde.select import Candidate, Search, Setting, select
 from gpx.pde.solution import Solution
 from gpx.pde.spectrum import Tones, complaint, resolved, tones, tones_of_values
 
+COARSEST = 16  # points per axis
 DOUBTFUL = 0.01  # estimated errors that are worth a warning
 USELESS = 0.5  # and those of what is no solution
 UNEXPLAINED = 3.0  # deviations: what is more is no noise
@@ -95,7 +97,7 @@ def solve(
     search = Search(problem, nodes, _source(problem, nodes), boundary_values(problem, nodes), judged)
     found = tones(problem, counts)
     if kernel is None:
-        best = select(search, [resolved(f, n) for f, n in zip(found, nodes, strict=True)])
+        best = _selected(search, found)
     else:
         best = search.solved(search.of(_bases(problem, nodes, kernel)))
     complaints = [*_coarse(found, nodes), complain_of_slopes(problem.domain, problem.conditions)]
@@ -112,6 +114,38 @@ def solve(
     bases = tuple(axis.basis for axis in best.grid.axes)
     mean = Functions(problem.domain, Function(bases, best.state.coefficients))  # pyright: ignore[reportArgumentType]
     return Solution(problem, nodes, mean, error, best.setting)
+
+
+def _selected(search: Search, found: Sequence[Tones]) -> Candidate:
+    """The candidate of least estimated error; where that is large and the equation not linear, begun also from the solution with
+    half as many points: fewer functions leave Newton's method fewer ways to go astray.
+
+    Raises: NumericalError where neither finds a solution.
+    """
+    problem, frequencies = search.problem, [resolved(f, n) for f, n in zip(found, search.nodes, strict=True)]
+    best, failure = _tried(search, frequencies)
+    counts = tuple(max(COARSEST, len(n) // 2) for n in search.nodes)
+    if not problem.linear and (best is None or best.error > DOUBTFUL) and max(counts) > COARSEST:
+        nodes = tuple(problem.domain.axes(counts))
+        half = Search(problem, nodes, _source(problem, nodes), boundary_values(problem, nodes), judge(problem, counts))
+        with suppress(NumericalError):
+            coarse = _selected(half, tones(problem, counts))
+            bases = tuple(axis.basis for axis in coarse.grid.axes)
+            guess = Function(bases, coarse.state.coefficients).on(search.nodes).numpy()  # pyright: ignore[reportArgumentType]
+            again, _ = _tried(replace(search, guess=guess), frequencies)
+            best = min((c for c in (best, again) if c is not None), key=lambda c: c.error, default=None)
+    if best is None:
+        assert failure is not None
+        raise failure
+    return best
+
+
+def _tried(search: Search, frequencies: Sequence[np.ndarray]) -> tuple[Candidate | None, NumericalError | None]:
+    """The candidate that is chosen, or why there is none."""
+    try:
+        return select(search, frequencies), None
+    except NumericalError as failure:
+        return None, failure
 
 
 def _inferred(problem: Problem, nodes: tuple[np.ndarray, ...], kernel: Any) -> Solution:

@@ -408,3 +408,12 @@ def test_bands_of_the_poisson_problems_cover(number):
         truth = problem.exact(solution.grid[0][:, None])
         covered.append(float(((solution.u - truth).abs() <= 1.96 * solution.std).double().mean()))
     assert np.mean(covered) >= 0.85
+
+
+@pytest.mark.parametrize("grid", [30, 100, 400])
+def test_more_points_lead_newtons_method_no_further_astray(grid):
+    """u'' = 1 / u + f: from zero inside, steps of many functions cross u = 0, where the equation has a pole."""
+    problem = problems.manufactured("", Interval(0, 1), D(u, 0, 2) - 1 / u, lambda x: 2 + torch.sin(x[:, 0]))
+    solution = solve(problem, grid)
+    assert solution.relative_error() < 1e-10
+    assert 0.1 < solution.error_estimate / solution.relative_error() < 10
