@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gpx.errors import NumericalError
 from gpx.linalg.derivatives import derivative
-from gpx.posterior import Posterior
+from gpx.posterior import Around, Posterior
 from gpx.sites import SiteMarginals, Sites
 
 Basis = Callable[[Tensor], Tensor]
@@ -23,7 +23,7 @@ Moments = Callable[[Posterior], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
-class Flat(Posterior):
+class Flat(Around):
     """The posterior of ``f = basis(x)^T b + g``, g ~ GP(0, kernel), with a flat prior on the coefficients b of every column.
 
     It is made of posteriors of g alone, whose sites are those of f less its trend, or of one function of the basis.
@@ -39,6 +39,10 @@ class Flat(Posterior):
     sites: Sites
     design: Tensor
     basis: Basis
+
+    @property
+    def within(self) -> Posterior:
+        return self.inner
 
     @property
     def _columns(self) -> int:
@@ -167,26 +171,6 @@ class Flat(Posterior):
         centred = self._numbers
         return self.log_density + (centred.log_density_limit - centred.log_density).detach()
 
-    @property
-    def inducing(self) -> int:
-        return self.inner.inducing
-
-    @property
-    def unexplained(self) -> Tensor:
-        return self.inner.unexplained
-
-    @property
-    def jitter(self) -> float:
-        return self.inner.jitter
-
-    @property
-    def log_determinant_error(self) -> float:
-        return self.inner.log_determinant_error
-
-    @property
-    def note(self) -> str:
-        return self.inner.note
-
     @cached_property
     def site_marginals(self) -> SiteMarginals:
         inner = self._numbers.site_marginals
@@ -229,9 +213,6 @@ class Flat(Posterior):
         weights = weights + 0.5 * self.sites.tau[:, None] * torch.einsum("nk,ckl->nlc", self.design, inner)
         moved = moved + self._pulled.slope(Sites(weights.flatten(1), torch.zeros_like(weights).flatten(1)))
         return value + (moved - moved.detach())
-
-    def spread(self, weights: Tensor) -> Tensor:
-        return self.inner.spread(weights)
 
     def _moments(self, design: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
         mean, variance = moments(self._numbers)

@@ -100,7 +100,8 @@ class LinearMean(_Learned):
 
 class Trend(_Mean):
     """A polynomial of the inputs whose coefficients have a flat prior: ``sum_j b_j prod_d ((x_d - center_d) / scale_d)^j_d`` over
-    all powers j with ``sum_d j_d <= degree``; center and scale: mean and standard deviation of the inputs, fixed.
+    all powers j with ``sum_d j_d <= degree``; center and scale: mean and standard deviation of the inputs, fixed. Columns that
+    are constant in the first data are left out: their scale is 0.
 
     Nothing is learned: the coefficients are integrated over, so that predictions know how uncertain they are, hyperparameters are
     those of restricted maximum likelihood, and far from the data the trend goes on. The evidence is the limit of that of a prior
@@ -131,16 +132,19 @@ class Trend(_Mean):
         """Center and scale by the first data."""
         self.columns = data.columns
         if not bool(self.scale.any()):
+            constant = (data.x == data.x[:1]).all(0)
             self.assign("center", data.x.mean(0))
-            self.assign("scale", data.spread)
+            self.assign("scale", data.spread.masked_fill(constant, 0.0))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.zeros_like(x[..., 0])
 
     def basis(self, x: Tensor) -> Tensor:
         """The functions [N, q] at x [N, D]."""
-        unit = (x - self.center.detach()) / self.scale.detach()
-        chosen = [c for n in range(self.degree + 1) for c in combinations_with_replacement(range(x.shape[1]), n)]
+        scale = self.scale.detach()
+        unit = (x - self.center.detach()) / torch.where(scale > 0, scale, 1.0)
+        moving = scale.nonzero().flatten().tolist()
+        chosen = [c for n in range(self.degree + 1) for c in combinations_with_replacement(moving, n)]
         return torch.stack([unit[:, list(c)].prod(1) for c in chosen], 1)
 
     def __repr__(self) -> str:

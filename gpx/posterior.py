@@ -158,8 +158,40 @@ def _root(covariance: Tensor) -> Tensor:
         return vectors * values.clamp_min(0).sqrt()
 
 
+class Around(Posterior):
+    """A posterior that is made of another one, whose approximations and notes are its own."""
+
+    @property
+    @abstractmethod
+    def within(self) -> Posterior:
+        """The other one."""
+
+    @property
+    def inducing(self) -> int:
+        return self.within.inducing
+
+    @property
+    def unexplained(self) -> Tensor:
+        return self.within.unexplained
+
+    @property
+    def jitter(self) -> float:
+        return self.within.jitter
+
+    @property
+    def log_determinant_error(self) -> float:
+        return self.within.log_determinant_error
+
+    @property
+    def note(self) -> str:
+        return self.within.note
+
+    def spread(self, weights: Tensor) -> Tensor:
+        return self.within.spread(weights)
+
+
 @dataclass(frozen=True)
-class Shifted(Posterior):
+class Shifted(Around):
     """A zero-mean posterior with the prior mean put back.
 
     centred: the engine's posterior of f - mean; sites: those of f; at_sites: the prior mean [N, C] at the data;
@@ -171,6 +203,10 @@ class Shifted(Posterior):
     at_sites: Tensor
     mean: Callable[[Tensor], Tensor]
     team: Team = ALONE
+
+    @property
+    def within(self) -> Posterior:
+        return self.centred
 
     @property
     def log_partition(self) -> Tensor:
@@ -191,26 +227,6 @@ class Shifted(Posterior):
     @property
     def log_density_limit(self) -> Tensor:
         return self.centred.log_density_limit
-
-    @property
-    def inducing(self) -> int:
-        return self.centred.inducing
-
-    @property
-    def unexplained(self) -> Tensor:
-        return self.centred.unexplained
-
-    @property
-    def jitter(self) -> float:
-        return self.centred.jitter
-
-    @property
-    def log_determinant_error(self) -> float:
-        return self.centred.log_determinant_error
-
-    @property
-    def note(self) -> str:
-        return self.centred.note
 
     @cached_property
     def site_marginals(self) -> SiteMarginals:
@@ -245,9 +261,6 @@ class Shifted(Posterior):
     def slope(self, direction: Sites, share: float = 0.0) -> Tensor:
         nu, tau = direction.nu + share * self.sites.nu, direction.tau + share * self.sites.tau
         return self.centred.slope(direction.centred(self.at_sites), share) + self._at_mean(nu, tau)
-
-    def spread(self, weights: Tensor) -> Tensor:
-        return self.centred.spread(weights)
 
     def update(self, x: Tensor, sites: Sites) -> Shifted:
         at_new = self.mean(x)

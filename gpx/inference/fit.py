@@ -71,6 +71,7 @@ class _Search:
     evaluations: int = 0
     rejected: int = 0
     unconverged: int = 0
+    failure: str = ""  # why the objective could not be computed the last time that it could not
     told: dict[str, Any] = field(default_factory=dict)  # fields of the `FitResult` that only the minimiser knows
 
     def __call__(self, z: np.ndarray) -> tuple[float, np.ndarray]:
@@ -133,7 +134,8 @@ class _Search:
                 value = self.objective(problem)
                 total = value.double().cpu() + self.coordinates.log_prior()
                 grads = torch.autograd.grad(total, self.coordinates.raws, allow_unused=True)
-        except NumericalError:
+        except NumericalError as failure:
+            self.failure = str(failure)
             return math.inf, np.zeros_like(z)
         values = np.concatenate([[float(total.detach())], self.coordinates.gradient(z, grads)])
         values = problem.data.team.mean(values)
@@ -299,7 +301,8 @@ def _best(runs: list[Run], problem: Problem) -> Run:
     """That with the best end. Raises: NumericalError if the objective was finite nowhere."""
     found = [run for run in runs if run[0].best_z is not None]
     if not found:
-        raise NumericalError("The objective is not finite at the start of the fit." + diagnose(problem))
+        why = " ".join(dict.fromkeys(run[0].failure for run in runs))
+        raise NumericalError(f"The objective is not finite at the start of the fit.{diagnose(problem)} {why}".rstrip())
     return min(found, key=lambda run: run[0].best)
 
 

@@ -270,9 +270,24 @@ def test_bootstrap_does_not_ask_for_a_trend() -> None:
     assert len(again.draws) == 5 and bool(np.isfinite(again.draws).all())
 
 
+def test_constant_columns_are_left_out() -> None:
+    """As they are by `mean="linear"`; in the first data, that is."""
+    x, y = series()
+    kernel = Matern(nu=1.5, lengthscale=1.3, outputscale=0.8, active_dims=[0])
+    both = gpx.GP(kernel, Gaussian(NOISE), mean=Trend(2)).condition(np.c_[x, np.full(40, 3.0)], y)
+    one = model(2, Exact()).condition(x, y)
+    close(both.predict([[12.0, 3.0]]).mean, one.predict([[12.0]]).mean, "mean", rtol=1e-8)
+    close(both.log_evidence(), one.log_evidence(), "evidence", rtol=1e-8)
+
+
+def test_a_fit_says_what_is_missing() -> None:
+    with pytest.raises(NumericalError, match="start of the fit.*fewer than 2 different inputs"):
+        gpx.GP(KERNEL, mean="trend").fit([1.0, 2.0], [2.0, np.nan])
+
+
 def test_too_few_targets() -> None:
     with pytest.raises(NumericalError, match="a trend of a lower degree"):
-        model(1).condition([[1.0], [1.0]], [0.0, 1.0]).predict([[0.0]])
+        model(1).condition([[1.0], [2.0]], [0.0, np.nan]).predict([[0.0]])
 
 
 @pytest.mark.parametrize(
