@@ -139,12 +139,9 @@ class Laplace:
         """The expansion at the mean."""
         keep, (mean,) = torch.is_grad_enabled(), _variables(marginals.mean)
         with torch.enable_grad():
-            (slope,) = torch.autograd.grad(likelihood.log_prob(data.filled, mean).sum(), mean, create_graph=True)
-            curved = slope.requires_grad
-            curvature = torch.zeros_like(mean)
-            if curved:
-                (curvature,) = torch.autograd.grad(slope.sum(), mean, create_graph=keep)
-            if not bool(curvature.any()):
+            slope, curvature = _expansion(likelihood, data, mean, keep)
+            # Far from the data every curvature may underflow; at zero only a piecewise linear density has none.
+            if not bool(curvature.any()) and not bool(_expansion(likelihood, data, 0 * mean, False)[1].any()):
                 raise StructureError(
                     f"log p(y | f) of {type(likelihood).__name__} is piecewise linear in f, and rules.Laplace needs its second"
                     " derivative: use rules.Variational() or rules.ExpectationPropagation()."
@@ -165,6 +162,14 @@ class Laplace:
         gradient = target.nu - sites.nu - change * marginals.mean
         precision = target.tau.clamp_min(1e-6 * float(target.tau.max()) + torch.finfo(gradient.dtype).tiny)
         return torch.maximum((gradient / precision.sqrt()).abs(), (change / precision).abs())
+
+
+def _expansion(likelihood: Likelihood, data: Data, latent: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    """Slopes and curvatures of ``log p(y | f)`` at f; keep: whether the curvatures shall have a derivative."""
+    (slope,) = torch.autograd.grad(likelihood.log_prob(data.filled, latent).sum(), latent, create_graph=True)
+    if not slope.requires_grad:
+        return slope, torch.zeros_like(latent)
+    return slope, torch.autograd.grad(slope.sum(), latent, create_graph=keep)[0]
 
 
 def split(likelihood: Likelihood, values: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 
 import gpx
 from gpx import GP, FitWarning, InputError, StructureError, engines
+from gpx.assemble import assemble
+from gpx.inputs import as_data
 from gpx.kernels import RBF, Matern
 from gpx.likelihoods import (
     Bernoulli,
@@ -29,6 +31,7 @@ from gpx.likelihoods import (
 from gpx.objectives import ELBO, DataEmphasisedELBO, EPEvidence, Evidence, LeaveOneOut
 from gpx.parameters import Choice
 from gpx.rules import ExpectationPropagation, Laplace, Variational
+from gpx.sites import SiteMarginals, Sites
 from gpx.testing.assertions import close, gradients
 from gpx.testing.cases import LIKELIHOODS, LikelihoodCase
 
@@ -299,6 +302,18 @@ def test_lists_of_kernels():
 def test_rules_for_one_latent_function(rule, likelihood):
     with pytest.raises(StructureError, match=r"one latent function per datum.*has 2; use rules.Variational\(\)"):
         GP(RBF(), likelihood, rule=rule).fit(X, LABELS)
+
+
+def test_laplace_where_every_curvature_underflows():
+    """A search may try means of +-1,000, where a logit link is as good as linear: that is a state, not a wrong likelihood."""
+    X = np.linspace(-2, 2, 8)
+    gp = GP(RBF(), Bernoulli("logit"), mean="zero", rule=Laplace())
+    problem, _, _ = assemble(gp, as_data(X, X > 0))
+    far = torch.linspace(-2, 2, 8).double().sign()[:, None] * 1_000
+    marginals = SiteMarginals(far, torch.ones_like(far))
+    sites = Laplace().update(problem.likelihood, problem.data, marginals, Sites(0 * far, 0 * far))
+    assert float(sites.tau.detach().abs().max()) == 0
+    assert bool(torch.isfinite(sites.nu).all())
 
 
 def test_combinations_without_meaning():
