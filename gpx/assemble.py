@@ -66,7 +66,7 @@ def assemble(gp: GP, data: Data) -> tuple[Problem, Objective, str]:
         raise InputError(
             "kernel='auto' looks at the rows of all processes, which engines.Agents keeps apart: name a kernel."
         )
-    kernels = _kernels(gp.kernel, likelihood.latent_data(_view(data, private)))
+    kernels = _kernels(gp.kernel, likelihood, _view(data, private))
     mean = copy.deepcopy(as_mean(gp.mean))
     for kernel in kernels:
         bind(kernel, data.columns)
@@ -95,7 +95,7 @@ def start_from_data(problem: Problem, priors: str | None) -> None:
     stacked = torch.stack([part.y for part in latents], -1).flatten(1)
     variances = data.y.new_tensor([part.variance for part in latents]).repeat(data.y.shape[1])
     seen = [(prior.mean, latents[0].with_targets(stacked, variances)), (likelihood, data)]
-    for module, view in [*zip(prior.kernels, latents, strict=True), *seen]:
+    for module, view in [*zip(prior.kernels, latents, strict=False), *seen]:
         init_from(module, view)
         for part in module.modules():
             if priors is None and isinstance(part, Parameterised):
@@ -152,15 +152,18 @@ def _likelihood(likelihood: Any) -> Likelihood:
     return likelihood if isinstance(likelihood, Likelihood) else FromGPyTorch(likelihood)
 
 
-def _kernels(kernel: Any, latents: Sequence[Data]) -> list[gpytorch.kernels.Kernel]:
-    """One own copy per latent function, each of which sees the data its own way."""
-    parts: Sequence[Any] = kernel if isinstance(kernel, (list, tuple)) else [kernel] * len(latents)
-    if len(parts) != len(latents):
-        raise InputError(
-            f"The likelihood has {len(latents)} latent function(s), but {len(parts)} kernels were given; give one kernel for"
-            " all of them, or a list with one each."
-        )
+def _kernels(kernel: Any, likelihood: Likelihood, data: Data) -> list[gpytorch.kernels.Kernel]:
+    """One own copy per latent function, each of which sees the data its own way; one for all where these play the same part."""
+    latents = likelihood.latent_data(data)
+    parts: Sequence[Any] = [kernel] * (1 if likelihood.exchangeable else len(latents))
+    if isinstance(kernel, (list, tuple)):
+        parts = kernel
+        if len(parts) != len(latents):
+            raise InputError(
+                f"The likelihood has {len(latents)} latent function(s), but {len(parts)} kernels were given; give one kernel for"
+                " all of them, or a list with one each."
+            )
     return [
-        auto_kernel(data) if k == "auto" else parse(k) if isinstance(k, str) else copy.deepcopy(k)
-        for k, data in zip(parts, latents, strict=True)
+        auto_kernel(view) if k == "auto" else parse(k) if isinstance(k, str) else copy.deepcopy(k)
+        for k, view in zip(parts, latents, strict=False)
     ]

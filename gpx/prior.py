@@ -1,4 +1,4 @@
-"""The prior that every engine receives: a mean function and one kernel per latent function."""
+"""The prior that every engine receives: a mean function and one kernel per latent function, or one for all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from gpx import stored
 class Prior:
     """``f_l ~ GP(mean, kernels[l])``, independent over the latent functions l and over the outputs.
 
-    With P outputs and L latents there are C = P L columns, output-major: column c has kernel ``c % L``.
+    With P outputs and L latents there are C = P L columns, output-major: column c has kernel ``c % len(kernels)``. Outputs share
+    the kernels; so do latent functions that play the same part, where one kernel was given for all.
     """
 
     mean: gpytorch.means.Mean

@@ -81,6 +81,14 @@ class Coreset(Inducing):
         plan = super().plan(prior, data)
         return plan if self.method == "optimum" else _searched(plan, prior, data)
 
+    def condition(
+        self, prior: Prior, plan: InducingPlan, params: dict[str, Tensor], sites: Sites
+    ) -> ProjectedPosterior:
+        """Raises: InputError where the pseudo-observations of one column would serve several."""
+        if isinstance(plan, PseudoPlan) and sites.nu.shape[1] > 1:
+            raise InputError("Coreset(method='adam') takes one target column and latent function: use method='optimum'.")
+        return super().condition(prior, plan, params, sites)
+
     def parameters(self, prior: Prior, plan: InducingPlan) -> dict[str, Tensor]:
         """The inducing inputs, where they are refined, and the pseudo-observations, where they are searched for."""
         return super().parameters(prior, plan) | (plan.searched if isinstance(plan, PseudoPlan) else {})
@@ -192,10 +200,9 @@ def _searched(plan: InducingPlan, prior: Prior, data: Data) -> PseudoPlan:
     """Each starts as the datum next to it, and stands for as many as all others."""
     if data.team.size > 1:
         raise StructureError("Coreset(method='adam') is fitted by one process: use method='optimum' in several.")
-    if data.y.shape[1] * len(prior.kernels) > 1:
-        raise InputError("Coreset(method='adam') takes one target column and latent function: use method='optimum'.")
     seen, z, unit = data.observed[:, 0], plan.inducing[0].detach(), data.variance**0.5
-    x, y = data.x[seen] / data.spread, (data.y - prior.mean_at(data.x, 1).detach())[seen, 0]
+    x, mean = data.x[seen], prior.mean(data.x[seen]).detach().reshape(int(seen.sum()), -1)[:, 0]
+    x, y = x / data.spread, data.y[seen, 0] - mean
     nearest = torch.cdist(z / data.spread, x).argmin(1) if len(x) else torch.zeros(0, dtype=torch.long)
     weight = math.log(len(x) / max(1, len(z)) / START_NOISE) if len(x) else 0.0
     targets, precisions = map(torch.nn.Parameter, (y[nearest] / unit, torch.full_like(z[:, 0], weight)))

@@ -152,6 +152,8 @@ class Ordinal(Likelihood):
 class Categorical(Likelihood):
     """Unordered classes, ``p(y = c | f) = e^(f_c) / sum_c' e^(f_c')``: one latent function per class.
 
+    A kernel given once is one kernel, with the same hyperparameters for all classes; a list of C kernels gives each its own.
+
     Arguments: num_classes: C >= 2. Targets: 0, ..., C - 1. Integrals over the C latent functions are reduced to one dimension
     by Gumbel variables, without random points: accurate to 1e-6, to 1e-3 where their standard deviations are of sizes as
     different as 10 and 0.01. Raises: InputError for other targets.
@@ -161,6 +163,8 @@ class Categorical(Likelihood):
     >>> Categorical(3).num_latents
     3
     """
+
+    exchangeable = True
 
     def __init__(self, num_classes: int):
         super().__init__()

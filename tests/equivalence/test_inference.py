@@ -305,6 +305,34 @@ def test_outputs_are_independent_problems():
     close(both.predict(X).mean, torch.stack([gp.predict(X).mean for gp in each], 1), "predictions", 1e-6)
 
 
+@pytest.mark.parametrize(
+    "engine", [gpx.engines.Exact(), gpx.engines.SparseVariational(10), gpx.engines.SIC(29), gpx.engines.StateSpace()], ids=repr
+)
+def test_one_kernel_for_all_classes(engine):
+    """The posterior of a list of equal kernels; a gradient that is the sum of theirs; one kernel comes back."""
+
+    def slope(kernel):
+        gp = GP(kernel, Categorical(3), mean="zero", engine=engine).condition(X, GRADES)
+        problem = gp._solved.anew()
+        coordinates = Coordinates(trainable_modules(problem.prior.mean, problem.prior.kernels, problem.likelihood))
+        value = gp.objective_(problem.anew(problem.start))
+        return gp, coordinates.gradient(coordinates.read(), torch.autograd.grad(value, coordinates.raws))
+
+    (shared, gradient), (each, gradients) = slope(Matern(2.5, 0.7, 4.0)), slope([Matern(2.5, 0.7, 4.0)] * 3)
+    assert isinstance(shared.kernel_, Matern)
+    assert len(gradient) == 2
+    close(shared.predict(X).distribution.probabilities, each.predict(X).distribution.probabilities, "probabilities")
+    assert shared.log_evidence() == pytest.approx(each.log_evidence(), rel=1e-10)
+    close(torch.as_tensor(gradient), torch.as_tensor(gradients.reshape(3, 2).sum(0)), "gradient", 1e-6)
+
+
+def test_the_names_of_classes_do_not_matter():
+    new = np.array([2, 0, 1])
+    a, b = (GP(RBF(), Categorical(3)).fit(X, y) for y in (GRADES, new[GRADES.astype(int)]))
+    assert a.log_evidence() == pytest.approx(b.log_evidence(), abs=1e-4)
+    close(a.predict(X).distribution.probabilities, b.predict(X).distribution.probabilities[:, new], "probabilities", 1e-3)
+
+
 def test_cavities_of_a_gaussian_are_leave_one_out():
     gp = GP(RBF(0.9), Gaussian(0.05)).condition(points(12), targets(points(12)))
     mean, variance = cavities(gp.posterior_.site_marginals, gp.posterior_.sites)
