@@ -20,7 +20,7 @@ from gpx.linalg.threads import in_runs
 
 COUPLINGS = ("iid", "antithetic", "repelling", "systematic")
 EQUAL = 1e-14  # difference of probabilities that is rounding: nothing is searched where all steps are as likely
-RUN, GROUP = 512, 1 << 14  # rows that a thread takes at once, and whose parts are held before they are put together
+RUN, GROUP = 512, 1 << 12  # rows that a thread takes at once, and whose parts are held before they are put together
 ROOM = 1.1  # for results, as a multiple of what is expected
 COMPILATION: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 GOLDEN, MIX1, MIX2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -116,7 +116,7 @@ def walk(transitions: Transitions, rows: np.ndarray, walks: int, law: Law, seed:
     add to it. Cost: O(rows walks steps), on as many threads as torch uses.
     """
     survival = np.array(law.survival)
-    kind = np.int16 if walks < 2**15 else np.int32
+    kind = np.min_scalar_type(-walks - 1).type  # counts are up to as many, and down to minus as many
     couplings = COUPLINGS.index(law.halting), COUPLINGS.index(law.directions)
     rows = np.ascontiguousarray(rows, np.int64)
 
@@ -329,4 +329,4 @@ def _walk(rows, indptr, indices, cumulative, signs, survival, walks, halting, di
             keys[slots[e]] = -1
         sizes[r] = entries
         total += entries
-    return sizes, columns[:total].copy(), visits[:total].copy()
+    return sizes, columns[:total], visits[:total]

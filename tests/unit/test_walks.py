@@ -94,6 +94,14 @@ def test_every_walk_is_counted(halting, directions):
     assert np.abs(alive - 200 * np.array([1, 0.7, 0.4, 0.2])).max() <= limit
 
 
+@pytest.mark.parametrize("walks", [127, 128, 2**15 - 1, 2**15])
+def test_counts_are_as_large_as_there_are_walks(walks):
+    """Both ends of one edge of negative weight: every walk is on one side, and changes its sign at every step."""
+    edge = gpx.Graph.from_scipy(np.array([[0.0, -1.0], [-1.0, 0.0]]), signed=True).operator()
+    visits = dense(counts(edge, range(2), walks, survival=(1.0, 1.0, 1.0)), 2)
+    assert np.array_equal(visits[0], [[walks, 0, walks], [0, -walks, 0]])
+
+
 def test_systematic_directions_are_without_chance():
     """From a node with four neighbours, a quarter of the walks goes to each."""
     star = gpx.Graph.from_edges([[0, 1], [0, 2], [0, 3], [0, 4]]).operator()
