@@ -47,9 +47,10 @@ def check_parts(gp: GP) -> None:
         parse_call(engine, ENGINES, "engine")
 
 
-def assemble(gp: GP, data: Data) -> tuple[Problem, Objective, str]:
+def assemble(gp: GP, data: Data, instead: tuple[Engine, str] | None = None) -> tuple[Problem, Objective, str]:
     """Copies of the parts, bound to the data; the objective; why the engine was chosen.
 
+    Arguments: instead: an engine in the place of that of the model, and why.
     Raises: InputError for data without rows, targets that the likelihood does not allow, or parts that do not fit the data.
     """
     if not data.count:
@@ -75,7 +76,7 @@ def assemble(gp: GP, data: Data) -> tuple[Problem, Objective, str]:
     for module in (mean, likelihood, *kernels):
         module.to(dtype=data.x.dtype, device=data.x.device)
     prior = Prior(mean, tuple(kernels))
-    engine, reason = choose_engine(asked, prior, data, likelihood.exact_sites(data))
+    engine, reason = instead or choose_engine(asked, prior, data, likelihood.exact_sites(data))
     rule = choose_rule(gp.rule, likelihood, engine, gp.objective)
     objective = choose_objective(gp.objective, likelihood, rule, engine)
     _check_team(data, engine, objective)
@@ -84,6 +85,13 @@ def assemble(gp: GP, data: Data) -> tuple[Problem, Objective, str]:
     problem = Problem.planned(prior, data, likelihood, engine, rule)
     objective.check(problem)
     return problem, objective, reason
+
+
+def reconsidered(gp: GP, problem: Problem) -> tuple[Engine, str] | None:
+    """The engine that "auto" chooses at the hyperparameters of a problem, and why, where the one it has is wrong for them."""
+    if gp.engine != "auto" or problem.engine.faithful(problem.prior):
+        return None
+    return choose_engine("auto", problem.prior, problem.data, problem.likelihood.exact_sites(problem.data))
 
 
 def start_from_data(problem: Problem, priors: str | None) -> None:

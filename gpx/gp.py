@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from gpx import checking, io, plot
-from gpx.assemble import assemble, check_parts, start_from_data
+from gpx.assemble import assemble, check_parts, reconsidered, start_from_data
 from gpx.bootstrap import Bootstrap, bootstrap
 from gpx.checkpoint import keeping, resumed
 from gpx.encoding import Encoding
 from gpx.engines.auto import engine_of_derivatives
+from gpx.engines.base import Engine
 from gpx.engines.coreset import PseudoData, pseudo_data
 from gpx.errors import FitWarning, InputError, StructureError, TeamError
 from gpx.inference import stochastic
@@ -30,7 +31,7 @@ from gpx.inference.problem import Problem, Solved, extend
 from gpx.inference.result import FitOptions, FitResult
 from gpx.inference.rules import cavities
 from gpx.inference.table import ParameterTable, parameter_table, standard_errors
-from gpx.inputs import Points, as_data, as_points
+from gpx.inputs import Data, Points, as_data, as_points
 from gpx.kernels.walk import resolve
 from gpx.likelihoods import Likelihood
 from gpx.parallel import Team, join
@@ -98,18 +99,29 @@ class GP:
             raise InputError(
                 f"y has no observed target among {data.y.numel()}; fit needs at least one, see condition()."
             )
-        problem, objective, reason = assemble(self, data)
-        start_from_data(problem, priors)
-        coordinates = _coordinates(problem)
-        start = data.team.share(lambda: resumed(resume, checkpoint, coordinates))
         options = FitOptions(max_iter, restarts, seed, max_seconds, verbose)
-        learn = fit if problem.engine.batch_size is None else stochastic.fit
-        with keeping(checkpoint, coordinates, data.team) as keep:
-            result, problem = learn(problem, objective, coordinates, options, start, keep)
-        self._finish(problem, objective, reason, result)
+        result, *fitted = self._learn(data, priors, options, resume, checkpoint)
+        other = reconsidered(self, fitted[0])
+        if other is not None:
+            result, *fitted = self._learn(data, priors, options, resume, checkpoint, other)
+        self._finish(*fitted, result)
         assert self.result_ is not None
         _report(self.result_, self.posterior_.note)
         return self
+
+    def _learn(
+        self, data: Data, priors: str | None, options: FitOptions, resume: Any, checkpoint: Any,
+        instead: tuple[Engine, str] | None = None,
+    ) -> tuple[FitResult, Problem, Objective, str]:  # fmt: skip
+        """What `fit` found: the result, the problem, its objective, and why its engine was chosen; instead: an engine and why."""
+        problem, objective, reason = assemble(self, data, instead)
+        start_from_data(problem, priors)
+        coordinates = _coordinates(problem)
+        start = data.team.share(lambda: resumed(resume, checkpoint, coordinates))
+        learn = fit if problem.engine.batch_size is None else stochastic.fit
+        with keeping(checkpoint, coordinates, data.team) as keep:
+            result, problem = learn(problem, objective, coordinates, options, start, keep)
+        return result, problem, objective, reason
 
     def condition(self, X: Any, y: Any = None, *, team: Team | None = None) -> GP:
         """Condition on data with the hyperparameters as given; nothing is learned. team: see `fit`. Returns self."""

@@ -102,7 +102,9 @@ def estimate(y: Any, period: int, method: str = "exact") -> Estimate:
     "iterative": the published estimator, which alternates between an unstructured innovation covariance and the
     correlation, and fits the kernel to that covariance by least squares; "iterative-circulant": the same with the
     covariance inverted as the circulant of its first row (the two published programs differ in this).
-    Raises: InputError for a period that is not an integer, incomplete blocks, missing values, or another method.
+    The published iteration does not keep the correlation between -1 and 1.
+    Raises: InputError for a period that is not an integer, incomplete blocks, missing values, or another method, and for
+    blocks that leave the published iteration no innovations.
     Source: Nigam, Srivastava, Marzbanrad & Burke (2025), arXiv 2511.01151.
 
     >>> import numpy as np
@@ -158,13 +160,22 @@ def _maximise(likelihood: Likelihood) -> Estimate:
 
 
 def _iterate(blocks: np.ndarray, likelihood: Likelihood, circulant: bool) -> Estimate:
-    """The published estimator: the first block is conditioned on; circulant: invert R as the circulant of its first row."""
-    before, after = blocks[:-1], blocks[1:]
-    correlation = float((before * after).sum() / (before**2).sum())
+    """The published estimator: the first block is conditioned on; circulant: invert R as the circulant of its first row.
+
+    In units of the series, as its tolerances are numbers.
+    """
+    unit = float(blocks.std()) or 1.0
+    before, after = blocks[:-1] / unit, blocks[1:] / unit
+    correlation = float((before * after).sum() / (before**2).sum()) if before.any() else 0.0
     innovation, previous, iterations = np.eye(likelihood.period), math.inf, 1
     for iterations in range(2, STEPS + 1):  # noqa: B007
         rest = after - correlation * before
         innovation = rest.T @ rest / len(rest)
+        if np.abs(innovation).max() <= np.finfo(float).eps:
+            raise InputError(
+                f"The blocks of {likelihood.period} steps are multiples of each other: the published iteration has no innovations"
+                " to work with. Use method='exact', or another period."
+            )
         inverse, logdet = _circulant_inverse(innovation[0]) if circulant else _inverse(innovation)
         correlation = float(((before @ inverse) * after).sum() / ((before @ inverse) * before).sum())
         rest = after - correlation * before
@@ -174,6 +185,7 @@ def _iterate(blocks: np.ndarray, likelihood: Likelihood, circulant: bool) -> Est
             break
         previous = value
     lengthscale, outputscale = _least_squares(_projected(innovation), likelihood)
+    outputscale *= unit**2
     value = likelihood(min(max(correlation, -LIMIT), LIMIT), lengthscale, outputscale)[0]
     return Estimate(likelihood.period, correlation, lengthscale, outputscale, value, iterations)
 

@@ -58,6 +58,10 @@ class Engine(ABC):
         """
         return self.plan(prior, data)
 
+    def faithful(self, prior: Prior) -> bool:
+        """Whether it is, at these hyperparameters, what engine="auto" took it for."""
+        return True
+
     def revised(self, plan: Any, posterior: Posterior, x: Tensor) -> Any:
         """The plan, changed where more data at x [M, D] are not seen well enough through it; posterior: of the data so far."""
         return plan

@@ -86,7 +86,9 @@ class Coreset(Inducing):
     ) -> ProjectedPosterior:
         """Raises: InputError where the pseudo-observations of one column would serve several."""
         if isinstance(plan, PseudoPlan) and sites.nu.shape[1] > 1:
-            raise InputError("Coreset(method='adam') takes one target column and latent function: use method='optimum'.")
+            raise InputError(
+                "Coreset(method='adam') takes one target column and latent function: use method='optimum'."
+            )
         return super().condition(prior, plan, params, sites)
 
     def parameters(self, prior: Prior, plan: InducingPlan) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ from gpx.structure.state_space import Clock, label_columns, read, state_space, t
 from gpx.structure.state_space import StateSpace as Form
 
 PATH_FEATURES = 2048
+NOTICEABLE = 0.01  # share of a kernel's variance that its state-space form may leave out before a fit warns of it
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,10 @@ class StateSpace(Engine):
     start_rows: ClassVar[int] = 20_000
     consecutive: ClassVar[bool] = True
 
+    def faithful(self, prior: Prior) -> bool:
+        """Whether the state-space forms are the kernels: one of few harmonics is not that of a short lengthscale."""
+        return all(state_space(kernel).exact for kernel in prior.kernels)
+
     def plan(self, prior: Prior, data: Data) -> StateSpacePlan:
         """Sort. Raises: StructureError for a kernel of several inputs, or without a state-space form."""
         dims = data.x.shape[1]
@@ -137,6 +142,16 @@ class StateSpacePosterior(Posterior):
     prior: Prior
     plan: StateSpacePlan
     sites: Sites
+
+    @property
+    def note(self) -> str:
+        lost = max(state_space(kernel).error for kernel in self.prior.kernels)
+        if lost <= NOTICEABLE:
+            return ""
+        return (
+            f"the state-space form leaves out a share of {lost:.2g} of the variance of its kernel, which varies too fast for it:"
+            " use engine='Exact', or bounds on the lengthscale"
+        )
 
     def _latent(self, column: int) -> int:
         return column % len(self.prior.kernels)
@@ -311,15 +326,15 @@ def _new_series(labels: Tensor) -> Tensor:
 
 def _gaps(times: Tensor, new: Tensor) -> Tensor:
     """Differences [n] of ordered times, 0 first and infinite where a series is new. Where these are a grid, with or without
-    holes, up to the rounding of the times, the gaps are exact multiples of its step: a transition is then computed once and not
-    at every time.
+    holes, up to the rounding of both times of each gap, the gaps are exact multiples of its step: a transition is then computed
+    once and not at every time.
     """
     gaps = times.diff(prepend=times[:1]).masked_fill(new, 0.0)
     if bool((gaps > 0).any()):
         steps = (gaps / gaps[gaps > 0].median()).round()
         even = steps * (gaps.sum() / steps.sum().clamp_min(1.0))
-        rounding = 4 * torch.finfo(times.dtype).eps * times.abs().max()
-        gaps = even if bool((even - gaps).abs().max() <= rounding) else gaps
+        largest = torch.maximum(times.abs(), torch.cat([times[:1], times[:-1]]).abs())
+        gaps = even if bool(((even - gaps).abs() <= 4 * torch.finfo(times.dtype).eps * largest).all()) else gaps
     return gaps.masked_fill(new, math.inf)
 
 

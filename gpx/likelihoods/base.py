@@ -25,7 +25,9 @@ class Likelihood(Parameterised, gpytorch.Module):
     """
 
     num_latents = 1
-    exchangeable = False  # whether its latent functions play the same part: a kernel given once is then one for all of them
+    exchangeable = (
+        False  # whether its latent functions play the same part: a kernel given once is then one for all of them
+    )
     conjugate = False  # whether it has exact sites
     bound_to_rows = False  # whether it knows something of every row of the data, in their order
     domain = "finite numbers"  # what targets are allowed, in words

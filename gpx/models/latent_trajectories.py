@@ -21,7 +21,9 @@ from gpx.errors import InputError
 from gpx.gp import GP
 from gpx.inference.coordinates import Coordinates
 from gpx.inference.whittle import Whittle
+from gpx.inputs import as_data
 from gpx.kernels import HidaMatern
+from gpx.kernels.expressions import parse
 from gpx.kernels.walk import fix_outputscale
 from gpx.likelihoods import Gaussian, Likelihood, NegativeBinomial, Poisson
 from gpx.models.population import Bins, Readout, VectorSites, projected, smooth, update
@@ -46,7 +48,7 @@ class LatentTrajectories:
     Parameters
     ----------
     kernels : one kernel of one input per latent, with a state-space form (that of `RBF` is approximate); their outputscales
-        stay 1, as the loadings have the scale. None: two of `HidaMatern(order=1, frequency=0)`. A stationary kernel whose
+        stay 1, or what was given, as the loadings have the scale. None: two of `HidaMatern(order=1, frequency=0)`. A stationary kernel whose
         frequency or period is left open starts from the debiased Whittle likelihood of the first estimates of its latent.
     likelihood : "poisson", "gaussian", "negative_binomial", or a likelihood of `gpx.likelihoods` with one latent function.
 
@@ -138,12 +140,15 @@ class LatentTrajectories:
         self.likelihood_ = _as_likelihood(self.likelihood)
         for i, y in enumerate(data):
             _check(self.likelihood_, y, i)
-        kernels = [HidaMatern(1, frequency=0.0) for _ in range(2)] if self.kernels is None else self.kernels
-        self.kernels_ = [copy.deepcopy(kernel).double() for kernel in kernels]
+        joined = torch.cat(list(data))
+        seen = joined if self._log_link else joined - joined.nanmean(0)
+        seen = as_data(torch.arange(len(seen)), seen)
+        self.likelihood_.init_from(seen)
+        self._unit = 1.0 if self._log_link else seen.variance**0.5
+        self.kernels_ = _as_kernels(self.kernels)
         self.loading_, self.offset_ = _principal_loadings(data, len(self.kernels_), self._log_link)
         longest = max(len(y) for y in data)
         for i, kernel in enumerate(self.kernels_):
-            fix_outputscale(kernel)
             _start_lengths(kernel, longest)
             if longest > 1 and kernel.is_stationary and _open_oscillation(kernel):
                 self.kernels_[i] = _whittle_start(kernel, self._read_out(data, i))
@@ -159,7 +164,9 @@ class LatentTrajectories:
 
     @property
     def _log_link(self) -> bool:
-        return not isinstance(self.likelihood_, Gaussian)
+        """Whether targets are positive where a latent function is zero."""
+        zero = torch.zeros(1, dtype=torch.float64)
+        return bool(self.likelihood_.predict(zero, zero + 1e-6).mean > 0.1)
 
     @torch.no_grad()
     def _infer(
@@ -201,14 +208,16 @@ class LatentTrajectories:
         return Coordinates([(f"kernel.{i}", kernel) for i, kernel in enumerate(self.kernels_)])
 
     def _parameters(self) -> np.ndarray:
-        """Loadings, offsets and what is learned of the kernels."""
-        return np.concatenate([self.loading_.flatten().numpy(), self.offset_.numpy(), self._coordinates.read()])
+        """Loadings and offsets, without unit, and what is learned of the kernels."""
+        readout = torch.cat([self.loading_.flatten(), self.offset_]) / self._unit
+        return np.concatenate([readout.numpy(), self._coordinates.read()])
 
     def _assign(self, values: np.ndarray) -> None:
         """Parameters, kept within their bounds."""
         N, L = self.loading_.shape
         loading, offset, kernels = np.split(values, [N * L, N * L + N])
-        self.loading_, self.offset_ = torch.tensor(loading).reshape(N, L), torch.tensor(offset)
+        self.loading_ = self._unit * torch.tensor(loading).reshape(N, L)
+        self.offset_ = self._unit * torch.tensor(offset)
         self._coordinates.assign(np.clip(kernels, *self._coordinates.bounds().T))
 
     def _learn_kernels(self, bins: Bins, sites: VectorSites) -> None:
@@ -311,6 +320,23 @@ def _whittle_start(kernel: gpytorch.kernels.Kernel, series: Tensor) -> gpytorch.
     """
     gp = GP(gpytorch.kernels.ScaleKernel(kernel), mean="zero", engine=StateSpace(), objective=Whittle())
     return gp.fit(torch.arange(len(series)).double(), series).kernel_.base_kernel
+
+
+def _as_kernels(kernels: Any) -> list[gpytorch.kernels.Kernel]:
+    """Own copies, whose scales are not learned."""
+    if kernels is None:
+        kernels = [HidaMatern(1, frequency=0.0) for _ in range(2)]
+    given = list(kernels) if isinstance(kernels, (list, tuple)) else [kernels]
+    if not given or not all(isinstance(k, (str, gpytorch.kernels.Kernel)) for k in given):
+        raise InputError(
+            f"kernels must be a list of one kernel per latent, such as [kernels.HidaMatern(1)], got {kernels!r}."
+        )
+    own = [parse(k) if isinstance(k, str) else copy.deepcopy(k) for k in given]
+    for kernel in own:
+        fix_outputscale(kernel)
+        if "outputscale" in getattr(kernel, "choices", {}):
+            kernel.fix("outputscale")  # one that was given is not learned either
+    return [kernel.double() for kernel in own]
 
 
 def _as_likelihood(likelihood: Any) -> Likelihood:

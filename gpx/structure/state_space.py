@@ -48,10 +48,25 @@ from gpx.structure.profiles import (
     spectral_factor,
 )
 
-HARMONICS = (2, 4, 8, 16, 32, 64, 128)  # numbers of harmonics of a periodic kernel that code is compiled for
+HARMONICS = (
+    2,
+    3,
+    4,
+    6,
+    8,
+    12,
+    16,
+    24,
+    32,
+    48,
+    64,
+    96,
+    128,
+)  # numbers of those of a periodic kernel that code is compiled for
 MAX_ORDER = 12  # of a block: the filter loses a digit with every order, and keeps eight at this one
 LEAST_CORRELATION = 1e-9  # of neighbouring blocks: less is as good as none
-TRUNCATION = 1e-10  # of the variance of a periodic kernel, in harmonics that are left out
+# Of the variance of a periodic kernel, in harmonics that are left out: many data with little noise see any that is above rounding.
+TRUNCATION, ROUNDING = 1e-17, 1e-14
 
 
 @dataclass(frozen=True)
@@ -119,7 +134,7 @@ class StateSpace:
     @property
     def exact(self) -> bool:
         """Whether the model is the kernel, up to rounding."""
-        return self.error <= TRUNCATION
+        return self.error <= ROUNDING
 
     def at(self, times: Tensor) -> tuple[Layout, Tensor, Tensor, Tensor]:
         """Layout, rates [B], rows and factors ([n, J] or [1, J]) at times [n]."""
@@ -446,7 +461,9 @@ def periodic_weights(lengthscale: Tensor) -> tuple[Tensor, float]:
     """
     z = float(lengthscale.detach()) ** -2
     for count in HARMONICS:
-        rest = max(0.0, 1.0 - float(ive(0, z) + 2 * ive(np.arange(1, count + 1), z).sum()))
+        # The next ones, which have digits where the difference from 1 has none; that has all of them.
+        rest = float(2 * ive(np.arange(count + 1, 2 * count + 1), z).sum())
+        rest = max(rest, 1.0 - ROUNDING - float(ive(0, z) + 2 * ive(np.arange(1, count + 1), z).sum()))
         if rest <= TRUNCATION:
             break
     return _BesselWeights.apply(lengthscale, count), rest

@@ -328,6 +328,17 @@ def test_published_and_exact_estimators_agree_for_many_blocks():
     assert gp.log_evidence() == pytest.approx(found["exact"].log_likelihood, abs=1e-3)
 
 
+@pytest.mark.parametrize("method", structural_equation.METHODS)
+@pytest.mark.parametrize("unit", [1e6, 1e-3, 1e-6])
+def test_estimates_do_not_depend_on_the_unit(method, unit):
+    y = simulated(20, 0)
+    one, other = (structural_equation.estimate(u * y, 10, method) for u in (1.0, unit))
+    assert other.correlation == pytest.approx(one.correlation, rel=1e-5)
+    assert other.lengthscale == pytest.approx(one.lengthscale, rel=1e-3)
+    assert other.outputscale / unit**2 == pytest.approx(one.outputscale, rel=1e-3)
+    assert other.log_likelihood + len(y) * np.log(unit) == pytest.approx(one.log_likelihood, abs=1e-3)
+
+
 @pytest.mark.parametrize("seed", [57, 67])
 def test_fits_do_not_stop_below_a_cliff(seed):
     """Without noise the evidence falls by many orders of magnitude where the innovations become smooth."""
@@ -345,6 +356,8 @@ def test_fits_do_not_stop_below_a_cliff(seed):
         (np.full(8, np.nan), 4, "exact", r"8 missing value\(s\).*engines.Exact"),
         (np.ones(4), 4, "exact", "at least two blocks of 4 steps, got 1"),
         (np.ones(8), 4, "moments", "'exact', 'iterative'"),
+        (np.tile(np.arange(4.0), 3), 4, "iterative", "multiples of each other.*method='exact', or another period"),
+        (np.zeros(12), 4, "iterative-circulant", "multiples of each other.*method='exact', or another period"),
     ],
 )
 def test_what_the_lean_fit_refuses(y, period, method, advice):

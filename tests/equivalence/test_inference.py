@@ -306,7 +306,9 @@ def test_outputs_are_independent_problems():
 
 
 @pytest.mark.parametrize(
-    "engine", [gpx.engines.Exact(), gpx.engines.SparseVariational(10), gpx.engines.SIC(29), gpx.engines.StateSpace()], ids=repr
+    "engine",
+    [gpx.engines.Exact(), gpx.engines.SparseVariational(10), gpx.engines.SIC(29), gpx.engines.StateSpace()],
+    ids=repr,
 )
 def test_one_kernel_for_all_classes(engine):
     """The posterior of a list of equal kernels; a gradient that is the sum of theirs; one kernel comes back."""
@@ -330,7 +332,9 @@ def test_the_names_of_classes_do_not_matter():
     new = np.array([2, 0, 1])
     a, b = (GP(RBF(), Categorical(3)).fit(X, y) for y in (GRADES, new[GRADES.astype(int)]))
     assert a.log_evidence() == pytest.approx(b.log_evidence(), abs=1e-4)
-    close(a.predict(X).distribution.probabilities, b.predict(X).distribution.probabilities[:, new], "probabilities", 1e-3)
+    close(
+        a.predict(X).distribution.probabilities, b.predict(X).distribution.probabilities[:, new], "probabilities", 1e-3
+    )
 
 
 def test_cavities_of_a_gaussian_are_leave_one_out():

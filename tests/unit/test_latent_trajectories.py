@@ -240,3 +240,39 @@ def test_extrapolated_rounds_of_a_linear_map_end_at_its_fixed_point():
         rounds.append((at, fixed + contraction @ (at - fixed)))
         at = _mixed(rounds)
     close(at, fixed, "fixed point", rtol=1e-8)
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", gpx.likelihoods.StudentT()], ids=repr)
+def test_targets_have_no_unit(likelihood):
+    """The same bound and rates in any unit; noise that starts at 1 drowns small targets."""
+    random = np.random.default_rng(0)
+    x = np.stack([np.sin(np.arange(60) / 7), np.cos(np.arange(60) / 11)], 1)
+    y = x @ random.normal(size=(2, 6)) + 0.3 * random.standard_normal((60, 6))
+
+    def fitted(unit):
+        model = LatentTrajectories(likelihood=likelihood).fit([unit * y], max_rounds=6, verbose=False)
+        return model.elbo_ + y.size * np.log(unit), model.predict_rates([unit * y])[0] / unit
+
+    bound, rates = fitted(1.0)
+    for unit in (1e4, 1e-2, 1e-5):
+        other, same = fitted(unit)
+        assert other == pytest.approx(bound, abs=0.1)
+        close(same, rates, f"rates in a unit of {unit}", atol=0.02)
+    assert (rates.numpy() - y).std() < 0.4
+
+
+def test_kernels_may_be_one_or_a_name_and_keep_their_scale():
+    trials, _ = population(bins=(20,))
+    for kernels, name in (
+        (HidaMatern(1, outputscale=3.0, frequency=0.0), "HidaMatern"),
+        (["Matern(nu=1.5)"], "Matern"),
+    ):
+        model = LatentTrajectories(kernels).fit(trials, max_rounds=2, verbose=False)
+        assert [type(k).__name__ for k in model.kernels_] == [name]
+        assert float(model.kernels_[0].outputscale) == pytest.approx(3.0 if name == "HidaMatern" else 1.0)
+
+
+@pytest.mark.parametrize("kernels", [[], [3], 3])
+def test_kernels_that_are_none(kernels):
+    with pytest.raises(InputError, match=r"a list of one kernel per latent, such as \[kernels.HidaMatern\(1\)\], got"):
+        LatentTrajectories(kernels).fit([np.ones((5, 3))])
