@@ -19,6 +19,7 @@ from gpx.errors import InputError, NumericalError, StructureError
 from gpx.inputs import Data
 from gpx.posterior import Posterior, Shifted
 from gpx.prior import Prior
+from gpx.sites import Sites
 
 METHODS = ("optimum", "adam")
 START_NOISE = 0.1  # of the target's variance: that of a datum, where the precisions are searched for

@@ -48,8 +48,9 @@ class LatentTrajectories:
     Parameters
     ----------
     kernels : one kernel of one input per latent, with a state-space form (that of `RBF` is approximate); their outputscales
-        stay 1, or what was given, as the loadings have the scale. None: two of `HidaMatern(order=1, frequency=0)`. A stationary kernel whose
-        frequency or period is left open starts from the debiased Whittle likelihood of the first estimates of its latent.
+        stay 1, or what was given, as the loadings have the scale. None: two of `HidaMatern(order=1, frequency=0)`. A
+        stationary kernel whose frequency or period is left open starts from the debiased Whittle likelihood of the first
+        estimates of its latent.
     likelihood : "poisson", "gaussian", "negative_binomial", or a likelihood of `gpx.likelihoods` with one latent function.
 
     After `fit`: latents_ (a list with, per trial, a Prediction of mean [T_r, L]), loading_ [N, L], offset_ [N], kernels_,

@@ -65,7 +65,7 @@ HARMONICS = (
 )  # numbers of those of a periodic kernel that code is compiled for
 MAX_ORDER = 12  # of a block: the filter loses a digit with every order, and keeps eight at this one
 LEAST_CORRELATION = 1e-9  # of neighbouring blocks: less is as good as none
-# Of the variance of a periodic kernel, in harmonics that are left out: many data with little noise see any that is above rounding.
+# Of the variance of a periodic kernel, in harmonics that are left out: many data with little noise see all above rounding.
 TRUNCATION, ROUNDING = 1e-17, 1e-14
 
 
