@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 
 from gpx.errors import NumericalError, StructureError
 from gpx.inference.adam import adam
@@ -24,6 +23,7 @@ from gpx.inference.problem import Problem
 from gpx.inference.result import FitOptions, FitResult
 from gpx.inference.stage import Keep, Reached, Trace, late
 from gpx.inference.starts import random_starts, shifts
+from gpx.linalg.threads import lbfgs
 from gpx.progress import progress_bar
 from gpx.sites import Sites
 
@@ -361,8 +361,8 @@ def _lbfgs(
                 "gtol": unit * GTOL * root,
                 "maxcor": 20,
             }
-            outcome = minimize(
-                evaluate, start / unit, jac=True, method="L-BFGS-B", bounds=bounds / unit, callback=report, options=limits
+            outcome = lbfgs(
+                evaluate, start / unit, bounds=bounds / unit, callback=report, options=limits
             )  # fmt: skip
             # Trial points far away leave wrong curvatures in the memory, and steps become tiny on a slope: forget them.
             steep = search.steepness(bounds) > slope

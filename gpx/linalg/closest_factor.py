@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import minimize
 
 from gpx.linalg.sparse_factor import pulls
+from gpx.linalg.threads import lbfgs
 
 STEPS = 500
 FLAT = (
@@ -42,4 +42,4 @@ def closest_factor(near: np.ndarray, u: np.ndarray, tau: np.ndarray, start: np.n
 
     first = np.concatenate([start[:, :-1] / start[:, -1:], np.log(start[:, -1:])], 1)
     options = {"maxiter": STEPS, "maxcor": 30, "ftol": FLAT, "gtol": 0.0}
-    return factor(minimize(loss, first.ravel(), jac=True, method="L-BFGS-B", options=options).x)
+    return factor(lbfgs(loss, first.ravel(), options=options).x)

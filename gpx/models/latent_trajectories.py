@@ -12,7 +12,6 @@ import gpytorch
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter1d
-from scipy.optimize import minimize
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -26,6 +25,7 @@ from gpx.kernels import HidaMatern
 from gpx.kernels.expressions import parse
 from gpx.kernels.walk import fix_outputscale
 from gpx.likelihoods import Gaussian, Likelihood, NegativeBinomial, Poisson
+from gpx.linalg.threads import lbfgs
 from gpx.models.population import Bins, Readout, VectorSites, projected, smooth, update
 from gpx.posterior import Prediction
 from gpx.progress import progress_bar
@@ -267,7 +267,7 @@ def _ascend(value: Callable[[], Tensor], tensors: Sequence[Tensor], steps: int) 
         return -float(total.detach()), -torch.cat([g.reshape(-1) for g in grads]).numpy()
 
     start = torch.cat([t.detach().reshape(-1) for t in tensors]).numpy().copy()
-    loss(minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": steps}).x)
+    loss(lbfgs(loss, start, options={"maxiter": steps}).x)
 
 
 def _climb(value: Callable[[], Tensor], coordinates: Coordinates, steps: int) -> None:
@@ -282,7 +282,7 @@ def _climb(value: Callable[[], Tensor], coordinates: Coordinates, steps: int) ->
 
     bounds = coordinates.bounds()
     start = np.clip(coordinates.read(), *bounds.T)
-    loss(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": steps}).x)
+    loss(lbfgs(loss, start, bounds=bounds, options={"maxiter": steps}).x)
 
 
 def _principal_loadings(data: Sequence[Tensor], latents: int, log_link: bool) -> tuple[Tensor, Tensor]:
