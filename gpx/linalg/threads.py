@@ -1,4 +1,4 @@
-"""Threads: runs of rows on several, for compiled loops that release the interpreter's lock; and one, where more get in the way."""
+"""Threads: runs of rows on several, for compiled loops that release the interpreter's lock; and one, where more are too many."""
 
 from __future__ import annotations
 
