@@ -25,10 +25,22 @@ class _Mean(Parameterised, gpytorch.means.Mean):
         self.columns: tuple[str, ...] = ()
 
     def _spread(self, name: str, shape: tuple[int, ...]) -> None:
-        """Give a value its shape; one that has it keeps its numbers."""
+        """Give a value its shape: one that has it keeps its numbers; a single number is for all, one per latent function for
+        those of every output.
+        """
         value = getattr(self, name).detach()
-        if value.shape != shape:
-            self.assign(name, value.reshape(-1)[:1].expand(shape).clone())
+        if value.shape == shape:
+            return
+        if value.numel() == 1:
+            spread = value.reshape(-1).expand(shape).clone()
+        elif value.shape[:-1] == shape[:-1] and shape[-1] % value.shape[-1] == 0:
+            spread = value.repeat(*[1] * (value.dim() - 1), shape[-1] // value.shape[-1])
+        else:
+            raise InputError(
+                f"The {name} of {type(self).__name__} has shape {list(value.shape)}, the model needs {list(shape)}: its last axis"
+                " is that of outputs and their latent functions. Give one number, or a new mean such as mean='constant'."
+            )
+        self.assign(name, spread)
 
 
 class _Learned(_Mean):

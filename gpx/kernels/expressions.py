@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 from gpx.errors import InputError
@@ -71,7 +72,10 @@ def _construct(call: ast.Call, classes: Mapping[str, type], what: str, text: str
         keywords = {str(k.arg): _argument(k.value, classes, what, text) for k in call.keywords}
         return lookup[name.lower()](*arguments, **keywords)
     except (TypeError, ValueError) as error:
-        raise InputError(f"Cannot build {name} from {text!r}: {error}") from error
+        cls = lookup[name.lower()]
+        raise InputError(
+            f"Cannot build {name} from {text!r}: {error}. It is {cls.__name__}{signature(cls)}."
+        ) from error
 
 
 def _argument(node: ast.expr, classes: Mapping[str, type], what: str, text: str) -> Any:

@@ -13,6 +13,7 @@ from torch.distributions import Gamma as TorchGamma
 from gpx.inputs import Data
 from gpx.likelihoods.base import Likelihood, exp
 from gpx.likelihoods.counts import LogLinkMixture, log_data
+from gpx.likelihoods.predictive import Mixture
 from gpx.likelihoods.special import betainc
 from gpx.parameters import Value
 
@@ -122,6 +123,10 @@ class Beta(Likelihood):
         s = self.precision.detach().to(f)
         return _Beta(s * torch.sigmoid(f), s * torch.sigmoid(-f), validate_args=False)
 
+    def predict(self, mean: Tensor, variance: Tensor, noise: Any = None) -> Mixture:
+        self._refuse(noise)
+        return _Shares(self, mean, variance)
+
     def allows(self, y: Tensor) -> Tensor:
         return (y > 0) & (y < 1)
 
@@ -132,6 +137,15 @@ class Beta(Likelihood):
 
     def init_from(self, data: Data) -> None:
         self.start("precision", 10.0, box=(1e-3, 1e4))
+
+
+class _Shares(Mixture):
+    """A mixture of beta distributions: ``P(y <= value | f)`` falls where their mean is the value, over their deviation there."""
+
+    def bend(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        inside = value.clamp(1e-12, 1 - 1e-12)
+        precision = self.likelihood.precision.detach().to(value)  # type: ignore[attr-defined]
+        return torch.logit(inside), ((1 + precision) * inside * (1 - inside)).rsqrt()
 
 
 class _Beta(TorchBeta):

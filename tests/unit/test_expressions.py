@@ -48,6 +48,7 @@ def test_parse(text, kernel):
     ("RBF(**{'lengthscale': 1})", "RBF"),
     ("RBF(lengthscale=open('x'))", "RBF"),
     ("RBF(lengthscale=[x for x in (1, 2)])", "RBF"),
+    ("Periodic(bad=1)", r"Cannot build Periodic.*It is Periodic\(period, lengthscale"),
     ("RBF()()", "Cannot read"),
     ("gpx.kernels.RBF", "Cannot read"),
     ("__import__('os')", "Unknown kernel '__import__'"),

@@ -233,3 +233,28 @@ def test_data_of_another_length():
 
 def test_rules_are_listed():
     assert repr(gpx.rules.Variational()) == "Variational()"
+
+
+@pytest.mark.parametrize("precision", [2.0, 300.0, 1e4])
+@pytest.mark.parametrize(("mean", "variance"), [(0.3, 0.1), (-2.0, 30.0), (-8.0, 100.0)])
+def test_the_density_of_shares_is_the_slope_of_their_distribution(precision, mean, variance):
+    """Also where one datum says much more of f than is known of it."""
+    p = gpx.likelihoods.Beta(precision).double().predict(t64([mean]), t64([variance]))
+    y = torch.linspace(0.02, 0.98, 25, dtype=torch.float64)
+    step = 1e-5
+    close((p.cdf(y + step) - p.cdf(y - step)) / (2 * step), p.log_prob(y).exp(), "slope", 1e-4, atol=1e-6)
+    halves = p.cdf(t64([0.5])) + gpx.likelihoods.Beta(precision).double().predict(t64([-mean]), t64([variance])).cdf(
+        t64([0.5])
+    )
+    close(halves, t64([1.0]), "mirrored", 1e-7)
+
+
+def test_constants_of_several_latent_functions_are_those_of_every_output():
+    first = GP(RBF(), Heteroscedastic()).fit(X[:, :1], Y)
+    both = GP(first.kernel_, first.likelihood_, mean=first.mean_)
+    both.condition(X[:, :1], torch.stack([Y, Y], 1))
+    assert both.log_evidence() == pytest.approx(2 * first.log_evidence(), abs=1e-6)
+    with pytest.raises(
+        InputError, match=r"constant of ConstantMean has shape \[2\], the model needs \[1\].*Give one number"
+    ):
+        GP(RBF(), mean=first.mean_).condition(X, Y)
