@@ -73,9 +73,8 @@ def _construct(call: ast.Call, classes: Mapping[str, type], what: str, text: str
         return lookup[name.lower()](*arguments, **keywords)
     except (TypeError, ValueError) as error:
         cls = lookup[name.lower()]
-        raise InputError(
-            f"Cannot build {name} from {text!r}: {error}. It is {cls.__name__}{signature(cls)}."
-        ) from error
+        names = ", ".join(signature(cls).parameters)
+        raise InputError(f"Cannot build {name} from {text!r}: {error}. It is {cls.__name__}({names}).") from error
 
 
 def _argument(node: ast.expr, classes: Mapping[str, type], what: str, text: str) -> Any:
