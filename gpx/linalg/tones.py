@@ -11,6 +11,7 @@ OVERSAMPLING = 8  # frequencies per cycle over the range
 CELLS = 16  # per cycle of the highest frequency
 STEPS = 3  # of Gauss and Newton's after every tone
 FALSE_ALARM = 1e-3  # probability that white noise shows a tone
+ROUNDING = 1e-13  # of the largest value: a rest of this size is none, though what rounds a smooth curve is no white noise
 GAP_QUANTILE = 0.1  # of the gaps between stamps: the shortest are near-duplicates
 
 
@@ -49,7 +50,8 @@ def find_tones(t: np.ndarray, y: np.ndarray, count: int, false_alarm: float = FA
     frequencies are then refined together by steps of Gauss and Newton.
 
     Arguments: t, y: [N], finite; false_alarm: the probability that white noise shows a tone, infinite: every peak is one.
-    Result: tones between one cycle over the range and `highest_frequency`, more than the noise that is left would show.
+    Result: tones between one cycle over the range and `highest_frequency`, more than the noise that is left would show; none in
+    what is rounding of the values.
     Cost: O(K (N K^2 + N log N)).
     Source: Scargle (1982), Astrophysical Journal 263; Press & Rybicki (1989), Astrophysical Journal 338.
     """
@@ -58,7 +60,9 @@ def find_tones(t: np.ndarray, y: np.ndarray, count: int, false_alarm: float = FA
     line = np.stack([np.ones_like(unit), unit], 1)
     fitted = line @ np.linalg.lstsq(line, y)[0]
     rest, cycles, weights = y - fitted, np.zeros(0), np.zeros((0, 2))
-    while highest is not None and highest * span >= 1 and len(cycles) < count and 2 * len(cycles) + 4 < len(t):
+    rounding = ROUNDING * np.abs(y).max(initial=0.0)
+    possible = min(count, (len(t) - 3) // 2) if highest is not None and highest * span >= 1 else 0
+    while len(cycles) < possible and np.mean(rest**2) > rounding**2:
         grid, power = periodogram(unit, rest, highest * span)
         # Less than a cycle from a tone is its drift, which must not end the search.
         power[np.abs(grid[:, None] - cycles).min(1, initial=np.inf) < 1] = 0

@@ -61,6 +61,8 @@ def unconditioned(basis: Basis, nodes: np.ndarray, order: int) -> Axis:
 
 def differences(problem: Problem, axis: int, nodes: np.ndarray) -> Axis:
     """The axis by finite differences: of second order, or of first order and upwind where one end has all conditions."""
+    if problem.periodic(axis):
+        return periodic_differences(problem, axis, nodes)
     wind = _wind(problem, axis)
     found = collocation(problem, axis, nodes, difference_matrices(nodes, max(problem.orders[axis], 2), wind))
     bound = ~found.test.any(0)
@@ -70,6 +72,25 @@ def differences(problem: Problem, axis: int, nodes: np.ndarray) -> Axis:
         for matrix in found.derivatives[1:]:
             matrix[bound] = 0.0
     return found
+
+
+def periodic_differences(problem: Problem, axis: int, nodes: np.ndarray) -> Axis:
+    """The axis by central differences across its ends, of a periodic function, by its values at all nodes but the last, and a
+    polynomial that has the jumps between both ends.
+
+    One-sided differences at the ends would make waves that travel around grow.
+    """
+    count, order = len(nodes) - 1, problem.orders[axis]
+    step, same = nodes[1] - nodes[0], np.eye(count)
+    ahead, behind = np.roll(same, 1, 1), np.roll(same, -1, 1)
+    around = _repeated((ahead - behind) / (2 * step), (ahead - 2 * same + behind) / step**2, order)
+    powers = [np.polynomial.Polynomial(np.append(np.zeros(k), 1.0)) for k in range(1, order + 1)]
+    jumping = [np.stack([power.deriv(n)(nodes - nodes[0]) for power in powers], 1) for n in range(order + 1)]
+    derivatives = [np.hstack([np.vstack([a, a[:1]]), j]) for a, j in zip(around, jumping, strict=True)]
+    rows = _rows(problem, axis, [matrix[[0, -1]] for matrix in derivatives])
+    lift = np.vstack([np.zeros((count, order)), np.linalg.inv(rows[:, count:])])
+    values = np.vstack([np.eye(count, count + 1), np.zeros((order, count + 1))])
+    return Axis(nodes, tuple(derivatives), values, rows, lift, np.eye(count + order, count), np.eye(count, count + 1))
 
 
 def collocation(problem: Problem, axis: int, nodes: np.ndarray, matrices: Sequence[np.ndarray]) -> Axis:
@@ -105,10 +126,15 @@ def difference_matrices(nodes: np.ndarray, order: int, wind: int = 0) -> list[np
     first[-1, -3:] = np.array([0.5, -2, 1.5]) / step
     second = (shift[0] - 2 * shift[1] + shift[2]) / step**2
     second[0], second[-1] = second[1], second[-2]
-    found = [np.eye(count), first, second]
+    return _repeated(first, second, order)
+
+
+def _repeated(first: np.ndarray, second: np.ndarray, order: int) -> list[np.ndarray]:
+    """Differences of orders 0, ..., `order` from the first two."""
+    found = [np.eye(len(first)), first, second]
     while len(found) <= order:
         found.append(second @ found[-2])
-    return found
+    return found[: order + 1]
 
 
 def _wind(problem: Problem, axis: int) -> int:

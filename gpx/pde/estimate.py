@@ -51,9 +51,10 @@ class Judge:
         lift = self.grid.lift(mismatch)
         lifted = self.grid.jet(lift, tuple(slopes))
         rest = value - self.source - sum(slopes[index] * lifted[index] for index in slopes)
-        error = lift + self.grid.extend(solve_linear(self.grid, slopes, self.grid.test(rest), TOLERANCE, self.solver))
-        truth = float(np.linalg.norm(jet[()].numpy().reshape(error.shape) - error))
-        found = float(np.linalg.norm(error)) / truth if truth else 0.0
+        free = solve_linear(self.grid, slopes, self.grid.test(rest), TOLERANCE, self.solver)
+        error = self.grid.jet(lift + self.grid.extend(free), [()])[()]
+        truth = float((jet[()] - error).norm())
+        found = float(error.norm()) / truth if truth else 0.0
         return found if np.isfinite(found) else float("inf")
 
     def resonance(self, grid: Grid, state: State) -> float:

@@ -24,7 +24,7 @@ GOLDEN = (np.sqrt(5) - 1) / 2
 
 
 Tones = list[tuple[float, float]]
-"""(power, frequency in cycles per unit) along one axis; powers are relative."""
+"""(power, frequency in cycles per unit) along one axis; powers are relative; the slopes of lines have frequency zero."""
 
 
 def tones(problem: Problem, counts: tuple[int, ...]) -> list[Tones]:
@@ -50,9 +50,10 @@ def tones_of_values(problem: Problem, nodes: Sequence[np.ndarray], source: Tenso
 
 def resolved(found: Tones, nodes: np.ndarray) -> np.ndarray:
     """The strongest frequencies below the Nyquist frequency of the nodes, at least half a cycle over their range apart."""
-    strongest = max((power for power, _ in found), default=0.0)
+    tones = [(power, f) for power, f in found if f > 0]
+    strongest = max((power for power, _ in tones), default=0.0)
     kept: list[float] = []
-    for power, f in sorted(found, reverse=True):
+    for power, f in sorted(tones, reverse=True):
         if power > FAINT * strongest and f < nyquist(nodes) and all(abs(f - g) * np.ptp(nodes) > 0.5 for g in kept):
             kept.append(f)
     return np.array(kept[:TONES])
@@ -95,6 +96,7 @@ def _of_lines(lines: Sequence[Tensor], stamps: np.ndarray) -> Tones:
         if scale and float(line.abs().max()) > 1e-6 * scale:
             of_line = find_tones(stamps, line.numpy() / scale, TONES)
             found += [(float(p), float(f)) for p, f in zip(of_line.powers, of_line.frequencies, strict=True)]
+            found.append((of_line.trend, 0.0))
     return found
 
 
