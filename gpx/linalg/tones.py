@@ -11,7 +11,9 @@ OVERSAMPLING = 8  # frequencies per cycle over the range
 CELLS = 16  # per cycle of the highest frequency
 STEPS = 3  # of Gauss and Newton's after every tone
 FALSE_ALARM = 1e-3  # probability that white noise shows a tone
-ROUNDING = 1e-13  # of the largest value: a rest of this size is none, though what rounds a smooth curve is no white noise
+ROUNDING = (
+    1e-13  # of the largest value: a rest of this size is none, though what rounds a smooth curve is no white noise
+)
 GAP_QUANTILE = 0.1  # of the gaps between stamps: the shortest are near-duplicates
 
 

@@ -1,5 +1,6 @@
 """Solutions: manufactured problems of every kind of condition, error estimates, uncertainty, and what is warned of."""
 
+import math
 import warnings
 from dataclasses import replace
 
@@ -30,6 +31,7 @@ from gpx.pde.grids import boundary_values
 from gpx.pde.newton import newton, picard, reached
 from gpx.pde.problems import laplacian, manufactured
 from gpx.pde.select import Search, Setting
+from gpx.testing.assertions import close
 
 UNIT = Box([(0, 1), (0, 1)])
 # issue 9's bars: relative errors with the one configuration
@@ -417,3 +419,25 @@ def test_more_points_lead_newtons_method_no_further_astray(grid):
     solution = solve(problem, grid)
     assert solution.relative_error() < 1e-10
     assert 0.1 < solution.error_estimate / solution.relative_error() < 10
+
+
+@pytest.mark.parametrize("source", [lambda x: x[:, 0], lambda x: -3 * x[:, 0] + 1], ids=["x", "1 - 3 x"])
+@pytest.mark.parametrize("points", [40, 400])
+def test_what_rounds_a_line_is_no_tone(source, points):
+    """A source that is a line: nothing is warned of, warnings being errors, and the solution is a cubic."""
+    solution = solve(Problem(Interval(0, 1), D(u, 0, 2), source, 0.0), points)
+    x = torch.linspace(0, 1, 7, dtype=torch.float64)[:, None]
+    slope, level = float(source(x)[1] - source(x)[0]) * 6, float(source(x)[0])
+    exact = slope * (x**3 - x) / 6 + level * (x**2 - x) / 2
+    close(solution(x), exact[:, 0], "solution", atol=1e-9)
+    assert solution.error_estimate < 1e-8
+
+
+def test_waves_that_travel_around_are_judged_by_central_differences():
+    """Advection, periodic in space: one-sided differences at the ends grow, and would judge every kernel wrong."""
+    exact = lambda x: torch.sin(x[:, 0] - 10 * x[:, 1])  # noqa: E731
+    box = Box([(0, 2 * math.pi), (0, 1)])
+    problem = Problem(box, D(u, 1) + 10 * D(u, 0), 0.0, [Periodic(0), Dirichlet((1, 0), exact)], exact)
+    solution = solve(problem, (40, 60))
+    assert solution.relative_error() < 1e-6
+    assert 0.1 * solution.relative_error() <= solution.error_estimate <= 1e-5
