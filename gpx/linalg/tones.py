@@ -57,13 +57,13 @@ def find_tones(t: np.ndarray, y: np.ndarray, count: int, false_alarm: float = FA
     Cost: O(K (N K^2 + N log N)).
     Source: Scargle (1982), Astrophysical Journal 263; Press & Rybicki (1989), Astrophysical Journal 338.
     """
-    highest, span = highest_frequency(t), float(np.ptp(t))
+    highest, span = highest_frequency(t) or 0.0, float(np.ptp(t))
     unit = (t - t.mean()) / (span or 1.0)
     line = np.stack([np.ones_like(unit), unit], 1)
     fitted = line @ np.linalg.lstsq(line, y)[0]
     rest, cycles, weights = y - fitted, np.zeros(0), np.zeros((0, 2))
     rounding = ROUNDING * np.abs(y).max(initial=0.0)
-    possible = min(count, (len(t) - 3) // 2) if highest is not None and highest * span >= 1 else 0
+    possible = min(count, (len(t) - 3) // 2) if highest * span >= 1 else 0
     while len(cycles) < possible and np.mean(rest**2) > rounding**2:
         grid, power = periodogram(unit, rest, highest * span)
         # Less than a cycle from a tone is its drift, which must not end the search.

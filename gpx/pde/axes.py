@@ -61,7 +61,7 @@ def unconditioned(basis: Basis, nodes: np.ndarray, order: int) -> Axis:
 
 def differences(problem: Problem, axis: int, nodes: np.ndarray) -> Axis:
     """The axis by finite differences: of second order, or of first order and upwind where one end has all conditions."""
-    if problem.periodic(axis):
+    if problem.periodic(axis) and problem.orders[axis] % 2:
         return periodic_differences(problem, axis, nodes)
     wind = _wind(problem, axis)
     found = collocation(problem, axis, nodes, difference_matrices(nodes, max(problem.orders[axis], 2), wind))
@@ -78,7 +78,7 @@ def periodic_differences(problem: Problem, axis: int, nodes: np.ndarray) -> Axis
     """The axis by central differences across its ends, of a periodic function, by its values at all nodes but the last, and a
     polynomial that has the jumps between both ends.
 
-    One-sided differences at the ends would make waves that travel around grow.
+    For odd orders: one-sided differences at the ends would make waves that travel around grow.
     """
     count, order = len(nodes) - 1, problem.orders[axis]
     step, same = nodes[1] - nodes[0], np.eye(count)
