@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,13 +13,14 @@ from torch import Tensor
 from gpx.errors import NumericalError
 from gpx.pde.expressions import Index, linearise
 from gpx.pde.grids import Grid
-from gpx.pde.linear import axis_matrices, kronecker_sum, solve_linear
+from gpx.pde.linear import Solver, axis_matrices, kronecker_sum, solve_linear
 from gpx.pde.problem import Problem
 
 MAX_STEPS = 25
 ACCURACY = 1e-13  # of the solution: steps below it end the search
 ROUGH = 1e-6  # of the solution, or of the first residual: what is below it and gets no smaller is rounding
 HALVINGS = 8
+NATURAL = 5  # halvings that are judged by steps, which cost a linear solution each
 NEAR = 1e-4  # of the first residual, from where Newton's method goes on
 AWAY = 1e6  # times it, where steps towards there end
 HUGE = 1e100
@@ -66,7 +68,8 @@ def newton(
         if size <= ACCURACY * norm or (settled and min(size / norm, residuals[-1] / residuals[0]) < ROUGH):
             return State(coefficients + step if size < previous else coefficients, slopes, tuple(residuals))
         previous = size
-        damping = _damping(problem, grid, source, coefficients, step, residuals[-1])
+        inverse = partial(solve_linear, grid, slopes, tolerance=FORCING, solver=solver)
+        damping = _damping(problem, grid, source, coefficients, step, residuals[-1], inverse)
         if not damping:
             break
         coefficients = coefficients + damping * step
@@ -151,17 +154,31 @@ def _approached(
 
 
 def _damping(
-    problem: Problem, grid: Grid, source: Tensor, coefficients: np.ndarray, step: np.ndarray, residual: float
+    problem: Problem,
+    grid: Grid,
+    source: Tensor,
+    coefficients: np.ndarray,
+    step: np.ndarray,
+    residual: float,
+    inverse: Solver,
 ) -> float:
-    """The first of 1, 1/2, 1/4, ... that makes the residual smaller; 0 if none does."""
+    """The first of 1, 1/2, 1/4, ... that makes the residual smaller, or else, the step that is then asked for; 0 if none does.
+
+    Along what the equation is soft to, such as the place of a layer, residuals are tiny far from a solution, and grow as soon as
+    a step errs elsewhere by its square: steps, by the operator from before, count both alike.
+    Source: Deuflhard (2004), Newton Methods for Nonlinear Problems, section 3.3 (natural monotonicity).
+    """
     if problem.linear:
         return 1.0
-    damping = 1.0
-    for _ in range(HALVINGS + 1):
-        jet = grid.jet(coefficients + damping * step, problem.jet)
+    trials = []
+    for halvings in range(HALVINGS + 1):
+        jet = grid.jet(coefficients + 0.5**halvings * step, problem.jet)
         with torch.no_grad():
-            trial = grid.test(problem.equation.value(jet, grid.x) - source)
-        if np.linalg.norm(trial) < residual:
-            return damping
-        damping /= 2
+            trials.append(grid.test(problem.equation.value(jet, grid.x) - source))
+        if np.linalg.norm(trials[-1]) < residual:
+            return 0.5**halvings
+    size = float(np.linalg.norm(step))
+    for halvings, trial in enumerate(trials[:NATURAL]):
+        if np.linalg.norm(grid.extend(inverse(trial))) < (1 - 0.5 ** (halvings + 1)) * size:
+            return 0.5**halvings
     return 0.0

@@ -140,6 +140,28 @@ def test_estimates_near_resonances_in_two_axes():
     assert 0.1 < solution.error_estimate / solution.relative_error() < 10
 
 
+def layer(viscosity, place):
+    """Burgers' equation; what the boundary values lack of 1 tells the place, which the equation is soft to."""
+    exact = lambda x: -torch.tanh((x[:, 0] - place) / (2 * viscosity))  # noqa: E731
+    return Problem(Interval(-1, 1), u * D(u, 0) - viscosity * D(u, 0, 2), 0.0, exact, exact)
+
+
+@pytest.mark.parametrize(("viscosity", "place"), [
+    (0.1, 0.1), (0.07, 0.1), (0.06, 0.0), (0.05, 0.0), (0.05, 0.2), pytest.param(0.06, 0.1, marks=[pytest.mark.slow, pytest.mark.ci]),
+])  # fmt: skip
+def test_inner_layers_are_moved_to_their_place(viscosity, place):
+    solution = solve(layer(viscosity, place))
+    error = solution.relative_error()
+    assert error < 1e-5 and 0.1 < solution.error_estimate / error < 10
+
+
+@pytest.mark.parametrize(("viscosity", "place"), [(0.04, 0.2), (0.03, 0.0), (0.03, 0.1), (0.02, 0.1)])
+def test_inner_layers_that_nothing_keeps_in_place_are_warned_of(viscosity, place):
+    with pytest.warns(gpx.FitWarning, match="the conditions hardly determine the solution"):
+        solution = solve(layer(viscosity, place))
+    assert solution.error_estimate > solution.relative_error()
+
+
 def test_estimates_with_a_given_kernel_count_resonances():
     near = manufactured("", LINE, D(u, 0, 2) + (math.pi * (1 + 1e-4)) ** 2 * u, wave, grid=60)
     solution = solve(near, kernel=gpx.kernels.RBF(lengthscale=0.5))
