@@ -26,7 +26,7 @@ MAX_STEPS = 200
 TOLERANCE = 2.0 / 3  # of the residual, which has no unit, in roots of the rounding error: 1e-8 in double precision
 GROWTH = 1.3
 SMALLEST_STEP = 1e-4
-ROUNDING = 0.06  # a merit may fall by this share of its size, in roots of the rounding error: 1e-9 in double precision
+ROUNDING = 0.06  # a merit may fall by this share of itself, or of a nat, in roots of the rounding error: 1e-9 in double precision
 NEWTON_BELOW = 3.0  # residual below which Newton's method is tried
 NOISE = 0.01  # nats per target of a merit whose marginals are off by a standard deviation
 MEMORY = 4  # earlier steps that are mixed where there is no Newton's method
@@ -127,7 +127,7 @@ class _State:
         # Where precisions are cut, or marginals are no derivatives, the rule's fixed point is near the maximum, not at it.
         slack = other.residual if other.cut or not self.problem.responsive else 0.0
         slack += NOISE * self.problem.looseness * self.problem.data.targets
-        return self.merit >= other.merit - ROUNDING * self.root * abs(other.merit) - slack
+        return self.merit >= other.merit - ROUNDING * self.root * max(1.0, abs(other.merit)) - slack
 
     @property
     def root(self) -> float:
