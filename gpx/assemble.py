@@ -102,8 +102,11 @@ def start_from_data(problem: Problem, priors: str | None) -> None:
         latents = [part.without(prior.basis(part.x)) for part in latents]
     stacked = torch.stack([part.y for part in latents], -1).flatten(1)
     variances = data.y.new_tensor([part.variance for part in latents]).repeat(data.y.shape[1])
-    seen = [(prior.mean, latents[0].with_targets(stacked, variances)), (likelihood, data)]
-    for module, view in [*zip(prior.kernels, latents, strict=False), *seen]:
+    average = latents[0].with_targets(stacked, variances)
+    latent = [
+        (module, part.seen()) for module, part in zip((prior.mean, *prior.kernels), (average, *latents), strict=False)
+    ]
+    for module, view in [*latent, (likelihood, data)]:
         init_from(module, view)
         for part in module.modules():
             if priors is None and isinstance(part, Parameterised):

@@ -298,6 +298,16 @@ def test_missing_targets_are_deleted_targets():
         assert a.log_evidence() == pytest.approx(b.log_evidence(), abs=1e-6)
 
 
+@pytest.mark.parametrize("mean", ["constant", "linear", "trend"])
+@pytest.mark.parametrize("kernel", [RBF(), RBF() + gpx.kernels.Linear(), "auto"], ids=["RBF", "sum", "auto"])
+def test_rows_without_targets_change_no_fit(kernel, mean):
+    """Wherever they are, such as far in the future."""
+    ahead = np.concatenate([X, [-2.0, 1.0, 90.0]]), np.concatenate([F + 0.1 * NOISE, np.full(3, np.nan)])
+    a, b = GP(kernel, mean=mean).fit(X, F + 0.1 * NOISE), GP(kernel, mean=mean).fit(*ahead)
+    assert a.log_evidence() == pytest.approx(b.log_evidence(), abs=1e-6)
+    close(a.predict(X).mean, b.predict(X).mean, "predictions", 1e-5)
+
+
 def test_outputs_are_independent_problems():
     y = np.stack([LABELS, 1 - LABELS, np.roll(LABELS, 3)], 1)
     both = conditioned(Bernoulli(), y, Variational(), EPEvidence())
