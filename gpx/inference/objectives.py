@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 import torch
@@ -195,7 +196,7 @@ class DataEmphasisedELBO(Objective):
     kappa: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.kappa, (int, float)) or not 0 < self.kappa < math.inf:
+        if isinstance(self.kappa, bool) or not isinstance(self.kappa, Real) or not 0 < self.kappa < math.inf:
             raise InputError(f"DataEmphasisedELBO needs a number kappa > 0, got {self.kappa!r}.")
 
     def __call__(self, problem: Problem) -> Tensor:
