@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gpx.errors import FitWarning, InputError
@@ -20,6 +21,10 @@ from gpx.pde.problem import Problem
 from gpx.pde.sparse import SparsePosterior
 
 DOUBTFUL = 0.01  # estimated errors that are worth a warning
+MISSED, CHANCE = (
+    1.5,
+    3.0,
+)  # root mean squares of errors over their deviations that are, and what chance adds, over sqrt(n)
 TEST_POINTS = {1: 400, 2: 100, 3: 22}  # per axis
 
 
@@ -135,7 +140,25 @@ def solve_at_points(problem: Problem, kernel: Any = None) -> PointSolution:
             " lengthscale of a few distances of points.",
             FitWarning,
         )
+    _warn_of_missed(solution)
     return solution
+
+
+def _warn_of_missed(solution: PointSolution) -> None:
+    """Warns: FitWarning where observations differ from the solution by far more than their noise."""
+    observed = solution.problem.observations
+    misses = [(o.y - solution(o.x, o.of)) / o.noise for o in observed]  # pyright: ignore[reportGeneralTypeIssues]
+    if not misses:
+        return
+    missed = torch.cat(misses)
+    size = float(missed.square().mean().sqrt())
+    if size > MISSED + CHANCE / len(missed) ** 0.5:
+        warnings.warn(
+            f"The solution misses observations by {size:.2g} times their noise (root mean square of {len(missed)}): the equation,"
+            " the conditions and the observations contradict each other; correct one of them, give a larger noise, or, if they"
+            " are right, more points, or kernel= with another lengthscale.",
+            FitWarning,
+        )
 
 
 def _given(kernel: Any, dims: int) -> Sequence[Any]:
