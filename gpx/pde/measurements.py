@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
@@ -24,6 +25,7 @@ from gpx.structure.derivatives import derivatives
 NUGGET = 1e-13  # of the variance of each measurement: rounding in the kernel matrix is below it
 ROUNDING = 1e-14  # of a prior variance: posterior ones below it are not seen
 BELOW, ABOVE = 5.0, 20.0  # of the logarithm of a variance, around the data's: functions that a law leaves may be rare
+KEPT = 1e-10  # of the largest eigenvalue of a posterior covariance: draws do without smaller ones
 CHUNK = 100_000  # entries of a matrix that are worked on at once
 
 
@@ -118,6 +120,19 @@ def variances(kernels: Sequence[Any], block: Block) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Combination:
+    """The function ``cov(., blocks) @ weights``, kernels being one for every axis."""
+
+    kernels: tuple[Any, ...]
+    blocks: tuple[Block, ...]
+    weights: Tensor
+
+    def mean(self, block: Block) -> Tensor:
+        """Its measurements [n]. Cost: that of the covariances, in pieces."""
+        return _mean(self.kernels, self.blocks, self.weights, block)
+
+
+@dataclass(frozen=True)
 class Posterior:
     """The process given the values of measurements.
 
@@ -155,6 +170,31 @@ class Posterior:
             seen = free.where(free > ROUNDING * prior, 0.0)
             found.append(self.variance * seen + (gain * left[:, None]).square().sum(0))
         return torch.cat(found).sqrt()
+
+    def draws(self, x: Tensor, count: int, seed: int | None) -> list[Combination]:
+        """Functions drawn from the process; at x [n, d] their deviations are those that `std` has, elsewhere what u at x says.
+
+        With the covariance ``Q Lambda Q^T`` of the errors of the mean at x, and that of those with it, ``k(., x)``, a draw is
+        ``mean + k(., x) Q Lambda^-1/2 N(0, I)``: the extension of Nystrom, of what is above rounding.
+        Cost: O((n + N)^3) for N given measurements.
+        """
+        at, nugget = values_at(x), NUGGET + self.factor.jitter
+        cross = torch.cat([covariance(self.kernels, b, at) for b in self.blocks]) / self.scale[:, None]
+        half, gain = self.factor.half_solve(cross), self.factor.solve(cross)
+        # The terms of `std`: of the kernel, of the nugget, and of what it leaves of each given value.
+        left = (nugget * self.weights * self.scale).square()[:, None] * gain
+        free = covariance(self.kernels, at, at) - half.mT @ half - nugget * (gain.mT @ gain)
+        values, vectors = torch.linalg.eigh(self.variance * free + gain.mT @ left)
+        seen = values > max(
+            KEPT * float(values[-1]), ROUNDING * self.variance * float(variances(self.kernels, at).max())
+        )
+        random = torch.from_numpy(np.random.default_rng(seed).standard_normal((count, int(seen.sum())))).T
+        inner = (vectors[:, seen] / values[seen].sqrt()) @ random
+        given = self.factor.solve((left - self.variance * (cross + nugget * gain)) @ inner) / self.scale[:, None]
+        return [
+            Combination(self.kernels, (*self.blocks, at), torch.cat([self.weights + w, self.variance * v]))
+            for w, v in zip(given.T, inner.T, strict=True)
+        ]
 
     @cached_property
     def variance(self) -> float:
