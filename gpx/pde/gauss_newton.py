@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,9 @@ LONGEST = 4.0  # lengthscales, of the range: a kernel that is longer is a polyno
 NOMINAL = 0.05  # share of the nugget in the data's norm from which it, and not the kernel, explains them
 SEEN = 100  # points at which the error of a kernel is estimated
 SHORTEST = 0.5  # of the mean distance of neighbours: a kernel that is shorter says nothing of what is between them
+RESOLVED = (
+    2.0  # the same, where an equation is a law: its evidence does not tell that shorter ones evade it between points
+)
 WORTHWHILE = 1.0  # nats: what is no better is not followed
 GAIN = 10.0  # nats that a unit of the logarithm of an estimated error is worth
 ROUNDS = 2  # choices of the kernel, for nonlinear equations, each around the solution of the one before
@@ -83,6 +87,14 @@ class Measured:
         observed = self.problem.observations
         return self.problem.linear and all(each.of.degree() <= 1 for each in observed)  # pyright: ignore
 
+    @cached_property
+    def law(self) -> Tensor:
+        """Where [n] the equation is known to hold for u = 0: there its zeros say nothing of the size of u."""
+        if self.problem.noise:
+            return torch.zeros(len(self.source), dtype=torch.bool)
+        nothing = {index: torch.zeros_like(self.source) for index in self.problem.jet}
+        return self.source == self.problem.equation.value(nothing, self.x[: len(self.source)])
+
     @property
     def indices(self) -> list[Index]:
         """The derivatives that are looked at, u among them."""
@@ -101,6 +113,7 @@ class Measured:
         noise = torch.full_like(self.source, self.problem.noise) if self.problem.noise else None
         count = len(self.source)
         equation, right = self._linear(self.problem.equation, slice(0, count), self.source, noise, jets)
+        equation = replace(equation, law=self.law)
         blocks, found = (
             [values, stacked([slopes, equation]) if len(slopes.x) else equation],
             [given, torch.cat([asked, right])],
@@ -144,7 +157,8 @@ def _conditions(problem: Problem, points: Any) -> tuple[tuple[Block, Tensor], tu
         slopes = {(): c.a * ones}
         if c.b:
             slopes |= {(d,): c.b * points.normals[on, d] for d in range(points.dims)}
-        found[bool(c.b)].append((Block(x, slopes), evaluate(c.g, x, "A boundary value")))
+        given = evaluate(c.g, x, "A boundary value")
+        found[bool(c.b)].append((Block(x, slopes, law=given == 0), given))
     none = values_at(points.boundary[:0]), points.boundary[:0, 0]
     first, second = (
         (stacked([b for b, _ in each]), torch.cat([g for _, g in each])) if each else none for each in found
@@ -239,8 +253,7 @@ def _resized(best: Choice, measured: Measured, jets: Jets) -> Choice:
 def _scored(measured: Measured, jets: Jets) -> Callable[[Choice], float]:
     """The merit of kernels, those of any use, around these jets."""
     blocks, values = measured.linearised(jets)
-    bounds, dims = measured.problem.domain.bounds, measured.x.shape[1]
-    shortest = SHORTEST * sum(len(v) for v in values) ** (-1 / dims)
+    bounds, shortest = measured.problem.domain.bounds, _shortest(measured, sum(len(v) for v in values))
 
     def score(choice: Choice) -> float:
         if min(choice.lengthscales) < shortest or max(choice.lengthscales) > LONGEST:
@@ -253,6 +266,14 @@ def _scored(measured: Measured, jets: Jets) -> Callable[[Choice], float]:
     return score
 
 
+def _shortest(measured: Measured, count: int) -> float:
+    """The least lengthscale, of the range, with so many measurements."""
+    dims = measured.x.shape[1]
+    if measured.problem.uncertain and bool(measured.law.any()):
+        return min(LADDER[0], RESOLVED * len(measured.source) ** (-1 / dims))
+    return SHORTEST * count ** (-1 / dims)
+
+
 def merit(measured: Measured, posterior: Posterior) -> float:
     """What a kernel is chosen by: its evidence where data have errors, else how small an error it estimates for itself.
 
@@ -260,6 +281,7 @@ def merit(measured: Measured, posterior: Posterior) -> float:
     boundary's values finds constant sources worth any number of nats. Kernels whose nugget explains the data are not taken.
     """
     if measured.problem.uncertain:
+        assert posterior.evidence is not None
         return posterior.evidence
     if posterior.nominal > NOMINAL:
         return -np.inf
