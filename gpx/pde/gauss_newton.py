@@ -15,7 +15,7 @@ from torch import Tensor
 from gpx.errors import NumericalError
 from gpx.kernels import RBF, Matern
 from gpx.pde.expressions import Expression, Index, evaluate, indices, linearise
-from gpx.pde.measurements import Block, Posterior, condition, stacked, values_at
+from gpx.pde.measurements import Block, Posterior, condition, stacked, values_at, variances
 from gpx.pde.problem import Problem
 from gpx.pde.sparse import SparsePosterior, condition_sparsely
 
@@ -28,9 +28,8 @@ LONGEST = 4.0  # lengthscales, of the range: a kernel that is longer is a polyno
 NOMINAL = 0.05  # share of the nugget in the data's norm from which it, and not the kernel, explains them
 SEEN = 100  # points at which the error of a kernel is estimated
 SHORTEST = 0.5  # of the mean distance of neighbours: a kernel that is shorter says nothing of what is between them
-RESOLVED = (
-    2.0  # the same, where an equation is a law: its evidence does not tell that shorter ones evade it between points
-)
+RESOLVED = 2.0  # the same, where an equation is a law: evidence does not tell that shorter ones evade it between points
+UNDETERMINED = 0.1  # of the prior deviation: conditions that leave more do not determine u, as at a resonance
 WORTHWHILE = 1.0  # nats: what is no better is not followed
 GAIN = 10.0  # nats that a unit of the logarithm of an estimated error is worth
 ROUNDS = 2  # choices of the kernel, for nonlinear equations, each around the solution of the one before
@@ -212,6 +211,60 @@ def _damped(measured: Measured, jets: Jets, found: Jets, residual: float) -> Jet
         if measured.residual(trial) < residual:
             return trial
     return found
+
+
+def prior(problem: Problem, given: Sequence[Any] | None = None) -> tuple[Choice | None, Sequence[Any], float | None]:
+    """The choice of the kernels, unless these are given, the kernels, and, where data have errors, their variance.
+
+    Raises: NumericalError if no kernel explains the values, or the Gauss-Newton method does not converge.
+    """
+    found = _prior_without_observations(problem, given) if problem.observations else None
+    if found is not None:
+        return found
+    choice = choose(problem) if given is None else None
+    kernels = choice.kernels(problem.domain.bounds) if choice else given
+    assert kernels is not None
+    if choice is None and problem.uncertain:
+        return None, kernels, _at_few(problem, kernels).variance
+    return choice, kernels, choice and choice.variance
+
+
+def _prior_without_observations(
+    problem: Problem, given: Sequence[Any] | None
+) -> tuple[Choice | None, Sequence[Any], float] | None:
+    """What the conditions and the equation choose, if they tell what was observed better than observations do.
+
+    These would find in their evidence rough kernels that meet both, were they to contradict the conditions.
+    """
+    if problem.noise or not problem.complete:
+        return None
+    rest = replace(problem, observations=())
+    try:
+        choice, kernels, _ = prior(rest, given)
+        posterior = _at_few(rest, kernels)
+    except NumericalError:
+        return None
+    if not _determines(posterior, problem):
+        return None
+    return choice and replace(choice, variance=posterior.variance), kernels, posterior.variance
+
+
+def _determines(posterior: Posterior | SparsePosterior, problem: Problem) -> bool:
+    """Whether what was observed is known better than by its observations, and far better than under the prior.
+
+    Zeros alone, which say nothing of the size of u, determine nothing.
+    """
+    measured = Measured.of(problem, problem.domain.few(CHOICE))
+    jets = {index: posterior.mean(values_at(measured.x, index)) for index in measured.indices}
+    observed = stacked(measured.linearised(jets)[0][2:])
+    before = posterior.variance * variances(posterior.kernels, observed) / observed.errors.square()
+    left = (posterior.std(observed) / observed.errors).square()
+    return float(left.mean()) < min(1.0, UNDETERMINED**2 * float(before.mean()))
+
+
+def _at_few(problem: Problem, kernels: Sequence[Any]) -> Posterior | SparsePosterior:
+    """The process given what the kernel is chosen by."""
+    return solved(Measured.of(problem, problem.domain.few(CHOICE)), kernels)[0]
 
 
 def choose(problem: Problem) -> Choice:

@@ -15,7 +15,7 @@ from torch import Tensor
 from gpx.errors import FitWarning, InputError, StructureError
 from gpx.pde.domains import called_at, whole
 from gpx.pde.expressions import Expression, evaluate, expression, indices, require_known, u
-from gpx.pde.gauss_newton import CHOICE, DENSE, Choice, Jets, Measured, choose, solved
+from gpx.pde.gauss_newton import DENSE, Choice, Jets, Measured, prior, solved
 from gpx.pde.measurements import Combination, Posterior, values_at
 from gpx.pde.points import Points
 from gpx.pde.problem import Problem
@@ -151,11 +151,7 @@ def solve_at_points(problem: Problem, kernel: Any = None) -> PointSolution:
     Source: Chen, Hosseini, Owhadi & Stuart (2021), "Solving and learning nonlinear PDEs with Gaussian processes"; Chen, Owhadi &
     Schaefer (2025), "Sparse Cholesky factorization for solving nonlinear PDEs via Gaussian processes".
     """
-    choice = choose(problem) if kernel is None else None
-    kernels = _given(kernel, problem.domain.dims) if choice is None else choice.kernels(problem.domain.bounds)
-    variance = choice and choice.variance
-    if choice is None and problem.uncertain:
-        variance = solved(Measured.of(problem, problem.domain.few(CHOICE)), kernels)[0].variance
+    choice, kernels, variance = prior(problem, None if kernel is None else _given(kernel, problem.domain.dims))
     posterior, jets = solved(Measured.of(problem, problem.domain), kernels, variance)
     solution = PointSolution(problem, posterior, jets, choice)
     if not problem.uncertain and solution.error_estimate > DOUBTFUL:

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy.special import jn_zeros, jv
 
 from gpx.errors import FitWarning
 from gpx.kernels import Matern
-from gpx.pde import D, Dirichlet, Observations, Points, Problem, solve, u
+from gpx.pde import D, Dirichlet, Neumann, Observations, Points, Problem, solve, u
 from gpx.pde.gauss_newton import Measured
 from gpx.pde.measurements import condition, gram
 from gpx.pde.problems import laplacian
@@ -120,11 +121,50 @@ def test_solutions_of_homogeneous_equations_have_the_unit_of_what_was_observed()
     torch.testing.assert_close(other.std, 1000 * one.std, rtol=1e-3, atol=1e-3)
 
 
-def test_observations_that_contradict_the_rest_are_warned_of():
-    problem = noisy(DISC, laplacian(2), quadratic, 0.1, quadratic)
+def contradicted(case, shift, wrong):
+    """The problem with conditions everywhere, and observations of which some are wrong by so many deviations of their noise."""
+    domain, equation, exact, noise, _ = case
+    problem = noisy(domain, equation, exact, noise, exact)
+    (seen,) = problem.observations
+    off = noise * shift * (torch.arange(len(seen.y)) < wrong)
+    return replace(problem, observations=Observations(seen.x, seen.y + off, seen.noise))
+
+
+@pytest.mark.parametrize(
+    "case", [CASES[name] for name in ("quadratic", "wave", "decay")], ids=["quadratic", "wave", "decay"]
+)
+@pytest.mark.parametrize(("shift", "wrong"), [(3, 40), (5, 40), (30, 40), (15, 3)])
+def test_observations_that_contradict_the_rest_are_warned_of_and_do_not_bend_the_solution(case, shift, wrong):
+    with pytest.warns(FitWarning, match="misses observations by .* times their noise"):
+        solution = solve(contradicted(case, shift, wrong))
+    assert solution.relative_error() < 1e-4
+
+
+@pytest.mark.parametrize("case", [CASES[name] for name in ("quadratic", "exponential", "wave", "decay")])
+def test_conditions_that_determine_the_solution_choose_its_kernel(case):
+    problem = contradicted(case, 0, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        solve(problem)
-    (seen,) = problem.observations
-    with pytest.warns(FitWarning, match="misses observations by .* times their noise"):
-        solve(replace(problem, observations=Observations(seen.x, seen.y + 0.3, 0.1)))
+        solution, alone = solve(problem), solve(replace(problem, observations=()))
+    assert solution.choice is not None and alone.choice is not None and solution.relative_error() < 1e-4
+    assert replace(solution.choice, variance=None) == alone.choice
+    assert solution.choice.variance == pytest.approx(alone.posterior.variance)
+
+
+@pytest.mark.parametrize("size", [1.0, 10.0])
+def test_observations_count_at_a_resonance_where_conditions_do_not_determine_the_solution(size):
+    root = float(jn_zeros(0, 1)[0])
+
+    def exact(x):
+        null = torch.from_numpy(jv(0, root * x.norm(dim=1).numpy()))
+        return torch.sin(root * (0.6 * x[:, 0] + 0.8 * x[:, 1])) + size * null
+
+    solution = solve(noisy(DISC, laplacian(2) + root**2 * u, exact, 0.05, exact))
+    assert solution.relative_error() < 0.05
+
+
+def test_conditions_on_points_are_complete_where_every_point_of_the_boundary_has_one():
+    whole = noisy(DISC, laplacian(2), quadratic, 0.1, quadratic)
+    assert whole.complete and replace(whole, boundary=[Dirichlet(left, 1.0), Neumann(lambda x: ~left(x), 0.0)]).complete
+    for some in ([], [Dirichlet(left, quadratic)], [Neumann(None, 0.0)]):  # slopes alone leave a constant
+        assert not replace(whole, boundary=some).complete
