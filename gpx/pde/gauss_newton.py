@@ -29,7 +29,9 @@ NOMINAL = 0.05  # share of the nugget in the data's norm from which it, and not 
 SEEN = 100  # points at which the error of a kernel is estimated
 SHORTEST = 0.5  # of the mean distance of neighbours: a kernel that is shorter says nothing of what is between them
 RESOLVED = 2.0  # the same, where an equation is a law: evidence does not tell that shorter ones evade it between points
-UNDETERMINED = 0.1  # of the prior deviation: conditions that leave more do not determine u, as at a resonance
+UNDETERMINED = 0.1  # of the prior deviation: conditions that leave more do not determine u
+MISSED = 1.5  # root mean squares of errors, over their deviations, that are not explained
+CHANCE = 3.0  # what chance adds to that, over the root of the number of observations
 WORTHWHILE = 1.0  # nats: what is no better is not followed
 GAIN = 10.0  # nats that a unit of the logarithm of an estimated error is worth
 ROUNDS = 2  # choices of the kernel, for nonlinear equations, each around the solution of the one before
@@ -234,7 +236,8 @@ def _prior_without_observations(
 ) -> tuple[Choice | None, Sequence[Any], float] | None:
     """What the conditions and the equation choose, if they tell what was observed better than observations do.
 
-    These would find in their evidence rough kernels that meet both, were they to contradict the conditions.
+    Observations that contradict the conditions have the most evidence under rougher kernels, whose functions meet both. Where
+    a kernel that is no rougher explains what else is missed, it is the conditions that leave something open: a resonance.
     """
     if problem.noise or not problem.complete:
         return None
@@ -244,27 +247,57 @@ def _prior_without_observations(
         posterior = _at_few(rest, kernels)
     except NumericalError:
         return None
-    if not _determines(posterior, problem):
+    observed, gaps = _foretold(posterior, problem)
+    if not _determines(posterior, observed):
+        return None
+    misses = gaps / (posterior.std(observed).square() + observed.errors.square()).sqrt()
+    if choice and not by_chance(misses) and _explained(problem, choice):
         return None
     return choice and replace(choice, variance=posterior.variance), kernels, posterior.variance
 
 
-def _determines(posterior: Posterior | SparsePosterior, problem: Problem) -> bool:
+def _foretold(posterior: Posterior | SparsePosterior, problem: Problem) -> tuple[Block, Tensor]:
+    """What was observed, linearised at the mean, and how far from the mean the values are."""
+    measured = Measured.of(problem, problem.domain.few(CHOICE))
+    jets = {index: posterior.mean(values_at(measured.x, index)) for index in measured.indices}
+    blocks, values = measured.linearised(jets)
+    observed = stacked(blocks[2:])
+    return observed, torch.cat(values[2:]) - posterior.mean(observed)
+
+
+def _determines(posterior: Posterior | SparsePosterior, observed: Block) -> bool:
     """Whether what was observed is known better than by its observations, and far better than under the prior.
 
     Zeros alone, which say nothing of the size of u, determine nothing.
     """
-    measured = Measured.of(problem, problem.domain.few(CHOICE))
-    jets = {index: posterior.mean(values_at(measured.x, index)) for index in measured.indices}
-    observed = stacked(measured.linearised(jets)[0][2:])
     before = posterior.variance * variances(posterior.kernels, observed) / observed.errors.square()
     left = (posterior.std(observed) / observed.errors).square()
     return float(left.mean()) < min(1.0, UNDETERMINED**2 * float(before.mean()))
 
 
-def _at_few(problem: Problem, kernels: Sequence[Any]) -> Posterior | SparsePosterior:
+def by_chance(misses: Tensor) -> bool:
+    """Whether errors over their deviations are no more than chance, and deviations that are roughly right, explain."""
+    return float(misses.square().mean().sqrt()) <= MISSED + CHANCE / len(misses) ** 0.5
+
+
+def _explained(problem: Problem, alone: Choice) -> bool:
+    """Whether the kernel of the most evidence explains the observations, and is no rougher than that of all else."""
+    choice = choose(problem)
+    if _rougher(choice, alone):
+        return False
+    kernels = choice.kernels(problem.domain.bounds)
+    observed, gaps = _foretold(_at_few(problem, kernels, choice.variance), problem)
+    return by_chance(gaps / observed.errors)
+
+
+def _rougher(one: Choice, other: Choice) -> bool:
+    """Whether the functions of a kernel are rougher: they have fewer derivatives, or vary on shorter lengths."""
+    return (one.nu, min(one.lengthscales)) < (other.nu, min(other.lengthscales))
+
+
+def _at_few(problem: Problem, kernels: Sequence[Any], variance: float | None = None) -> Posterior | SparsePosterior:
     """The process given what the kernel is chosen by."""
-    return solved(Measured.of(problem, problem.domain.few(CHOICE)), kernels)[0]
+    return solved(Measured.of(problem, problem.domain.few(CHOICE)), kernels, variance)[0]
 
 
 def choose(problem: Problem) -> Choice:

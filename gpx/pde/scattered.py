@@ -15,15 +15,13 @@ from torch import Tensor
 from gpx.errors import FitWarning, InputError, StructureError
 from gpx.pde.domains import called_at, whole
 from gpx.pde.expressions import Expression, evaluate, expression, indices, require_known, u
-from gpx.pde.gauss_newton import DENSE, Choice, Jets, Measured, prior, solved
+from gpx.pde.gauss_newton import DENSE, Choice, Jets, Measured, by_chance, prior, solved
 from gpx.pde.measurements import Combination, Posterior, values_at
 from gpx.pde.points import Points
 from gpx.pde.problem import Problem
 from gpx.pde.sparse import SparsePosterior
 
 DOUBTFUL = 0.01  # estimated errors that are worth a warning
-MISSED = 1.5  # root mean squares of errors, over their deviations, that are
-CHANCE = 3.0  # what chance adds to that, over the root of the number of observations
 TEST_POINTS = {1: 400, 2: 100, 3: 22}  # per axis
 
 
@@ -173,7 +171,7 @@ def _warn_of_missed(solution: PointSolution) -> None:
         return
     missed = torch.cat(misses)
     size = float(missed.square().mean().sqrt())
-    if size > MISSED + CHANCE / len(missed) ** 0.5:
+    if not by_chance(missed):
         warnings.warn(
             f"The solution misses observations by {size:.2g} times their noise (root mean square of {len(missed)}): the equation,"
             " the conditions and the observations contradict each other; correct one of them, give a larger noise, or, if they"

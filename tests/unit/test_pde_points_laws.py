@@ -152,12 +152,13 @@ def test_conditions_that_determine_the_solution_choose_its_kernel(case):
 
 
 @pytest.mark.parametrize("size", [1.0, 10.0])
-def test_observations_count_at_a_resonance_where_conditions_do_not_determine_the_solution(size):
+@pytest.mark.parametrize("angle", [0.9, 3.0])
+def test_observations_count_at_a_resonance_where_conditions_do_not_determine_the_solution(size, angle):
     root = float(jn_zeros(0, 1)[0])
 
     def exact(x):
         null = torch.from_numpy(jv(0, root * x.norm(dim=1).numpy()))
-        return torch.sin(root * (0.6 * x[:, 0] + 0.8 * x[:, 1])) + size * null
+        return torch.sin(root * (math.cos(angle) * x[:, 0] + math.sin(angle) * x[:, 1])) + size * null
 
     solution = solve(noisy(DISC, laplacian(2) + root**2 * u, exact, 0.05, exact))
     assert solution.relative_error() < 0.05
