@@ -81,7 +81,7 @@ def assemble(gp: GP, data: Data, instead: tuple[Engine, str] | None = None) -> t
     objective = choose_objective(gp.objective, likelihood, rule, engine)
     _check_team(data, engine, objective)
     if prior.basis is not None:
-        _check_flat(data, engine, objective)
+        _check_flat(data, likelihood, engine, objective)
     problem = Problem.planned(prior, data, likelihood, engine, rule)
     objective.check(problem)
     return problem, objective, reason
@@ -102,8 +102,11 @@ def start_from_data(problem: Problem, priors: str | None) -> None:
         latents = [part.without(prior.basis(part.x)) for part in latents]
     stacked = torch.stack([part.y for part in latents], -1).flatten(1)
     variances = data.y.new_tensor([part.variance for part in latents]).repeat(data.y.shape[1])
-    seen = [(prior.mean, latents[0].with_targets(stacked, variances)), (likelihood, data)]
-    for module, view in [*zip(prior.kernels, latents, strict=False), *seen]:
+    average = latents[0].with_targets(stacked, variances)
+    latent = [
+        (module, part.seen()) for module, part in zip((prior.mean, *prior.kernels), (average, *latents), strict=False)
+    ]
+    for module, view in [*latent, (likelihood, data)]:
         init_from(module, view)
         for part in module.modules():
             if priors is None and isinstance(part, Parameterised):
@@ -138,8 +141,13 @@ def _check_team(data: Data, engine: Engine, objective: Objective) -> None:
         )
 
 
-def _check_flat(data: Data, engine: Engine, objective: Objective) -> None:
-    """Raise StructureError for what does not know of coefficients with a flat prior."""
+def _check_flat(data: Data, likelihood: Likelihood, engine: Engine, objective: Objective) -> None:
+    """Raise StructureError for what does not know of coefficients with a flat prior, or cannot determine them."""
+    if likelihood.exchangeable:
+        raise StructureError(
+            f"means.Trend has a flat prior, and {type(likelihood).__name__} does not change with a trend that all classes have:"
+            " use mean='linear', which is learned."
+        )
     if data.team.size > 1 or engine.batch_size is not None or engine.minimiser == "admm":
         raise StructureError(
             "means.Trend needs all rows in one process at once, and no ADMM: use an engine with batch_size=None, or"

@@ -154,13 +154,15 @@ class Flat(Around):
 
     @property
     def log_partition(self) -> Tensor:
-        own = self._centred.log_partition + self._of_trend(self.sites.nu, self.sites.tau)
-        return own + self._volume(lambda posterior: posterior.log_partition, 1.0)
+        return self.centred_log_partition + self._of_trend(self.sites.nu, self.sites.tau)
+
+    @property
+    def centred_log_partition(self) -> Tensor:
+        return self._centred.log_partition + self._volume(lambda posterior: posterior.log_partition, 1.0)
 
     @property
     def rough_log_partition(self) -> Tensor:
-        own = self._numbers.rough_log_partition + self._of_trend(self.sites.nu, self.sites.tau)
-        return own.detach() + self._constant
+        return self._numbers.rough_log_partition.detach() + self._constant
 
     @property
     def log_density(self) -> Tensor:
@@ -175,7 +177,10 @@ class Flat(Around):
     def site_marginals(self) -> SiteMarginals:
         inner = self._numbers.site_marginals
         return SiteMarginals(
-            inner.mean + self._trend, lambda: inner.variance + self._spread.square().sum(1), inner.extra
+            inner.mean + self._trend,
+            lambda: inner.variance + self._spread.square().sum(1),
+            inner.extra,
+            self._trend,
         )
 
     def with_sites(self, sites: Sites) -> Flat:

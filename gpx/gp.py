@@ -40,6 +40,8 @@ from gpx.prior import Prior
 from gpx.shards import shared
 from gpx.sites import Sites
 
+UNSETTLED = 1e-4  # standard deviations by which marginals may still move, from which predictions are approximate
+
 
 class GP:
     """A Gaussian-process model: ``f ~ GP(mean, kernel)``, ``y ~ likelihood(f)``.
@@ -370,7 +372,7 @@ def _report(result: FitResult, note: str) -> None:
         notes.append(
             f"it did not converge ({result.reason}): raise the limit, or go on from here with fit(..., resume=gp)"
         )
-    if not result.sites_converged:
+    if not result.sites_converged and result.site_residual > UNSETTLED:
         notes.append(
             "the sites of the likelihood did not converge at the optimum: predictions are approximate; try another rule, or"
             " bounds on the outputscale"

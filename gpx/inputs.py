@@ -44,8 +44,8 @@ class Data:
     """Inputs x [N, D], targets y [N, P] with NaN for missing values, and the scales that starts are derived from.
 
     variance: the target variance to be explained (1 for a constant target); spread: [D] standard deviations of the input
-    columns (1 for a constant column); resolution: the share of the spread at which lengthscales start; taken: the periods at
-    which other terms of a sum have started; flat: whether the
+    columns, over the rows that have a target (1 for a constant column); resolution: the share of the spread at which
+    lengthscales start; taken: the periods at which other terms of a sum have started; flat: whether the
     targets came as [N]; team: the processes that have the other rows, if these are all of one of several; axes: the columns of
     each axis of a grid, if the rows came as the cells of one.
     """
@@ -128,6 +128,11 @@ class Data:
         """A subset of the rows, at the scales of the whole."""
         return replace(self, x=self.x[index], y=self.y[index])
 
+    def seen(self) -> Data:
+        """The rows that have a target, at the scales of the whole."""
+        kept = self.observed.any(1)
+        return self if bool(kept.all()) else self.rows(kept)
+
     def draw(self, rows: int) -> Tensor:
         """The rows of this process among at most so many that have a target, drawn evenly at random, by a fixed seed, from those
         of all processes, which count as one array in the order of the processes.
@@ -148,7 +153,7 @@ class Data:
     def join(self, other: Data) -> Data:
         """The rows of both, with the scales of all of them."""
         x, y = torch.cat([self.x, other.x]), torch.cat([self.y, other.y])
-        return replace(self, x=x, y=y, variance=_pooled_variance(y), spread=_spread(x))
+        return replace(self, x=x, y=y, variance=_pooled_variance(y), spread=_spread(x, y))
 
 
 def as_data(X: Any, y: Any, *, columns: tuple[str, ...] | None = None) -> Data:
@@ -178,7 +183,7 @@ def as_data(X: Any, y: Any, *, columns: tuple[str, ...] | None = None) -> Data:
     _require_moderate(targets, "y")
     flat = targets.dim() == 1
     targets = targets.unsqueeze(1) if flat else targets
-    return Data(x, targets, points.columns, _pooled_variance(targets), _spread(x), flat=flat, axes=points.axes)
+    return Data(x, targets, points.columns, _pooled_variance(targets), _spread(x, targets), flat=flat, axes=points.axes)
 
 
 def as_points(X: Any, *, columns: tuple[str, ...] | None = None, like: Tensor | None = None) -> Points:
@@ -291,12 +296,19 @@ def _pooled_variance(y: Tensor) -> float:
     return variance if variance > 0 else 1.0
 
 
-def _spread(x: Tensor) -> Tensor:
+def _spread(x: Tensor, y: Tensor) -> Tensor:
+    """Of the rows that have a target, if any does: what is only asked about says nothing of scales."""
     if not len(x):
         return torch.ones(x.shape[1], dtype=x.dtype, device=x.device)
-    slices = list(stored.slices(len(x)))
-    mean = sum(x[rows].sum(0) for rows in slices) / len(x)
-    spread = (sum((x[rows] - mean).square().sum(0) for rows in slices) / len(x)).sqrt()
-    largest = torch.stack([x[rows].abs().amax(0) for rows in slices]).amax(0)
+    kept = ~torch.isnan(y).all(1)
+    every = bool(kept.all()) or not bool(kept.any())
+
+    def blocks() -> Iterator[Tensor]:
+        return (x[rows] if every else x[rows][kept[rows]] for rows in stored.slices(len(x)))
+
+    count = len(x) if every else int(kept.sum())
+    mean = sum(block.sum(0) for block in blocks()) / count
+    spread = (sum((block - mean).square().sum(0) for block in blocks()) / count).sqrt()
+    largest = torch.stack([block.abs().amax(0) for block in blocks() if len(block)]).amax(0)
     rounding = 8 * torch.finfo(x.dtype).eps * largest
     return torch.where(spread > rounding, spread, torch.ones_like(spread))

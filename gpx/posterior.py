@@ -33,9 +33,16 @@ class Posterior(ABC):
         """``log int p(f) prod_n t_n(f_n) df``, in nats; differentiable in the hyperparameters and sites."""
 
     @property
-    def rough_log_partition(self) -> Tensor:
-        """The same up to an error that hardly changes from step to step of a search for sites; without a gradient."""
+    def centred_log_partition(self) -> Tensor:
+        """`log_partition` less ``sum_n log t_n`` at the centre of `site_marginals`: free of any offset of the targets."""
         return self.log_partition
+
+    @property
+    def rough_log_partition(self) -> Tensor:
+        """`centred_log_partition` up to an error that hardly changes from step to step of a search for sites; without a
+        gradient.
+        """
+        return self.centred_log_partition
 
     @property
     @abstractmethod
@@ -213,8 +220,12 @@ class Shifted(Around):
         return self.centred.log_partition + self._at_mean(self.sites.nu, self.sites.tau)
 
     @property
+    def centred_log_partition(self) -> Tensor:
+        return self.centred.centred_log_partition
+
+    @property
     def rough_log_partition(self) -> Tensor:
-        return self.centred.rough_log_partition + self._at_mean(self.sites.nu, self.sites.tau)
+        return self.centred.rough_log_partition
 
     def _at_mean(self, nu: Tensor, tau: Tensor) -> Tensor:
         mu = self.at_sites
@@ -230,8 +241,8 @@ class Shifted(Around):
 
     @cached_property
     def site_marginals(self) -> SiteMarginals:
-        inner = self.centred.site_marginals
-        return SiteMarginals(inner.mean + self.at_sites.detach(), lambda: inner.variance, inner.extra)
+        inner, shift = self.centred.site_marginals, self.at_sites.detach()
+        return SiteMarginals(inner.mean + shift, lambda: inner.variance, inner.extra, inner.centre + shift)
 
     def marginals(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, variance = self.centred.marginals(x)

@@ -35,7 +35,8 @@ def pooled(data: Data) -> Data:
     variances, rounding, seen = _variances(data.y, data.team)
     variances = torch.where(variances > rounding.square(), variances, 0.0)[seen > 0]
     variance = float(variances.mean()) if len(variances) else 0.0
-    squares, rounding, _ = _variances(data.x, data.team)
+    asked = torch.isnan(data.y).all(1, keepdim=True)  # only: such rows say nothing of scales
+    squares, rounding, _ = _variances(data.x.masked_fill(asked, torch.nan), data.team)
     spread = squares.sqrt()
     return replace(
         data,

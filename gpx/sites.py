@@ -83,12 +83,24 @@ class SiteMarginals:
     """Posterior mean and variance [N, C] of the site variable g, and the extra variance with ``f = g + N(0, extra)``.
 
     Arguments: mean; variance: a tensor, or a function that computes it on first use (it costs more than the mean); extra:
-    None means 0.
+    None means 0; centre: numbers [N, C] near the mean, such as the prior mean, from which terms of sites are counted: in terms
+    of g itself the squares of an offset of the targets would drown them. None means 0.
     """
 
-    def __init__(self, mean: Tensor, variance: Tensor | Callable[[], Tensor], extra: Tensor | None = None):
+    def __init__(
+        self,
+        mean: Tensor,
+        variance: Tensor | Callable[[], Tensor],
+        extra: Tensor | None = None,
+        centre: Tensor | None = None,
+    ):
         self.mean, self._variance = mean, variance
         self.extra = torch.zeros_like(mean) if extra is None else extra
+        self.centre = torch.zeros_like(mean.detach()) if centre is None else centre
+
+    def replaced(self, mean: Tensor, variance: Tensor, extra: Tensor | None = None) -> SiteMarginals:
+        """Others around the same centre; extra: None keeps it."""
+        return SiteMarginals(mean, variance, self.extra if extra is None else extra, self.centre)
 
     @cached_property
     def variance(self) -> Tensor:

@@ -26,7 +26,8 @@ MAX_STEPS = 200
 TOLERANCE = 2.0 / 3  # of the residual, which has no unit, in roots of the rounding error: 1e-8 in double precision
 GROWTH = 1.3
 SMALLEST_STEP = 1e-4
-ROUNDING = 0.06  # a merit may fall by this share of its size, in roots of the rounding error: 1e-9 in double precision
+ROUNDING = 0.06  # a merit may fall by this share of itself, or of a nat, in roots of the rounding error: 1e-9 in double precision
+ASTRAY = 0.01  # residual of a search that ended nowhere
 NEWTON_BELOW = 3.0  # residual below which Newton's method is tried
 NOISE = 0.01  # nats per target of a merit whose marginals are off by a standard deviation
 MEMORY = 4  # earlier steps that are mixed where there is no Newton's method
@@ -78,6 +79,11 @@ def infer(problem: Problem) -> Inferred:
             state, step = trial, min(1.0, GROWTH * step)
         else:
             step *= 0.5
+    if problem.prior.basis is not None and not state.residual < ASTRAY:
+        raise NumericalError(
+            "The search for the sites runs away: the targets do not determine the trend, whose coefficients have a flat prior"
+            " (inputs may tell the classes apart without error). Use mean='linear' or mean='constant', which are learned."
+        )
     return state.result(steps)
 
 
@@ -127,7 +133,7 @@ class _State:
         # Where precisions are cut, or marginals are no derivatives, the rule's fixed point is near the maximum, not at it.
         slack = other.residual if other.cut or not self.problem.responsive else 0.0
         slack += NOISE * self.problem.looseness * self.problem.data.targets
-        return self.merit >= other.merit - ROUNDING * self.root * abs(other.merit) - slack
+        return self.merit >= other.merit - ROUNDING * self.root * max(1.0, abs(other.merit)) - slack
 
     @property
     def root(self) -> float:

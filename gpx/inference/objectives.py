@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 import torch
@@ -17,7 +18,15 @@ from torch import Tensor
 
 from gpx.errors import InputError, NumericalError, StructureError
 from gpx.inference.problem import Problem
-from gpx.inference.rules import ExpectationPropagation, Laplace, Variational, cavities, elbo_terms, expected_log_prob
+from gpx.inference.rules import (
+    ExpectationPropagation,
+    Laplace,
+    Variational,
+    cavities,
+    elbo_terms,
+    expected_log_prob,
+    log_sites,
+)
 from gpx.inference.sitemap import SiteMap, direction
 from gpx.parallel import Team
 from gpx.posterior import Posterior
@@ -54,6 +63,8 @@ class Objective(ABC):
 class Evidence(Objective):
     """The log marginal likelihood ``log p(y)``, summed over outputs; with `rules.Laplace`, its Laplace approximation.
 
+    Through inducing inputs, less what the variances that these leave of the latent function cost the sites: the bound on the
+    evidence of Laplace's pseudo-targets.
     Raises: StructureError for a likelihood that is not Gaussian with another rule. Source: Rasmussen & Williams (2006),
     eqs. 2.30 and 3.32.
 
@@ -77,9 +88,9 @@ class Evidence(Objective):
             return problem.posterior().log_density
 
         def local(marginals: SiteMarginals, sites: Sites) -> Tensor:
-            m = marginals.mean
-            log_prob = torch.where(problem.data.observed, problem.likelihood.log_prob(problem.data.filled, m), 0.0)
-            return log_prob.sum() - (sites.nu * m - 0.5 * sites.tau * m.square()).sum()
+            at_mean = problem.likelihood.log_prob(problem.data.filled, marginals.mean)
+            lost = 0.5 * (sites.tau * marginals.extra).sum()  # Titsias (2009), eq. 9
+            return torch.where(problem.data.observed, at_mean, 0.0).sum() - log_sites(marginals, sites) - lost
 
         return profile(problem, local)
 
@@ -156,7 +167,8 @@ class EPEvidence(Objective):
         def local(marginals: SiteMarginals, sites: Sites) -> Tensor:
             mean, variance = cavities(marginals, sites, power)
             log_z = likelihood.tilted(data.filled, mean, variance + marginals.extra, power)
-            nu, tau = power * sites.nu, power * sites.tau
+            centred, mean = sites.centred(marginals.centre), mean - marginals.centre
+            nu, tau = power * centred.nu, power * centred.tau
             spread = 1 + tau * variance
             site = (nu * mean - 0.5 * tau * mean.square() + 0.5 * nu.square() * variance) / spread - 0.5 * spread.log()
             return torch.where(data.observed, log_z - site, torch.zeros_like(site)).sum() / power
@@ -184,7 +196,7 @@ class DataEmphasisedELBO(Objective):
     kappa: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.kappa, (int, float)) or not 0 < self.kappa < math.inf:
+        if isinstance(self.kappa, bool) or not isinstance(self.kappa, Real) or not 0 < self.kappa < math.inf:
             raise InputError(f"DataEmphasisedELBO needs a number kappa > 0, got {self.kappa!r}.")
 
     def __call__(self, problem: Problem) -> Tensor:
@@ -239,7 +251,7 @@ def profile(
     sites_move: bool = True,
 ) -> Tensor:
     """``partition log Z(theta, sites) + local(marginals(theta, sites), sites)`` at ``sites = T(theta, sites)``, with the
-    gradient in the hyperparameters theta.
+    gradient in the hyperparameters theta; log Z and what local has of the sites less these at the centre of the marginals.
 
     Arguments: local: a sum over the rows of this process, differentiable in marginals, sites and likelihood. stationary: whether
     the value does not depend on the sites and marginals to first order, by the rule's fixed point (it does where precisions were
@@ -251,33 +263,32 @@ def profile(
     stationary = stationary and not problem.inferred.zero_precisions
     marginals, sites = posterior.site_marginals, posterior.sites
     if not torch.is_grad_enabled():
-        return partition * posterior.log_partition + team.sum(local(marginals, sites))
+        return partition * posterior.centred_log_partition + team.sum(local(marginals, sites))
     mu = problem.prior.mean_at(problem.data.x, problem.columns)
     shift = mu - mu.detach()
     extra = marginals.extra.detach().clone().requires_grad_()
     if stationary:
-        value = local(SiteMarginals(marginals.mean, marginals.variance, extra), sites)
+        value = local(marginals.replaced(marginals.mean, marginals.variance, extra), sites)
         own = partition * (sites.nu - sites.tau * marginals.mean)
         value, spread = team.sum(value + (own * shift).sum()), _through(posterior, value, extra, team)
-        return partition * posterior.log_partition + value + spread
+        return partition * posterior.centred_log_partition + value + spread
 
     leaves = [v.detach().clone().requires_grad_() for v in (marginals.mean, marginals.variance, sites.nu, sites.tau)]
-    moving = SiteMarginals(*leaves[:2], extra), Sites(*leaves[2:])
+    moving = marginals.replaced(*leaves[:2], extra), Sites(*leaves[2:])
     value = local(*moving)
     grads = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
     mean, variance, nu, tau = (torch.zeros_like(v) if g is None else g for v, g in zip(leaves, grads, strict=True))
     if sites_move:
         site_map = SiteMap(problem, posterior)
         through = site_map.in_sites(mean, variance)
-        second = marginals.variance + marginals.mean.square()
-        gradient = Sites(
-            partition * marginals.mean + nu + through.nu, -0.5 * partition * second + tau + through.tau
-        )  # fmt: skip
+        away = marginals.mean - marginals.centre
+        second = marginals.variance + away * (marginals.mean + marginals.centre)
+        gradient = Sites(partition * away + nu + through.nu, -0.5 * partition * second + tau + through.tau)
         weights = site_map.adjoint(gradient)
         if weights is None:
             raise NumericalError("The implicit gradient was not found: the sites are not a stable fixed point here.")
         if bool(extra.any()) or any(p.requires_grad for p in problem.likelihood.parameters()):
-            seen = SiteMarginals(marginals.mean, marginals.variance, extra)
+            seen = marginals.replaced(marginals.mean, marginals.variance, extra)
             update = problem.rule.update(problem.likelihood, problem.data, seen, sites)
             push = (weights.nu * update.nu + weights.tau * update.tau).sum()
             value = value + (push - push.detach())
@@ -287,7 +298,7 @@ def profile(
     in_mean = partition * (sites.nu - sites.tau * marginals.mean) + rest - sites.tau * posterior.response(along)[0]
     moved = posterior.slope(along, partition)
     spread = _through(posterior, value, extra, team)
-    total = partition * posterior.log_partition.detach() + team.sum(value + (in_mean * shift).sum())
+    total = partition * posterior.centred_log_partition.detach() + team.sum(value + (in_mean * shift).sum())
     return total + spread + (moved - moved.detach())
 
 

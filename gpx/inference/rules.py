@@ -70,7 +70,7 @@ class Variational:
         return posterior.rough_log_partition + data.team.sum(terms)
 
     def residual(self, marginals: SiteMarginals, sites: Sites, target: Sites) -> Tensor:
-        """Changes of the natural parameters in units of the posterior standard deviation."""
+        """Changes of slopes and curvatures at the mean in units of the posterior standard deviation."""
         return _scaled_change(marginals, sites, target)
 
 
@@ -115,7 +115,7 @@ class ExpectationPropagation:
         return -data.team.sum(change.square().sum()).sqrt()
 
     def residual(self, marginals: SiteMarginals, sites: Sites, target: Sites) -> Tensor:
-        """Changes of the natural parameters in units of the posterior standard deviation."""
+        """Changes of slopes and curvatures at the mean in units of the posterior standard deviation."""
         return _scaled_change(marginals, sites, target)
 
 
@@ -151,10 +151,11 @@ class Laplace:
 
     def merit(self, likelihood: Likelihood, data: Data, posterior: Shifted, target: Sites) -> Tensor:
         """The log joint density at the posterior mean, up to a constant."""
-        mean, sites = posterior.site_marginals.mean, posterior.sites
+        marginals, sites = posterior.site_marginals, posterior.sites
+        mean = marginals.mean
         weights = sites.nu - sites.tau * mean  # K^-1 (mean - prior mean)
         log_prob = torch.where(data.observed, likelihood.log_prob(data.filled, mean), 0.0)
-        return data.team.sum(log_prob.sum() - 0.5 * ((mean - posterior.at_sites) * weights).sum())
+        return data.team.sum(log_prob.sum() - 0.5 * ((mean - marginals.centre) * weights).sum())
 
     def residual(self, marginals: SiteMarginals, sites: Sites, target: Sites) -> Tensor:
         """The gradient of the log joint density, and the changes of precisions, in units of the precisions."""
@@ -185,15 +186,22 @@ def expected_log_prob(likelihood: Likelihood, data: Data, mean: Tensor, variance
 
 
 def elbo_terms(likelihood: Likelihood, data: Data, marginals: SiteMarginals, sites: Sites) -> Tensor:
-    """``sum_n E log p(y_n | f_n) - E log t_n(g_n)`` over the rows of this process: what the ELBO adds to the log partition."""
+    """``sum_n E log p(y_n | f_n) - E log t_n(g_n)`` over the rows of this process: what the ELBO adds to the log partition, both
+    centred.
+    """
     expected = expected_log_prob(likelihood, data, marginals.mean, marginals.variance + marginals.extra)
     return expected.sum() - expected_log_sites(marginals, sites)
 
 
 def expected_log_sites(marginals: SiteMarginals, sites: Sites) -> Tensor:
-    """``sum_n E log t_n(g_n)``."""
-    mean, variance = marginals.mean, marginals.variance
-    return (sites.nu * mean - 0.5 * sites.tau * (mean.square() + variance)).sum()
+    """``sum_n E log t_n(g_n) - log t_n(c_n)``, c the centre of the marginals."""
+    return log_sites(marginals, sites) - 0.5 * (sites.tau * marginals.variance).sum()
+
+
+def log_sites(marginals: SiteMarginals, sites: Sites) -> Tensor:
+    """``sum_n log t_n(m_n) - log t_n(c_n)`` at the means, c the centre of the marginals."""
+    sites, away = sites.centred(marginals.centre), marginals.mean - marginals.centre
+    return (sites.nu * away - 0.5 * sites.tau * away.square()).sum()
 
 
 def natural_sites(
@@ -211,7 +219,8 @@ def cavities(marginals: SiteMarginals, sites: Sites, power: float = 1.0) -> tupl
     """Mean and variance [N, C] of the site variables with `power` of their own site taken out."""
     share = (1 - power * sites.tau * marginals.variance).clamp_min(FLOOR)
     variance = marginals.variance / share
-    return (marginals.mean - power * sites.nu * marginals.variance) / share, variance
+    # mean - power variance nu, over the share: without the cancellation of what an offset of the targets adds to both.
+    return marginals.mean - power * variance * (sites.nu - sites.tau * marginals.mean), variance
 
 
 def _variables(*values: Tensor) -> tuple[Tensor, ...]:
@@ -227,6 +236,7 @@ def _where_observed(likelihood: Likelihood, data: Data, nu: Tensor, tau: Tensor,
 
 
 def _scaled_change(marginals: SiteMarginals, sites: Sites, target: Sites) -> Tensor:
-    first = (target.nu - sites.nu) * marginals.variance.sqrt()
-    second = (target.tau - sites.tau) * marginals.variance
-    return torch.maximum(first.abs(), second.abs())
+    # Of slopes and curvatures of log sites at the mean, which do not depend on where f is counted from.
+    change = target.tau - sites.tau
+    slope = target.nu - sites.nu - change * marginals.mean
+    return torch.maximum((slope * marginals.variance.sqrt()).abs(), (change * marginals.variance).abs())

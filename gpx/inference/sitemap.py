@@ -18,7 +18,7 @@ from scipy.sparse.linalg import LinearOperator, gmres
 from torch import Tensor
 
 from gpx.posterior import Shifted
-from gpx.sites import SiteMarginals, Sites
+from gpx.sites import Sites
 
 if TYPE_CHECKING:
     from gpx.inference.problem import Problem
@@ -29,7 +29,7 @@ ADJOINT = (1e-9, 200)  # likewise of an implicit gradient; no better than the en
 
 @dataclass(frozen=True, eq=False)
 class SiteMap:
-    """The linearised map at a posterior. Vectors are sites; nu counts in units of 1 / sd, tau of 1 / variance."""
+    """The linearised map at a posterior. Vectors are sites; slopes count in units of 1 / sd, precisions of 1 / variance."""
 
     problem: Problem
     posterior: Shifted
@@ -43,7 +43,7 @@ class SiteMap:
         with torch.enable_grad():
             values = (marginals.mean, marginals.variance, sites.nu, sites.tau)
             inputs = [value.detach().clone().requires_grad_() for value in values]
-            moving = SiteMarginals(*inputs[:2], marginals.extra)
+            moving = marginals.replaced(*inputs[:2])
             update = p.rule.update(p.likelihood, p.data, moving, Sites(*inputs[2:]))
             return [
                 [self._gradients(latent, inputs) for latent in self._split(part).unbind(-1)]
@@ -127,20 +127,24 @@ class SiteMap:
         shape, like, team = right.nu.shape, right.nu, self.problem.data.team
         numbers = team.collect(2 * right.nu.numel())
         own = slice(sum(numbers[: team.rank]), sum(numbers[: team.rank + 1]))
-        sd = self.posterior.site_marginals.variance.sqrt()
+        mean, sd = self.posterior.site_marginals.mean, self.posterior.site_marginals.variance.sqrt()
         largest = team.max(float(sd.max()) if sd.numel() else 0.0)
         sd = sd.clamp_min(1e-8 * largest + torch.finfo(sd.dtype).tiny)
-        # Site changes are measured in units of 1 / sd and 1 / sd^2; gradients, their duals, in the inverse units.
+        # Changes of the slopes and curvatures of sites at the mean are measured in units of 1 / sd and 1 / sd^2; gradients, their
+        # duals, in the inverse units.
         units = (1 / sd, 1 / sd.square()) if not transposed else (sd, sd.square())
 
         def pack(sites: Sites) -> np.ndarray:
-            parts = (sites.nu / units[0], sites.tau / units[1])
-            part = torch.cat([p.reshape(-1) for p in parts]).detach()
+            nu, tau = (
+                (sites.nu, sites.tau + mean * sites.nu) if transposed else (sites.nu - mean * sites.tau, sites.tau)
+            )
+            part = torch.cat([p.reshape(-1) for p in (nu / units[0], tau / units[1])]).detach()
             return torch.cat(team.gather(part)).cpu().double().numpy()
 
         def unpack(vector: np.ndarray) -> Sites:
             nu, tau = torch.from_numpy(np.array(vector[own])).to(like).reshape(2, *shape)
-            return Sites(nu * units[0], tau * units[1])
+            nu, tau = nu * units[0], tau * units[1]
+            return Sites(nu, tau - mean * nu) if transposed else Sites(nu + mean * tau, tau)
 
         size, b = sum(numbers), pack(right)
         if not np.isfinite(b).all():

@@ -82,7 +82,8 @@ class Belief:
             w, extra = ws[column % len(ws)], extras[column % len(ws)]
             columns.append(((w.mT @ mean)[:, 0], (half @ w).square().sum(0), extra))
         mean, variance, extra = (torch.stack(part, 1) for part in zip(*columns, strict=True))
-        return SiteMarginals(mean + self.problem.prior.mean_at(x, len(columns)), variance, extra), ws
+        shift = self.problem.prior.mean_at(x, len(columns))
+        return SiteMarginals(mean + shift, variance, extra, shift.detach()), ws
 
     def push(self, x: Tensor, ws: Sequence[Tensor], slope: Tensor, curvature: Tensor) -> Tensor:
         """A function of the hyperparameters that has the gradient of ``sum slope m + curvature v`` in them, for the means m and

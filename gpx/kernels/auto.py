@@ -41,6 +41,7 @@ def auto_kernel(data: Data) -> Kernel:
     """
     if data.x.shape[1] != 1:
         return Matern(nu=2.5, ard=True)
+    data = data.seen()
     gaps = torch.diff(torch.unique(data.x[:, 0].detach().double()))
     if len(gaps) < MIN_TIMES - 1:
         return Matern(nu=2.5)

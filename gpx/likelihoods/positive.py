@@ -121,7 +121,7 @@ class Beta(Likelihood):
 
     def conditional(self, f: Tensor) -> Distribution:
         s = self.precision.detach().to(f)
-        return _Beta(s * torch.sigmoid(f), s * torch.sigmoid(-f), validate_args=False)
+        return BetaNumbers(s * torch.sigmoid(f), s * torch.sigmoid(-f), validate_args=False)
 
     def predict(self, mean: Tensor, variance: Tensor, noise: Any = None) -> Mixture:
         self._refuse(noise)
@@ -148,6 +148,8 @@ class _Shares(Mixture):
         return torch.logit(inside), ((1 + precision) * inside * (1 - inside)).rsqrt()
 
 
-class _Beta(TorchBeta):
+class BetaNumbers(TorchBeta):
+    """A beta distribution with a cdf, which torch's has not."""
+
     def cdf(self, value: Tensor) -> Tensor:
         return betainc(self.concentration1, self.concentration0, value.clamp(0, 1))

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpx.errors import NumericalError
+
 NODES = 160  # at most
 COARSE, FINE = 0.12, 0.3  # largest steps: of t, and of f around the mean, in standard deviations
 REACH = 9.0  # standard deviations; the density beyond is below 1e-17 of its height
@@ -114,6 +116,10 @@ def _nodes(mean: Tensor, variance: Tensor, centre: Tensor, width: Tensor) -> tup
     # What the widest integrand needs is finer than need be where the feature is about as wide as the Gaussian.
     step = (FINE * variance.sqrt() / torch.hypot(width, mean - inside)).clamp_max(COARSE)
     needed = float(((high - low) / step).max()) if mean.numel() else 0.0
+    if math.isnan(needed):
+        raise NumericalError(
+            "The marginals of the latent function, or the parameters of the likelihood, are not finite."
+        )
     return _spread(inside, width, low, high, min(NODES, 1 + math.ceil(needed)))
 
 

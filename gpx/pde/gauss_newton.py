@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from gpx.errors import NumericalError
 from gpx.kernels import RBF, Matern
 from gpx.pde.expressions import Expression, Index, evaluate, indices, linearise
-from gpx.pde.measurements import Block, Posterior, condition, stacked, values_at
+from gpx.pde.measurements import Block, Posterior, condition, stacked, values_at, variances
 from gpx.pde.problem import Problem
 from gpx.pde.sparse import SparsePosterior, condition_sparsely
 
@@ -27,6 +28,10 @@ LONGEST = 4.0  # lengthscales, of the range: a kernel that is longer is a polyno
 NOMINAL = 0.05  # share of the nugget in the data's norm from which it, and not the kernel, explains them
 SEEN = 100  # points at which the error of a kernel is estimated
 SHORTEST = 0.5  # of the mean distance of neighbours: a kernel that is shorter says nothing of what is between them
+RESOLVED = 2.0  # the same, where an equation is a law: evidence does not tell that shorter ones evade it between points
+UNDETERMINED = 0.1  # of the prior deviation: conditions that leave more do not determine u
+MISSED = 1.5  # root mean squares of errors, over their deviations, that are not explained
+CHANCE = 3.0  # what chance adds to that, over the root of the number of observations
 WORTHWHILE = 1.0  # nats: what is no better is not followed
 GAIN = 10.0  # nats that a unit of the logarithm of an estimated error is worth
 ROUNDS = 2  # choices of the kernel, for nonlinear equations, each around the solution of the one before
@@ -83,6 +88,14 @@ class Measured:
         observed = self.problem.observations
         return self.problem.linear and all(each.of.degree() <= 1 for each in observed)  # pyright: ignore
 
+    @cached_property
+    def law(self) -> Tensor:
+        """Where [n] the equation is known to hold for u = 0: there its zeros say nothing of the size of u."""
+        if self.problem.noise:
+            return torch.zeros(len(self.source), dtype=torch.bool)
+        nothing = {index: torch.zeros_like(self.source) for index in self.problem.jet}
+        return self.source == self.problem.equation.value(nothing, self.x[: len(self.source)])
+
     @property
     def indices(self) -> list[Index]:
         """The derivatives that are looked at, u among them."""
@@ -101,6 +114,7 @@ class Measured:
         noise = torch.full_like(self.source, self.problem.noise) if self.problem.noise else None
         count = len(self.source)
         equation, right = self._linear(self.problem.equation, slice(0, count), self.source, noise, jets)
+        equation = replace(equation, law=self.law)
         blocks, found = (
             [values, stacked([slopes, equation]) if len(slopes.x) else equation],
             [given, torch.cat([asked, right])],
@@ -144,7 +158,8 @@ def _conditions(problem: Problem, points: Any) -> tuple[tuple[Block, Tensor], tu
         slopes = {(): c.a * ones}
         if c.b:
             slopes |= {(d,): c.b * points.normals[on, d] for d in range(points.dims)}
-        found[bool(c.b)].append((Block(x, slopes), evaluate(c.g, x, "A boundary value")))
+        given = evaluate(c.g, x, "A boundary value")
+        found[bool(c.b)].append((Block(x, slopes, law=given == 0), given))
     none = values_at(points.boundary[:0]), points.boundary[:0, 0]
     first, second = (
         (stacked([b for b, _ in each]), torch.cat([g for _, g in each])) if each else none for each in found
@@ -200,6 +215,91 @@ def _damped(measured: Measured, jets: Jets, found: Jets, residual: float) -> Jet
     return found
 
 
+def prior(problem: Problem, given: Sequence[Any] | None = None) -> tuple[Choice | None, Sequence[Any], float | None]:
+    """The choice of the kernels, unless these are given, the kernels, and, where data have errors, their variance.
+
+    Raises: NumericalError if no kernel explains the values, or the Gauss-Newton method does not converge.
+    """
+    found = _prior_without_observations(problem, given) if problem.observations else None
+    if found is not None:
+        return found
+    choice = choose(problem) if given is None else None
+    kernels = choice.kernels(problem.domain.bounds) if choice else given
+    assert kernels is not None
+    if choice is None and problem.uncertain:
+        return None, kernels, _at_few(problem, kernels).variance
+    return choice, kernels, choice and choice.variance
+
+
+def _prior_without_observations(
+    problem: Problem, given: Sequence[Any] | None
+) -> tuple[Choice | None, Sequence[Any], float] | None:
+    """What the conditions and the equation choose, if they tell what was observed better than observations do.
+
+    Observations that contradict the conditions have the most evidence under rougher kernels, whose functions meet both. Where
+    a kernel that is no rougher explains what else is missed, it is the conditions that leave something open: a resonance.
+    """
+    if problem.noise or not problem.complete:
+        return None
+    rest = replace(problem, observations=())
+    try:
+        choice, kernels, _ = prior(rest, given)
+        posterior = _at_few(rest, kernels)
+    except NumericalError:
+        return None
+    observed, gaps = _foretold(posterior, problem)
+    if not _determines(posterior, observed):
+        return None
+    misses = gaps / (posterior.std(observed).square() + observed.errors.square()).sqrt()
+    if choice and not by_chance(misses) and _explained(problem, choice):
+        return None
+    return choice and replace(choice, variance=posterior.variance), kernels, posterior.variance
+
+
+def _foretold(posterior: Posterior | SparsePosterior, problem: Problem) -> tuple[Block, Tensor]:
+    """What was observed, linearised at the mean, and how far from the mean the values are."""
+    measured = Measured.of(problem, problem.domain.few(CHOICE))
+    jets = {index: posterior.mean(values_at(measured.x, index)) for index in measured.indices}
+    blocks, values = measured.linearised(jets)
+    observed = stacked(blocks[2:])
+    return observed, torch.cat(values[2:]) - posterior.mean(observed)
+
+
+def _determines(posterior: Posterior | SparsePosterior, observed: Block) -> bool:
+    """Whether what was observed is known better than by its observations, and far better than under the prior.
+
+    Zeros alone, which say nothing of the size of u, determine nothing.
+    """
+    before = posterior.variance * variances(posterior.kernels, observed) / observed.errors.square()
+    left = (posterior.std(observed) / observed.errors).square()
+    return float(left.mean()) < min(1.0, UNDETERMINED**2 * float(before.mean()))
+
+
+def by_chance(misses: Tensor) -> bool:
+    """Whether errors over their deviations are no more than chance, and deviations that are roughly right, explain."""
+    return float(misses.square().mean().sqrt()) <= MISSED + CHANCE / len(misses) ** 0.5
+
+
+def _explained(problem: Problem, alone: Choice) -> bool:
+    """Whether the kernel of the most evidence explains the observations, and is no rougher than that of all else."""
+    choice = choose(problem)
+    if _rougher(choice, alone):
+        return False
+    kernels = choice.kernels(problem.domain.bounds)
+    observed, gaps = _foretold(_at_few(problem, kernels, choice.variance), problem)
+    return by_chance(gaps / observed.errors)
+
+
+def _rougher(one: Choice, other: Choice) -> bool:
+    """Whether the functions of a kernel are rougher: they have fewer derivatives, or vary on shorter lengths."""
+    return (one.nu, min(one.lengthscales)) < (other.nu, min(other.lengthscales))
+
+
+def _at_few(problem: Problem, kernels: Sequence[Any], variance: float | None = None) -> Posterior | SparsePosterior:
+    """The process given what the kernel is chosen by."""
+    return solved(Measured.of(problem, problem.domain.few(CHOICE)), kernels, variance)[0]
+
+
 def choose(problem: Problem) -> Choice:
     """The kernel of the largest `merit`, with some of the points: of a ladder of lengthscales, then step by step.
 
@@ -239,8 +339,7 @@ def _resized(best: Choice, measured: Measured, jets: Jets) -> Choice:
 def _scored(measured: Measured, jets: Jets) -> Callable[[Choice], float]:
     """The merit of kernels, those of any use, around these jets."""
     blocks, values = measured.linearised(jets)
-    bounds, dims = measured.problem.domain.bounds, measured.x.shape[1]
-    shortest = SHORTEST * sum(len(v) for v in values) ** (-1 / dims)
+    bounds, shortest = measured.problem.domain.bounds, _shortest(measured, sum(len(v) for v in values))
 
     def score(choice: Choice) -> float:
         if min(choice.lengthscales) < shortest or max(choice.lengthscales) > LONGEST:
@@ -253,6 +352,14 @@ def _scored(measured: Measured, jets: Jets) -> Callable[[Choice], float]:
     return score
 
 
+def _shortest(measured: Measured, count: int) -> float:
+    """The least lengthscale, of the range, with so many measurements."""
+    dims = measured.x.shape[1]
+    if measured.problem.uncertain and bool(measured.law.any()):
+        return min(LADDER[0], RESOLVED * len(measured.source) ** (-1 / dims))
+    return SHORTEST * count ** (-1 / dims)
+
+
 def merit(measured: Measured, posterior: Posterior) -> float:
     """What a kernel is chosen by: its evidence where data have errors, else how small an error it estimates for itself.
 
@@ -260,6 +367,7 @@ def merit(measured: Measured, posterior: Posterior) -> float:
     boundary's values finds constant sources worth any number of nats. Kernels whose nugget explains the data are not taken.
     """
     if measured.problem.uncertain:
+        assert posterior.evidence is not None
         return posterior.evidence
     if posterior.nominal > NOMINAL:
         return -np.inf

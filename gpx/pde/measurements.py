@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
@@ -23,17 +24,21 @@ from gpx.structure.derivatives import derivatives
 
 NUGGET = 1e-13  # of the variance of each measurement: rounding in the kernel matrix is below it
 ROUNDING = 1e-14  # of a prior variance: posterior ones below it are not seen
-DECADES = 5.0  # of the logarithm of a variance, below the data's, and twice as many above
+BELOW, ABOVE = 5.0, 20.0  # of the logarithm of a variance, around the data's: functions that a law leaves may be rare
+KEPT = 1e-10  # of the largest eigenvalue of a posterior covariance: draws do without smaller ones
 CHUNK = 100_000  # entries of a matrix that are worked on at once
 
 
 @dataclass(frozen=True)
 class Block:
-    """Measurements at x [n, d]; slopes: s [n] for every derivative; noise: deviations [n] of their errors, None: none."""
+    """Measurements at x [n, d]; slopes: s [n] for every derivative; noise: deviations [n] of their errors, None: none; law [n]:
+    which of them hold for u = 0, without error, so that they say nothing of the size of u, None: none.
+    """
 
     x: Tensor
     slopes: dict[Index, Tensor]
     noise: Tensor | None = None
+    law: Tensor | None = None
 
     def order(self, axis: int) -> int:
         """Of the highest derivative along an axis."""
@@ -43,6 +48,11 @@ class Block:
     def errors(self) -> Tensor:
         """Standard deviations [n] of errors."""
         return torch.zeros(len(self.x), dtype=torch.float64) if self.noise is None else self.noise
+
+    @property
+    def silent(self) -> Tensor:
+        """Booleans [n]: `law`."""
+        return torch.zeros(len(self.x), dtype=torch.bool) if self.law is None else self.law
 
     def split(self, rows: int) -> Iterator[Block]:
         """Blocks of so many rows."""
@@ -64,7 +74,7 @@ def stacked(blocks: Sequence[Block]) -> Block:
         for index in sorted({index for block in blocks for index in block.slopes})
     }
     noise = None if all(b.noise is None for b in blocks) else torch.cat([b.errors for b in blocks])
-    return Block(torch.cat([block.x for block in blocks]), slopes, noise)
+    return Block(torch.cat([b.x for b in blocks]), slopes, noise, torch.cat([b.silent for b in blocks]))
 
 
 def covariance(kernels: Sequence[Any], left: Block, right: Block) -> Tensor:
@@ -110,12 +120,26 @@ def variances(kernels: Sequence[Any], block: Block) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Combination:
+    """The function ``cov(., blocks) @ weights``, kernels being one for every axis."""
+
+    kernels: tuple[Any, ...]
+    blocks: tuple[Block, ...]
+    weights: Tensor
+
+    def mean(self, block: Block) -> Tensor:
+        """Its measurements [n]. Cost: that of the covariances, in pieces."""
+        return _mean(self.kernels, self.blocks, self.weights, block)
+
+
+@dataclass(frozen=True)
 class Posterior:
     """The process given the values of measurements.
 
     kernels: one for every axis; blocks: of the measurements; weights [n]: its mean is ``cov(., blocks) @ weights``; scale [n]:
     prior standard deviations of the measurements; factor: of their correlations, errors included; data [n]: values over scale;
-    level: variance of the kernel beside which errors count, None where there are none.
+    level: variance of the kernel beside which errors count, None where there are none; evidence: log density of the values (with
+    errors, given those that are laws) under the likeliest variance of the kernel, None where that was given.
     """
 
     kernels: tuple[Any, ...]
@@ -125,6 +149,7 @@ class Posterior:
     factor: Cholesky
     data: Tensor
     level: float | None = None
+    evidence: float | None = None
 
     def mean(self, block: Block) -> Tensor:
         """Posterior means [n] of measurements. Cost: that of the covariances, in pieces."""
@@ -146,6 +171,31 @@ class Posterior:
             found.append(self.variance * seen + (gain * left[:, None]).square().sum(0))
         return torch.cat(found).sqrt()
 
+    def draws(self, x: Tensor, count: int, seed: int | None) -> list[Combination]:
+        """Functions drawn from the process; at x [n, d] their deviations are those that `std` has, elsewhere what u at x says.
+
+        With the covariance ``Q Lambda Q^T`` of the errors of the mean at x, and that of those with it, ``k(., x)``, a draw is
+        ``mean + k(., x) Q Lambda^-1/2 N(0, I)``: the extension of Nystrom, of what is above rounding.
+        Cost: O((n + N)^3) for N given measurements.
+        """
+        at, nugget = values_at(x), NUGGET + self.factor.jitter
+        cross = torch.cat([covariance(self.kernels, b, at) for b in self.blocks]) / self.scale[:, None]
+        half, gain = self.factor.half_solve(cross), self.factor.solve(cross)
+        # The terms of `std`: of the kernel, of the nugget, and of what it leaves of each given value.
+        left = (nugget * self.weights * self.scale).square()[:, None] * gain
+        free = covariance(self.kernels, at, at) - half.mT @ half - nugget * (gain.mT @ gain)
+        values, vectors = torch.linalg.eigh(self.variance * free + gain.mT @ left)
+        seen = values > max(
+            KEPT * float(values[-1]), ROUNDING * self.variance * float(variances(self.kernels, at).max())
+        )
+        random = torch.from_numpy(np.random.default_rng(seed).standard_normal((count, int(seen.sum())))).T
+        inner = (vectors[:, seen] / values[seen].sqrt()) @ random
+        given = self.factor.solve((left - self.variance * (cross + nugget * gain)) @ inner) / self.scale[:, None]
+        return [
+            Combination(self.kernels, (*self.blocks, at), torch.cat([self.weights + w, self.variance * v]))
+            for w, v in zip(given.T, inner.T, strict=True)
+        ]
+
     @cached_property
     def variance(self) -> float:
         """The variance of the kernel: with errors, the likeliest; without, by leaving one out: errors in predicting each value
@@ -166,24 +216,13 @@ class Posterior:
         form = float(self.data @ alpha)
         return (NUGGET + self.factor.jitter) * float(alpha @ alpha) / form if form > 0 else 0.0
 
-    @cached_property
-    def evidence(self) -> float:
-        """Log marginal likelihood of the values under the variance of the kernel that makes it the largest."""
-        n = len(self.data)
-        form = float(self.data @ (self.weights * self.scale)) / n
-        level = form if self.level is None else self.level
-        constant = float(0.5 * self.factor.logdet() + self.scale.log().sum())
-        if not level > 0:  # nothing but zeros
-            return math.inf
-        return -0.5 * n * (math.log(2 * math.pi * level) + form / level) - constant
-
 
 def condition(
     kernels: Sequence[Any], blocks: Sequence[Block], values: Sequence[Tensor], variance: float | None = None
 ) -> Posterior:
     """The process given values [n] of blocks of measurements, by a Cholesky factor of their correlations.
 
-    Arguments: variance: of the kernel, where measurements have errors; None: the likeliest.
+    Arguments: variance: of the kernel, where measurements have errors; None: the likeliest, given the laws.
     Raises: NumericalError if the correlations are not positive definite; StructureError for a kernel that is not smooth enough.
     Cost: O(N^3) time, O(N^2) memory; some ten times more to find the variance.
     """
@@ -194,18 +233,34 @@ def condition(
     correlations.diagonal()[idle] = 1.0
     errors = torch.cat([block.errors for block in blocks]) / scale
     data = (torch.cat(list(values)) / scale).masked_fill(idle, 0.0)
-    level = None
+    level = evidence = None
     if bool(errors.any()):
-        level = likeliest(correlations, errors, data) if variance is None else variance
+        level = variance
+        if level is None:
+            told = ~torch.cat([block.silent for block in blocks])
+            level, density = likeliest(*_given(correlations, data, told), errors[told])
+            evidence = density - float(scale[told].log().sum())
     factor = _factor(correlations, errors, level)
     weights = factor.solve(data[:, None])[:, 0] / scale
     if not bool(torch.isfinite(weights).all()):
         raise NumericalError("The values of the measurements, or their weights, are not finite.")
-    return Posterior(tuple(kernels), tuple(blocks), weights, scale, factor, data, level)
+    if level is None:
+        evidence = _profiled(factor, data) - float(scale.log().sum())
+    return Posterior(tuple(kernels), tuple(blocks), weights, scale, factor, data, level, evidence)
 
 
-def likeliest(correlations: Tensor, errors: Tensor, data: Tensor) -> float:
-    """The variance v of the largest evidence of data from N(0, v correlations + diag(errors^2))."""
+def _given(correlations: Tensor, data: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+    """The correlations and the data of some measurements given the others: as these have no errors, whatever the variance."""
+    if bool(told.all()):
+        return correlations, data
+    factor = _factor(correlations[~told][:, ~told], torch.zeros(1, dtype=torch.float64), None)
+    root = factor.half_solve(torch.cat([correlations[~told][:, told], data[~told, None]], 1))
+    explained = root[:, :-1].mT @ root
+    return correlations[told][:, told] - explained[:, :-1], data[told] - explained[:, -1]
+
+
+def likeliest(correlations: Tensor, data: Tensor, errors: Tensor) -> tuple[float, float]:
+    """The variance v of the largest evidence of data from N(0, v correlations + diag(errors^2)), and the evidence."""
 
     def loss(log: float) -> float:
         try:
@@ -213,13 +268,20 @@ def likeliest(correlations: Tensor, errors: Tensor, data: Tensor) -> float:
         except NumericalError:
             return math.inf
         form = float(data @ factor.solve(data[:, None])[:, 0])
-        return 0.5 * (len(data) * log + form * math.exp(-log) + float(factor.logdet()))
+        return 0.5 * (len(data) * (log + math.log(2 * math.pi)) + form * math.exp(-log) + float(factor.logdet()))
 
-    centre = math.log(float(data.square().mean()) or 1.0)
-    found = minimize_scalar(
-        loss, bounds=(centre - DECADES, centre + 2 * DECADES), method="bounded", options={"xatol": 0.1}
-    )
-    return math.exp(found.x)  # pyright: ignore[reportAttributeAccessIssue]
+    prior = max(float(correlations.diagonal().mean()), NUGGET)
+    centre = math.log(float(data.square().mean()) / prior or 1.0)
+    found = minimize_scalar(loss, bounds=(centre - BELOW, centre + ABOVE), method="bounded", options={"xatol": 0.1})
+    return math.exp(found.x), -float(found.fun)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _profiled(factor: Cholesky, data: Tensor) -> float:
+    """The evidence of data without errors, from the factor of their correlations, under the likeliest variance."""
+    level = float(data @ factor.solve(data[:, None])[:, 0]) / len(data)
+    if not level > 0:  # nothing but zeros
+        return math.inf
+    return -0.5 * (len(data) * (math.log(2 * math.pi * level) + 1) + float(factor.logdet()))
 
 
 def _factor(correlations: Tensor, errors: Tensor, level: float | None) -> Cholesky:

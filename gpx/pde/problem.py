@@ -125,7 +125,10 @@ class Problem:
 
     @property
     def complete(self) -> bool:
-        """Whether the conditions on the faces of a box determine the solution without observations."""
+        """Whether conditions are as many as a problem without observations has: on points, one everywhere on the boundary."""
+        if isinstance(self.domain, Points):
+            parts = [self.domain.part(c.face) for c in self.conditions]
+            return not self._floats and bool(parts) and bool(torch.stack(parts).any(0).all())
         return not self._floats and all(
             len(self.along(axis)) + order * self.periodic(axis) == order for axis, order in enumerate(self.orders)
         )

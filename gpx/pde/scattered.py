@@ -9,18 +9,39 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from gpx.errors import FitWarning, InputError
-from gpx.pde.domains import called_at
+from gpx.errors import FitWarning, InputError, StructureError
+from gpx.pde.domains import called_at, whole
 from gpx.pde.expressions import Expression, evaluate, expression, indices, require_known, u
-from gpx.pde.gauss_newton import CHOICE, Choice, Jets, Measured, choose, solved
-from gpx.pde.measurements import Posterior, values_at
+from gpx.pde.gauss_newton import DENSE, Choice, Jets, Measured, by_chance, prior, solved
+from gpx.pde.measurements import Combination, Posterior, values_at
+from gpx.pde.points import Points
 from gpx.pde.problem import Problem
 from gpx.pde.sparse import SparsePosterior
 
 DOUBTFUL = 0.01  # estimated errors that are worth a warning
 TEST_POINTS = {1: 400, 2: 100, 3: 22}  # per axis
+
+
+@dataclass(frozen=True, eq=False)
+class PointPath:
+    """A function drawn from what is known of a solution at points, called as that is."""
+
+    domain: Points
+    drawn: Posterior | SparsePosterior | Combination
+
+    def __call__(self, X: Any, of: Expression | None = None) -> Tensor:
+        """Values [n] at points X [n, d] ([n] where d = 1) of u, or of an expression in u and its derivatives.
+
+        Raises: InputError for points of another dimension, not finite or outside the domain, or derivatives along other axes;
+        StructureError for derivatives that the kernel does not have. Cost: O(n N).
+        """
+        x, what = called_at(X, self.domain.dims), u if of is None else expression(of)
+        self.domain.check(x)
+        require_known(what, self.domain.dims)
+        return what.value({index: self.drawn.mean(values_at(x, index)) for index in sorted(indices(what))}, x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +93,21 @@ class PointSolution:
         StructureError for derivatives that the kernel
         does not have. Cost: O(n N).
         """
-        x, what = self._points(X), u if of is None else expression(of)
-        require_known(what, self.problem.domain.dims)
-        return what.value({index: self.posterior.mean(values_at(x, index)) for index in sorted(indices(what))}, x)
+        return PointPath(self.problem.domain, self.posterior)(X, of)  # pyright: ignore[reportArgumentType]
+
+    def paths(self, n: int, seed: int | None = 0) -> list[PointPath]:
+        """n functions drawn from what is known of u, called as the solution is; the same ones for the same seed.
+
+        Their means and deviations at the points are `u` and `std`; between them a draw is what its values at the points say.
+        They meet the conditions and the equation, linearised where it is not linear, up to noise and to rounding, 1e-8 of u.
+        Raises: InputError for n that is not positive; StructureError beyond 5,000 measurements. Cost: O(N^3) for N of them.
+        """
+        if not whole(n, 1):
+            raise InputError(f"paths takes a number of draws >= 1, got {n!r}.")
+        domain = self.problem.domain
+        if isinstance(self.posterior, SparsePosterior):
+            raise StructureError(f"paths takes a solution with at most {DENSE} measurements: give fewer points.")
+        return [PointPath(domain, d) for d in self.posterior.draws(self.points, n, seed)]  # pyright: ignore
 
     def relative_error(self) -> float:
         """The relative L2 error against `problem.exact` on a uniform grid of 100 points per axis (1-D: 400, 3-D: 22), those
@@ -106,11 +139,6 @@ class PointSolution:
 
         save_at_points(self, path)
 
-    def _points(self, X: Any) -> Tensor:
-        x = called_at(X, self.problem.domain.dims)
-        self.problem.domain.check(x)
-        return x
-
 
 def solve_at_points(problem: Problem, kernel: Any = None) -> PointSolution:
     """The solution of a problem whose domain is `Points`; see `gpx.pde.solve`.
@@ -121,11 +149,7 @@ def solve_at_points(problem: Problem, kernel: Any = None) -> PointSolution:
     Source: Chen, Hosseini, Owhadi & Stuart (2021), "Solving and learning nonlinear PDEs with Gaussian processes"; Chen, Owhadi &
     Schaefer (2025), "Sparse Cholesky factorization for solving nonlinear PDEs via Gaussian processes".
     """
-    choice = choose(problem) if kernel is None else None
-    kernels = _given(kernel, problem.domain.dims) if choice is None else choice.kernels(problem.domain.bounds)
-    variance = choice and choice.variance
-    if choice is None and problem.uncertain:
-        variance = solved(Measured.of(problem, problem.domain.few(CHOICE)), kernels)[0].variance
+    choice, kernels, variance = prior(problem, None if kernel is None else _given(kernel, problem.domain.dims))
     posterior, jets = solved(Measured.of(problem, problem.domain), kernels, variance)
     solution = PointSolution(problem, posterior, jets, choice)
     if not problem.uncertain and solution.error_estimate > DOUBTFUL:
@@ -135,7 +159,25 @@ def solve_at_points(problem: Problem, kernel: Any = None) -> PointSolution:
             " lengthscale of a few distances of points.",
             FitWarning,
         )
+    _warn_of_missed(solution)
     return solution
+
+
+def _warn_of_missed(solution: PointSolution) -> None:
+    """Warns: FitWarning where observations differ from the solution by far more than their noise."""
+    observed = solution.problem.observations
+    misses = [(o.y - solution(o.x, o.of)) / o.noise for o in observed]  # pyright: ignore[reportGeneralTypeIssues]
+    if not misses:
+        return
+    missed = torch.cat(misses)
+    size = float(missed.square().mean().sqrt())
+    if not by_chance(missed):
+        warnings.warn(
+            f"The solution misses observations by {size:.2g} times their noise (root mean square of {len(missed)}): the equation,"
+            " the conditions and the observations contradict each other; correct one of them, give a larger noise, or, if they"
+            " are right, more points, or kernel= with another lengthscale.",
+            FitWarning,
+        )
 
 
 def _given(kernel: Any, dims: int) -> Sequence[Any]:

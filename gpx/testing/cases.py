@@ -180,6 +180,22 @@ LIKELIHOODS: dict[str, LikelihoodCase] = {
     ),
     "Gamma": LikelihoodCase(lambda: likelihoods.Gamma(2.0), (0.05, 1.0, 50.0), lambda y: [(math.log(y), 0.5)]),
     "Exponential": LikelihoodCase(lambda: likelihoods.Exponential(), (0.05, 1.0, 50.0), lambda y: [(math.log(y), 1.0)]),
+    "gpytorch-StudentT": LikelihoodCase(
+        lambda: likelihoods.FromGPyTorch(gpytorch.likelihoods.StudentTLikelihood()),
+        (-5.0, 0.3, 8.0),
+        lambda y: [(y, 0.8)],
+    ),
+    "gpytorch-Laplace": LikelihoodCase(
+        lambda: likelihoods.FromGPyTorch(gpytorch.likelihoods.LaplaceLikelihood()),
+        (-5.0, 0.3, 8.0),
+        lambda y: [(y, 0.8)],
+    ),
+    "gpytorch-Bernoulli": LikelihoodCase(
+        lambda: likelihoods.FromGPyTorch(gpytorch.likelihoods.BernoulliLikelihood()), (0, 1, 1)
+    ),
+    "gpytorch-Beta": LikelihoodCase(
+        lambda: likelihoods.FromGPyTorch(gpytorch.likelihoods.BetaLikelihood()), (0.02, 0.4, 0.97)
+    ),
     "Heteroscedastic": LikelihoodCase(lambda: likelihoods.Heteroscedastic(), (-1.0, 0.3, 2.0), tolerance=1e-6),
     "Categorical": LikelihoodCase(lambda: likelihoods.Categorical(3), (0, 1, 2), tolerance=1e-3),
 }

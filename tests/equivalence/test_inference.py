@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -297,12 +298,84 @@ def test_missing_targets_are_deleted_targets():
         assert a.log_evidence() == pytest.approx(b.log_evidence(), abs=1e-6)
 
 
+@pytest.mark.parametrize("mean", ["constant", "linear", "trend"])
+@pytest.mark.parametrize("kernel", [RBF(), RBF() + gpx.kernels.Linear(), "auto"], ids=["RBF", "sum", "auto"])
+def test_rows_without_targets_change_no_fit(kernel, mean):
+    """Wherever they are, such as far in the future."""
+    ahead = np.concatenate([X, [-2.0, 1.0, 90.0]]), np.concatenate([F + 0.1 * NOISE, np.full(3, np.nan)])
+    a, b = GP(kernel, mean=mean).fit(X, F + 0.1 * NOISE), GP(kernel, mean=mean).fit(*ahead)
+    assert a.log_evidence() == pytest.approx(b.log_evidence(), abs=1e-6)
+    close(a.predict(X).mean, b.predict(X).mean, "predictions", 1e-5)
+
+
 def test_outputs_are_independent_problems():
     y = np.stack([LABELS, 1 - LABELS, np.roll(LABELS, 3)], 1)
     both = conditioned(Bernoulli(), y, Variational(), EPEvidence())
     each = [conditioned(Bernoulli(), column, Variational(), EPEvidence()) for column in y.T]
     assert both.log_evidence() == pytest.approx(sum(gp.log_evidence() for gp in each), abs=1e-6)
     close(both.predict(X).mean, torch.stack([gp.predict(X).mean for gp in each], 1), "predictions", 1e-6)
+
+
+@pytest.mark.parametrize("inducing", [5, 30])
+def test_laplace_through_inducing_inputs_is_the_bound_of_gaussian_noise(inducing):
+    """Of a noise that is Gaussian but for its name."""
+    y = F + 0.3 * NOISE
+    kernel, engine = Matern(2.5, lengthscale=0.7, outputscale=4.0), gpx.engines.SparseVariational(inducing)
+    bound = GP(kernel, Gaussian(0.09), engine=engine).condition(X, y)
+    laplace = GP(kernel, StudentT(1e7, 0.3), rule=LaplaceRule(), objective=Evidence(), engine=engine).condition(X, y)
+    assert laplace.log_evidence() == pytest.approx(bound.log_evidence(), abs=1e-3)
+
+
+SHIFTED = [
+    pytest.param(case, method, marks=[] if case == "StudentT" else [pytest.mark.slow, pytest.mark.ci])
+    for case in ("StudentT", "Laplace", "Heteroscedastic")
+    for method in METHODS
+    if (case != "Heteroscedastic" or method in ("ELBO", "data-emphasised")) and not case == method == "Laplace"
+]
+
+
+@pytest.mark.parametrize(("case", "method"), SHIFTED)
+def test_offsets_of_the_targets_change_no_fit(case, method):
+    """But for the mean: in as many steps, and to more digits than the squares of the offset would leave."""
+    (likelihood, y), (rule, objective) = CASES[case], METHODS[method]
+    here, there = (
+        GP(Matern(2.5), copy.deepcopy(likelihood), rule=rule, objective=objective).fit(X, y + offset)
+        for offset in (0.0, 1e4)
+    )
+    one, other = here.result_, there.result_
+    assert one.converged and other.converged and one.sites_converged and other.sites_converged
+    assert abs(one.evaluations - other.evaluations) <= 0.2 * one.evaluations
+    close(here.log_evidence(), there.log_evidence(), "objective", 1e-6)
+    close(here.predict(X).mean, there.predict(X).mean - 1e4, "predictions", 1e-4)
+
+
+@pytest.mark.parametrize("engine", ["exact", gpx.engines.SparseVariational(12)], ids=["exact", "inducing"])
+@pytest.mark.parametrize(("case", "method", "trend"), [
+    pytest.param(*each.values, trend, marks=each.marks)
+    for each in SHIFTED
+    for trend in ("", "trend")
+    if not (trend and each.values[1] == "leave-one-out")  # a flat prior leaves nothing out
+])  # fmt: skip
+def test_offsets_change_neither_objectives_nor_gradients(case, method, trend, engine):
+    """At given hyperparameters, one of them the constant, or with a trend."""
+    (likelihood, y), (rule, objective) = CASES[case], METHODS[method]
+    if getattr(engine, "inducing", None) and method == "EP evidence at variational sites":
+        rule = ExpectationPropagation(0.5)  # it is refused at others
+    found = []
+    for offset in (0.0, 1e5):
+        mean = gpx.means.Trend(1) if trend else gpx.means.ConstantMean()
+        if not trend:
+            mean.assign("constant", torch.tensor([offset, 0.0][: likelihood.num_latents], dtype=torch.float64))
+        kernel, own = Matern(2.5, lengthscale=0.7, outputscale=4.0), copy.deepcopy(likelihood)
+        gp = GP(kernel, own, mean=mean, rule=rule, objective=objective, engine=engine)
+        problem = gp.condition(X, y + offset)._solved.anew()
+        coordinates = Coordinates(trainable_modules(problem.prior.mean, problem.prior.kernels, problem.likelihood))
+        value = gp.objective_(problem)
+        grads = torch.autograd.grad(value, coordinates.raws, allow_unused=True)
+        found.append((value.detach(), torch.cat([g.flatten() for g in grads if g is not None])))
+    (value, gradient), (shifted, other) = found
+    close(value, shifted, "objective", 1e-8)
+    close(gradient, other, "gradient", 1e-6)
 
 
 @pytest.mark.parametrize(

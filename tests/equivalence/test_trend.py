@@ -17,7 +17,7 @@ from gpx.errors import InputError, NumericalError, StructureError
 from gpx.flat import Flat
 from gpx.kernels import Constant, Linear, Matern
 from gpx.kernels.dense import dense
-from gpx.likelihoods import Bernoulli, Gaussian, Poisson, StudentT
+from gpx.likelihoods import Bernoulli, Categorical, Gaussian, Poisson, StudentT
 from gpx.means import Trend
 from gpx.objectives import ELBO, EPEvidence, Evidence, LeaveOneOut, Whittle
 from gpx.rules import ExpectationPropagation, Laplace, Variational
@@ -285,6 +285,16 @@ def test_a_fit_says_what_is_missing() -> None:
         gpx.GP(KERNEL, mean="trend").fit([1.0, 2.0], [2.0, np.nan])
 
 
+@pytest.mark.parametrize("rule", [Variational(), ExpectationPropagation(), Laplace()], ids=str)
+@pytest.mark.parametrize("likelihood", [Bernoulli(), Bernoulli("logit"), Poisson()], ids=str)
+def test_targets_that_a_trend_explains_without_error(likelihood: Any, rule: Any) -> None:
+    """The steeper the likelier: its coefficients have no posterior."""
+    x = np.linspace(0, 1, 20)
+    y = x > 0.4 if isinstance(likelihood, Bernoulli) else 0 * x
+    with pytest.raises(NumericalError, match="start of the fit.*(runs away|say too little of f)"):
+        gpx.GP(Matern(2.5), likelihood, mean="trend", rule=rule).fit(x, y.astype(float))
+
+
 def test_too_few_targets() -> None:
     with pytest.raises(NumericalError, match="a trend of a lower degree"):
         model(1).condition([[1.0], [2.0]], [0.0, np.nan]).predict([[0.0]])
@@ -294,6 +304,7 @@ def test_too_few_targets() -> None:
     ("options", "advice"),
     [
         ({"objective": Whittle()}, "mean='linear'"),
+        ({"likelihood": Categorical(2)}, "a trend that all classes have: use mean='linear'"),
         ({"objective": LeaveOneOut()}, "objectives.Evidence"),
         ({"engine": SparseVariational(5, batch_size=10)}, "batch_size=None"),
     ],
@@ -302,4 +313,4 @@ def test_too_few_targets() -> None:
 def test_what_has_no_flat_prior(options: dict[str, Any], advice: str) -> None:
     x = np.arange(40.0)[:, None]
     with pytest.raises(StructureError, match=advice):
-        gpx.GP(KERNEL, mean=Trend(1), **options).fit(x, np.sin(x[:, 0]), max_iter=1)
+        gpx.GP(KERNEL, mean=Trend(1), **options).fit(x, (np.sin(x[:, 0]) > 0).astype(float), max_iter=1)
