@@ -72,6 +72,13 @@ class Kernel(Parameterised, gpytorch.kernels.Kernel):
         if "outputscale" in self.choices:
             self.start("outputscale", data.variance)
 
+    def shortfall(self) -> str:
+        """What was fixed at the start of a fit and does not suit the present values, and what to do, in words; mostly nothing."""
+        return ""
+
+    def resettle(self) -> None:
+        """Fix that anew, for values about the present ones."""
+
     def matrix(self, X: Any, X2: Any = None) -> Tensor:
         """The kernel matrix k(X, X2) [N, M]. Arguments: [N, D] arrays, tensors or DataFrames; X2 None means X.
 

@@ -46,9 +46,10 @@ class Graph(Kernel):
         if not (spectrum is None or isinstance(spectrum, graphs.Spectrum)):
             raise InputError(f"spectrum must be one of gpx.graphs such as graphs.Diffusion(), got {spectrum!r}.")
         self.graph, self.laplacian = graph, laplacian
-        self.spectrum = graphs.Matern(nu=1.5) if spectrum is None else spectrum
-        self.spectrum.check(self.operator)
         chosen = choose_backend(backend, self.operator, graphs.BACKENDS)
+        meant = graphs.Matern(nu=1.5) if spectrum is None else spectrum
+        self.spectrum = meant.adapted(self.operator, chosen.series)
+        self.spectrum.check(self.operator)
         self.backend = chosen.settled(self.operator, self.spectrum)
         self.declare("outputscale", outputscale)
         if self.spectrum.scaled and outputscale is None:
@@ -86,10 +87,18 @@ class Graph(Kernel):
         blocks = torch.stack([self.backend.covariance(*settings, *pair) for pair in pairs])
         return self.outputscale * blocks.unflatten(0, batch).to(x1)
 
+    def shortfall(self) -> str:
+        return self.backend.shortfall(self.operator, self.spectrum)
+
+    def resettle(self) -> None:
+        self.backend = self.backend.extended(self.operator, self.spectrum)
+
     def _init_from(self, data: Data) -> None:
         nodes = self.nodes(data.x)
         self.spectrum.start_for(self.operator, data.variance)
-        self.backend = self.backend.settled(self.operator, self.spectrum, anew=True)
+        self.spectrum.check(self.operator)
+        self.spectrum.confine(self.operator, self.backend.series)
+        self.backend = self.backend.resettled(self.operator, self.spectrum)
         if self.spectrum.scaled:
             self.start("outputscale", 1.0)
             return
