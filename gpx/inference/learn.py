@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from gpx.errors import InputError
 from gpx.inference import stochastic
 from gpx.inference.coordinates import Coordinates
 from gpx.inference.fit import fit
@@ -28,12 +29,19 @@ def learn(
     short, left = [k for k in _kernels(problem) if k.shortfall()], options.after(result)
     if not short or left is None:
         return result, problem
-    for kernel in short:
-        kernel.resettle()
-    here = Reached(coordinates.read()[None], state=problem.engine.state(problem.plan), drawn=True)
-    problem = replace(problem.anew(), plan=problem.engine.plan(problem.prior, problem.data))
-    again, problem = search(problem, objective, coordinates, left, here, keep)
-    return again.after(result), problem
+    end, undo = coordinates.read(), [kernel.resettle() for kernel in short]
+    try:
+        farther = replace(problem.anew(), plan=problem.engine.plan(problem.prior, problem.data))
+        here = Reached(end[None], state=problem.engine.state(problem.plan), drawn=True)
+        again, farther = search(farther, objective, coordinates, left, here, keep)
+    except InputError:  # more memory than there may be: what was reached is not lost, and the shortfall is told
+        if problem.data.team.size > 1:
+            raise  # the others wait
+        for back in undo:
+            back()
+        coordinates.assign(end)
+        return result, problem
+    return again.after(result), farther
 
 
 def shortfalls(problem: Problem) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -90,8 +91,10 @@ class Graph(Kernel):
     def shortfall(self) -> str:
         return self.backend.shortfall(self.operator, self.spectrum)
 
-    def resettle(self) -> None:
-        self.backend = self.backend.extended(self.operator, self.spectrum)
+    def resettle(self) -> Callable[[], None]:
+        before = self.backend
+        self.backend = before.extended(self.operator, self.spectrum)
+        return lambda: setattr(self, "backend", before)
 
     def _init_from(self, data: Data) -> None:
         nodes = self.nodes(data.x)

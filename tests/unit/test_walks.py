@@ -257,6 +257,23 @@ def test_a_fit_that_cannot_go_on_says_what_is_left_out():
         gp.fit(x, y, max_iter=4)
 
 
+def test_a_fit_without_memory_to_go_on_is_not_lost(monkeypatch):
+    check = graphs.Walks._check_memory
+
+    def little(self, transitions, rows, law, known):
+        if len(law.survival) > 20:
+            raise InputError("need about 9 GB")
+        check(self, transitions, rows, law, known)
+
+    monkeypatch.setattr(graphs.Walks, "_check_memory", little)
+    gp, x, y = cut_short(graphs.Walks(200))
+    with pytest.warns(gpx.FitWarning, match="beyond the 14 steps of Walks"):
+        gp.fit(x, y)
+    assert len(gp.kernel_.backend.survival) == 14
+    assert gp.result_.converged
+    assert abs(gp.log_evidence() - gp.result_.objective) < 1e-6
+
+
 def test_lengths_that_were_asked_for_stay():
     gp, x, y = cut_short(graphs.Walks(200, lengths=7))
     assert len(gp.fit(x, y).kernel_.backend.survival) == 7
