@@ -22,10 +22,10 @@ from gpx.engines.auto import engine_of_derivatives
 from gpx.engines.base import Engine
 from gpx.engines.coreset import PseudoData, pseudo_data
 from gpx.errors import FitWarning, InputError, StructureError, TeamError
-from gpx.inference import stochastic
 from gpx.inference.coordinates import Coordinates, trainable_modules
-from gpx.inference.fit import diagnose, fit
+from gpx.inference.fit import diagnose
 from gpx.inference.infer import Inferred
+from gpx.inference.learn import learn, shortfalls
 from gpx.inference.objectives import Objective, leave_one_out_density
 from gpx.inference.problem import Problem, Solved, extend
 from gpx.inference.result import FitOptions, FitResult
@@ -108,7 +108,7 @@ class GP:
             result, *fitted = self._learn(data, priors, options, resume, checkpoint, other)
         self._finish(*fitted, result)
         assert self.result_ is not None
-        _report(self.result_, self.posterior_.note)
+        _report(self.result_, [self.posterior_.note, *shortfalls(self._solved)])
         return self
 
     def _learn(
@@ -120,7 +120,6 @@ class GP:
         start_from_data(problem, priors)
         coordinates = _coordinates(problem)
         start = data.team.share(lambda: resumed(resume, checkpoint, coordinates))
-        learn = fit if problem.engine.batch_size is None else stochastic.fit
         with keeping(checkpoint, coordinates, data.team) as keep:
             result, problem = learn(problem, objective, coordinates, options, start, keep)
         return result, problem, objective, reason
@@ -365,9 +364,9 @@ def _coordinates(problem: Problem) -> Coordinates:
     return Coordinates(trainable_modules(problem.prior.mean, problem.prior.kernels, problem.likelihood))
 
 
-def _report(result: FitResult, note: str) -> None:
-    """One warning for all that the user should know about how a fit ended."""
-    notes = [note] if note else []
+def _report(result: FitResult, notes: list[str]) -> None:
+    """One warning for all that the user should know about how a fit ended, with notes that are not empty."""
+    notes = [note for note in notes if note]
     if not result.converged:
         notes.append(
             f"it did not converge ({result.reason}): raise the limit, or go on from here with fit(..., resume=gp)"

@@ -271,6 +271,12 @@ class Parameterised:
             lower = min(floor, float(getattr(self, name).detach().min()))
             self.register_constraint(f"raw_{name}", LogInterval(lower, math.inf))
 
+    def keep_below(self, name: str, ceiling: float) -> None:
+        """An upper bound for a positive value, beside the bounds that it has."""
+        constraint = getattr(self, f"raw_{name}_constraint")
+        lower, upper = float(constraint.lower_bound), float(constraint.upper_bound)
+        self.register_constraint(f"raw_{name}", LogInterval(min(lower, ceiling), min(upper, ceiling)))
+
     def drop_weak_priors(self) -> None:
         """Remove the priors that came from the data; the user's own stay."""
         for name, choice in self.choices.items():

@@ -22,13 +22,28 @@ MANY = 100_000  # nodes above which whole columns of F(L) are too long
 
 
 class Backend(ABC):
-    """Settings of a way to evaluate F(L); immutable, without state. exact: whether there is no error but rounding's."""
+    """Settings of a way to evaluate F(L); immutable, without state. exact: whether there is no error but rounding's; series:
+    whether it takes the series of F in the walk matrix.
+    """
 
     exact: ClassVar[bool] = False
+    series: ClassVar[bool] = False
 
-    def settled(self, operator: Operator, spectrum: Spectrum, anew: bool = False) -> Backend:
-        """With what depends on the graph and the present values of the spectrum filled in. anew: also where it has been."""
+    def settled(self, operator: Operator, spectrum: Spectrum) -> Backend:
+        """With what depends on the graph and the present values of the spectrum filled in, where it was not before."""
         return self
+
+    def resettled(self, operator: Operator, spectrum: Spectrum) -> Backend:
+        """With that filled in anew, as well as it can be done, for values that a fit begins with."""
+        return self
+
+    def extended(self, operator: Operator, spectrum: Spectrum) -> Backend:
+        """With that filled in anew where there is a `shortfall`, and a fit is to go on."""
+        return self
+
+    def shortfall(self, operator: Operator, spectrum: Spectrum) -> str:
+        """What it leaves out at the present values of the spectrum, and what to do, in words; empty where that is nothing."""
+        return ""
 
     @abstractmethod
     def covariance(self, operator: Operator, spectrum: Spectrum, left: Tensor, right: Tensor) -> Tensor:

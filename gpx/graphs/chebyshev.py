@@ -88,7 +88,7 @@ def expansion(function: Callable[[Tensor], Tensor], bound: float, tolerance: flo
         with torch.no_grad():
             rest = c.abs().flip(0).cumsum(0).flip(0)  # sums from each term on
             limit = tolerance * float(values.abs().max())
-        needed = int((rest > limit).sum())
+        needed = int((~(rest <= limit)).sum())
         if needed <= size // 2:  # those that are kept are free of aliases
             return c[: max(1, needed)]
         size *= 2

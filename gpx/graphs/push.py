@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numba
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from gpx.errors import InputError
 from gpx.graphs.loads import Loads
 from gpx.graphs.operator import Operator
-from gpx.graphs.sampled import SparseBackend, enough
+from gpx.graphs.sampled import SparseBackend
 from gpx.graphs.spectra import Spectrum
 from gpx.graphs.walks import COMPILATION, Counts
 from gpx.linalg.threads import in_runs
@@ -32,6 +33,7 @@ class Push(SparseBackend):
     Push(threshold=0.0001, lengths=None)
     """
 
+    longest: ClassVar[int] = 512  # of numbers in floating point at every node that is reached
     threshold: float = 1e-5
     lengths: int | None = None
     survival: tuple[float, ...] | None = field(default=None, repr=False)
@@ -44,10 +46,8 @@ class Push(SparseBackend):
         if isinstance(self.survival, list):  # from a file
             object.__setattr__(self, "survival", tuple(self.survival))
 
-    def settled(self, operator: Operator, spectrum: Spectrum, anew: bool = False) -> Push:
-        if self.survival is not None and not anew:
-            return self
-        return replace(self, survival=(1.0,) * (self.lengths or enough(operator, spectrum)))
+    def _matched(self, operator: Operator, spectrum: Spectrum, length: int, times: int) -> np.ndarray:
+        return np.ones(length * times)
 
     def loads(self, operator: Operator, nodes: np.ndarray, stitch: int = 0) -> Loads:
         S, length = operator.walk_matrix, len(self.settled_survival)

@@ -5,34 +5,97 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gpx.errors import InputError
+from gpx.errors import InputError, NumericalError
 from gpx.graphs.backends import Backend
 from gpx.graphs.loads import Loads, Pattern, inner, product
 from gpx.graphs.operator import Operator
+from gpx.graphs.reach import LONGEST, TAIL, advice, converges, enough, require_convergence, shares_beyond
 from gpx.graphs.spectra import Spectrum
 from gpx.graphs.walks import COUPLINGS, Counts, Law, Transitions, walk
 
-LONGEST = 512  # steps, beyond which walks are no way to evaluate a spectrum
-TAIL = 1e-4  # share of the modulation beyond the longest walk
+CUT, CUT_SHORT, MARGIN = 0.01, 4, 2  # share beyond which a fit was cut short; how far it goes on then, and else
 KEPT = 16  # samples of a graph, which take memory: of stitches, added walks and different settings
 LEAST = 0.01  # survival probability, so that a modulation that is learned cannot make loads unbounded
+NEVER = 1e-200  # survival probability, by which loads can be divided
 PILOT = (64, 100)  # rows of the pilot: at least so many, and one in so many
 
 
 class SparseBackend(Backend):
-    """A backend with sparse features: rows of Phi, or of the first of several factors, that are linear in the modulation."""
+    """A backend with sparse features: rows of Phi, or of the first of several factors, that are linear in the modulation.
 
+    lengths: how many powers of S, None: as many as the modulation has; survival: the share of walks that take part in each of
+    them, filled in by `settled`; longest: of powers that nobody asked for.
+    """
+
+    series: ClassVar[bool] = True
+    longest: ClassVar[int] = LONGEST
+    more_stitches: ClassVar[tuple[int, ...]] = ()  # factors by which there may be more
     stitches: int = 1
+    lengths: int | None
     survival: tuple[float, ...] | None
 
     @abstractmethod
     def loads(self, operator: Operator, nodes: np.ndarray, stitch: int = 0) -> Loads:
         """Loads of nodes [n], any of which may come up again; stitch: of which factor."""
+
+    @abstractmethod
+    def _matched(self, operator: Operator, spectrum: Spectrum, length: int, times: int) -> np.ndarray:
+        """The survival [length times] for a spectrum that goes so many times as far as it does at its present values."""
+
+    def settled(self, operator: Operator, spectrum: Spectrum) -> Self:
+        """Raises: InputError where the modulation diverges, or goes farther than walks."""
+        if self.survival is not None:
+            return self
+        require_convergence(operator, spectrum, self.stitches)
+        if self._length(operator, spectrum) is None:
+            left = shares_beyond(operator, spectrum, self.stitches, self.longest)[-1]
+            raise InputError(
+                f"{left:.1%} of the modulation of this spectrum is beyond {self.longest} steps: take"
+                f" {self._advice(operator, spectrum)}."
+            )
+        return self.resettled(operator, spectrum)
+
+    def resettled(self, operator: Operator, spectrum: Spectrum) -> Self:
+        return self._reaching(operator, spectrum, 1)
+
+    def extended(self, operator: Operator, spectrum: Spectrum) -> Self:
+        """For walks that go some times as far as the present values need: an optimum that was cut short is not the last one."""
+        return self._reaching(operator, spectrum, CUT_SHORT if self._left(operator, spectrum) > CUT else MARGIN)
+
+    def _reaching(self, operator: Operator, spectrum: Spectrum, times: int) -> Self:
+        require_convergence(operator, spectrum, self.stitches)
+        length = self._length(operator, spectrum) or self.longest
+        survival = self._matched(operator, spectrum, length, times)
+        return replace(self, survival=tuple(survival[: max(length, self.longest)].tolist()))
+
+    def _length(self, operator: Operator, spectrum: Spectrum) -> int | None:
+        if self.lengths is None and self.stitches == 1 and spectrum.terms:
+            return spectrum.terms  # all of them may be learned, negligible at the start or not
+        return self.lengths or enough(operator, spectrum, self.stitches, self.longest)
+
+    def shortfall(self, operator: Operator, spectrum: Spectrum) -> str:
+        if (left := self._left(operator, spectrum)) <= TAIL:
+            return ""
+        return (
+            f"{left:.2%} of the modulation of {spectrum!r} is beyond the {len(self.settled_survival)} steps of"
+            f" {type(self).__name__}, where the kernel is cut: take {self._advice(operator, spectrum)}"
+        )
+
+    def _left(self, operator: Operator, spectrum: Spectrum) -> float:
+        """The share of the modulation beyond the lengths, where nobody asked for these."""
+        steps = len(self.settled_survival)
+        if self.lengths is not None or (self.stitches == 1 and spectrum.terms):
+            return 0.0
+        return float(shares_beyond(operator, spectrum, self.stitches, max(steps, self.longest))[steps - 1])
+
+    def _advice(self, operator: Operator, spectrum: Spectrum) -> str:
+        return advice(operator, spectrum, self.stitches, self.more_stitches, self.longest)
 
     @property
     def settled_survival(self) -> tuple[float, ...]:
@@ -42,6 +105,10 @@ class SparseBackend(Backend):
         return self.survival
 
     def _modulation(self, operator: Operator, spectrum: Spectrum) -> Tensor:
+        if not converges(operator, spectrum, self.stitches):
+            raise NumericalError(
+                f"The series of {spectrum!r} in the walk matrix, with stitches={self.stitches}, diverges."
+            )
         return spectrum.series(len(self.settled_survival), operator.rate, 0.5 / self.stitches)
 
     def covariance(self, operator: Operator, spectrum: Spectrum, left: Tensor, right: Tensor) -> Tensor:
@@ -99,8 +166,9 @@ class Walks(SparseBackend):
     ``E (Phi Phi^T)_ij = F(L)_ij`` for i != j; on the diagonal it is larger by O(1 / walks). ``Phi Phi^T`` is a covariance for any
     draw, and the draw is a function of the seed: it is the same for training and test, and for every step of an optimiser.
 
-    Arguments: walks: per node; lengths: how many powers of S, None: until 1e-4 of the modulation is left; halting: "matched":
-    a walk survives in proportion to the modulation at the start of a fit; "fixed": all have the same length; a
+    Arguments: walks: per node; lengths: how many powers of S, None: until 1e-4 of the modulation is left, for which walks are
+    drawn a second time where a fit goes farther than its start; halting: "matched":
+    a walk survives in proportion to the modulation where a fit begins; "fixed": all have the same length; a
     number p in (0, 1): each step is the last with this probability; coupling: of the halting times of a node's walks,
     directions: of the steps of walkers that are at one node: "iid", "antithetic" (pairs), "repelling" (as many as there are
     choices) or "systematic" (all together); stitches: F is a product of so many independent samples of shorter
@@ -114,6 +182,7 @@ class Walks(SparseBackend):
     Walks(walks=100, lengths=None, halting=0.1, coupling='systematic', directions='systematic', stitches=1, seed=0, memory=4.0)
     """
 
+    more_stitches: ClassVar[tuple[int, ...]] = (2, 4, 8, 16, 32, 64)
     walks: int = 256
     lengths: int | None = None
     halting: str | float = "matched"
@@ -146,18 +215,15 @@ class Walks(SparseBackend):
             if isinstance(value := getattr(self, name), list):  # from a file
                 object.__setattr__(self, name, tuple(value))
 
-    def settled(self, operator: Operator, spectrum: Spectrum, anew: bool = False) -> Walks:
-        if self.survival is not None and not anew:
-            return self
-        length = self.lengths or enough(operator, spectrum, self.stitches)
+    def _matched(self, operator: Operator, spectrum: Spectrum, length: int, times: int) -> np.ndarray:
+        if self.halting == "fixed":
+            return np.ones(length * times)
+        if self.halting != "matched":
+            return np.maximum((1 - float(self.halting)) ** np.arange(length * times), NEVER)
         with torch.no_grad():
             f = spectrum.series(length, operator.rate, 0.5 / self.stitches).abs().double().numpy()
-        if self.halting == "matched":
-            reach = np.maximum.accumulate(f[::-1])[::-1]
-            survival = np.maximum(reach / reach[0], LEAST)
-        else:
-            survival = np.ones(length) if self.halting == "fixed" else (1 - float(self.halting)) ** np.arange(length)
-        return replace(self, survival=tuple(survival.tolist()))
+        reach = np.maximum.accumulate(f[::-1])[::-1]
+        return np.repeat(np.maximum(reach / reach[0], LEAST), times)
 
     def more(self, walks: int) -> Walks:
         """These walks and so many more from every node: those that were drawn are kept."""
@@ -211,20 +277,3 @@ class Walks(SparseBackend):
 
     def _needed(self, transitions: Transitions, pilot: np.ndarray, law: Law, walks: int) -> float:
         return walk(transitions, pilot, walks, law, self.seed).bytes_per_row
-
-
-def enough(operator: Operator, spectrum: Spectrum, stitches: int = 1) -> int:
-    """The number of powers of S until the tail of the modulation is negligible. Raises: InputError where 512 are too few."""
-    with torch.no_grad():
-        f = spectrum.series(LONGEST, operator.rate, 0.5 / stitches).abs().double().numpy()
-        whole = float(spectrum.at(torch.zeros((), dtype=torch.float64), operator.rate)) ** (0.5 / stitches)
-    reached = f.cumsum()
-    beyond = len(f) * f[-1]  # at least the tail of a series that decays like a power above 2
-    total = max(whole, reached[-1] + beyond)
-    left = 1 - reached / total
-    if left[-1] > TAIL:
-        raise InputError(
-            f"{left[-1]:.1%} of the modulation of this spectrum is beyond {LONGEST} steps: take stitches={4 * stitches}"
-            " or more, lengths=..., a spectrum of less reach, or backend='chebyshev'."
-        )
-    return int(np.argmax(left <= TAIL)) + 1

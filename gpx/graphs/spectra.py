@@ -6,17 +6,19 @@ square root's are the *modulation* of walks: ``F(L) = (sum_l f_l S^l)^2``. Theor
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import gpytorch
+import numpy as np
 import torch
 from torch import Tensor
 
 from gpx.errors import InputError, StructureError
 from gpx.graphs.operator import Operator
-from gpx.parameters import Parameterised, Value, format_value
+from gpx.parameters import Parameterised, Value, as_value, format_value
 
 SPREAD = 4.0  # steps: how far the modulation of a kernel without other information reaches
 
@@ -44,7 +46,8 @@ class Spectrum(Parameterised, gpytorch.Module):
 
     def root(self, eigenvalues: Tensor, rate: float) -> Tensor:
         """A function whose square is F: smooth where F has no zeros inside the spectrum."""
-        return self.at(eigenvalues, rate).sqrt()
+        values = self.at(eigenvalues, rate)
+        return values.clamp_min(torch.finfo(values.dtype).tiny).sqrt()  # a zero may be rounded to below zero
 
     def series(self, length: int, rate: float, power: float = 1.0) -> Tensor:
         """The first coefficients [length] of ``F(rate (1 - s))^power`` as a series in s."""
@@ -53,6 +56,26 @@ class Spectrum(Parameterised, gpytorch.Module):
     def modulation(self, length: int, rate: float) -> Tensor:
         """The coefficients f [length] of the square root: ``sum_p f_p f_(r-p)`` are those of F."""
         return self.series(length, rate, 0.5)
+
+    def radius(self, rate: float, power: float = 0.5) -> float:
+        """Up to which |s| the series of ``F(rate (1 - s))^power`` converges; that of a walk matrix needs 1."""
+        return math.inf
+
+    def adapted(self, operator: Operator, series: bool) -> Spectrum:
+        """This, or a copy in which what the user left open suits the Laplacian. series: whether a series in S is to be made of
+        it, which converges in a smaller range.
+        """
+        return self
+
+    def confine(self, operator: Operator, series: bool) -> None:
+        """Bound values that may be learned, so that F is not negative on the spectrum of this Laplacian; series: as in
+        `adapted`.
+        """
+
+    @property
+    def terms(self) -> int | None:
+        """How many coefficients the modulation has, None: infinitely many."""
+        return None
 
     def check(self, operator: Operator) -> None:
         """Raise InputError if F is negative somewhere on the spectrum of this Laplacian."""
@@ -214,8 +237,9 @@ class PStep(Spectrum):
 class InverseCosine(Spectrum):
     """``F = cos(pi scale L / 4)``, a low-pass filter with a sharp end.
 
-    Arguments: scale: positive, a constant unless set otherwise; ``scale L`` must stay below 2, where F is zero; None: as large as
-    possible. Source: Smola & Kondor (2003), with scale = 1 for the normalised Laplacian.
+    Arguments: scale: positive, a constant unless set otherwise; ``scale L`` must not exceed 2, where F is zero, and its series
+    for walks converges up to scale = 1 / rate; None: as large as possible. Source: Smola & Kondor (2003), with scale = 1 for the
+    normalised Laplacian.
 
     >>> InverseCosine()
     InverseCosine(scale=1)
@@ -235,6 +259,26 @@ class InverseCosine(Spectrum):
         turned = torch.cos(angle - 0.5 * math.pi * order)  # derivatives of the cosine, divided by factorials
         return power_series(turned * torch.exp(order * angle.log() - torch.lgamma(order + 1)), power)
 
+    def radius(self, rate: float, power: float = 0.5) -> float:
+        # That of the nearest zero, around which only integer powers are smooth.
+        return math.inf if float(power).is_integer() else abs(1 - 2 / (float(self.scale.detach()) * rate))
+
+    def _largest(self, operator: Operator, series: bool) -> float:
+        """The largest scale for which F is not negative, and its series converges."""
+        largest = 2 / operator.bound if operator.bound else math.inf
+        return min(largest, 1 / operator.rate) if series else largest
+
+    def adapted(self, operator: Operator, series: bool) -> Spectrum:
+        largest = self._largest(operator, series)
+        if self.choices["scale"].given or not math.isfinite(largest):
+            return self
+        fitting = copy.deepcopy(self)  # the user's own may be meant for other graphs, too
+        fitting.assign("scale", largest)
+        return fitting
+
+    def confine(self, operator: Operator, series: bool) -> None:
+        self.keep_below("scale", self._largest(operator, series))
+
     def check(self, operator: Operator) -> None:
         scale = float(self.scale.detach())
         if scale * operator.bound > 2 * (1 + 1e-9):
@@ -244,7 +288,7 @@ class InverseCosine(Spectrum):
             )
 
     def start_for(self, operator: Operator, variance: float) -> None:
-        self.start("scale", 2 / operator.bound)
+        self.start("scale", self.scale.detach())
 
 
 class _Modulated(Spectrum, ABC):
@@ -256,6 +300,10 @@ class _Modulated(Spectrum, ABC):
     @abstractmethod
     def coefficients(self) -> Tensor:
         """f [lengths]."""
+
+    @property
+    def terms(self) -> int:
+        return self.lengths
 
     def root(self, eigenvalues: Tensor, rate: float) -> Tensor:
         s, total = 1 - eigenvalues / rate, torch.zeros_like(eigenvalues)
@@ -270,6 +318,12 @@ class _Modulated(Spectrum, ABC):
         f = self.coefficients()
         padded = torch.cat([f, f.new_zeros(max(0, length - len(f)))])[:length]
         return padded if power == 0.5 else power_series(padded, 2 * power)
+
+    def radius(self, rate: float, power: float = 0.5) -> float:
+        if (2 * power).is_integer():
+            return math.inf
+        zeros = np.roots(self.coefficients().detach().cpu().numpy()[::-1])
+        return float(np.abs(zeros).min(initial=math.inf))
 
 
 class Polynomial(_Modulated):
@@ -287,7 +341,7 @@ class Polynomial(_Modulated):
 
     def __init__(self, f: Any = None, lengths: int = 10):
         super().__init__()
-        self.lengths = _as_lengths(lengths) if f is None else len(torch.as_tensor(f).reshape(-1))
+        self.lengths = _as_lengths(lengths) if f is None else _count(f)
         self.declare("f", f, (self.lengths,))
         if f is None:
             self.assign("f", _decaying(self.lengths))
@@ -362,12 +416,29 @@ def power_series(a: Tensor, power: float) -> Tensor:
             f"A power {power:g} of a series needs a positive first coefficient, got {float(a[0].detach()):g}; use"
             " backend='eigen' or 'chebyshev'."
         )
-    ratios, b = a / a[0], [torch.ones_like(a[0])]
-    for r in range(1, len(a)):
-        k = torch.arange(1, r + 1, dtype=a.dtype, device=a.device)
-        weights = (k * (power + 1) - r) / r
-        b.append((weights * ratios[1 : r + 1] * torch.stack(b[::-1])).sum())
-    return a[0] ** power * torch.stack(b)
+    return _SeriesPower.apply(a, power)
+
+
+class _SeriesPower(torch.autograd.Function):
+    """``B = A^p`` for series; ``dB = p A^(p-1) dA``."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, power: float) -> Tensor:
+        ctx.save_for_backward(a)
+        ctx.power = power
+        first = a.detach().double().cpu().numpy()
+        ratios, b, k = first / first[0], np.ones(len(a)), np.arange(len(a))
+        for r in range(1, len(a)):
+            weights = (k[1 : r + 1] * (power + 1) - r) / r
+            b[r] = (weights * ratios[1 : r + 1]) @ b[r - 1 :: -1]
+        return torch.from_numpy(first[0] ** power * b).to(a)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (a,) = ctx.saved_tensors
+        slope = ctx.power * _SeriesPower.apply(a, ctx.power - 1)
+        later = torch.cat([grad, torch.zeros_like(grad[1:])])
+        return torch.nn.functional.conv1d(later[None, None], slope[None, None])[0, 0], None
 
 
 def _orders(length: int, like: Tensor) -> Tensor:
@@ -379,6 +450,14 @@ def _decaying(lengths: int) -> Tensor:
     order = torch.arange(lengths, dtype=torch.float64)
     f = torch.exp(order * math.log(min(SPREAD, lengths / 2)) - torch.lgamma(order + 1))
     return f / f.sum()
+
+
+def _count(f: Any) -> int:
+    """How many coefficients f has. Raises: InputError if there are none but zeros."""
+    values = as_value("Polynomial", "f", f).reshape(-1)
+    if not bool((values != 0).any()):
+        raise InputError(f"Polynomial needs f with a coefficient that is not zero, got {values.tolist()}.")
+    return len(values)
 
 
 def _as_lengths(value: Any) -> int:

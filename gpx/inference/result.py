@@ -23,6 +23,14 @@ class FitOptions:
     max_seconds: float | None = None
     verbose: bool | None = None
 
+    def after(self, result: FitResult) -> FitOptions | None:
+        """For going on from the end of a fit with these; None where nothing is left of iterations or time."""
+        iterations = self.max_iter - result.iterations
+        seconds = None if self.max_seconds is None else self.max_seconds - result.seconds
+        if iterations < 1 or (seconds is not None and seconds <= 0):
+            return None
+        return replace(self, max_iter=iterations, max_seconds=seconds, restarts=0)
+
 
 @dataclass(frozen=True)
 class FitResult:
@@ -69,6 +77,12 @@ class FitResult:
     components_left: int = 0
     largest_ratio: float = 0.0
     bits_sent: int = 0
+
+    def after(self, first: FitResult) -> FitResult:
+        """That of a fit which went on from the end of another."""
+        counts = ("iterations", "evaluations", "rejected", "unconverged", "seconds", "bits_sent")
+        sums = {name: getattr(first, name) + getattr(self, name) for name in counts}
+        return replace(self, **sums, starts=first.starts)
 
     def inferred(self, solution: Inferred, problem: Problem) -> FitResult:
         """With what is known of the posterior at the optimum."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gpytorch
@@ -71,6 +71,14 @@ class Kernel(Parameterised, gpytorch.kernels.Kernel):
     def _init_from(self, data: Data) -> None:
         if "outputscale" in self.choices:
             self.start("outputscale", data.variance)
+
+    def shortfall(self) -> str:
+        """What was fixed at the start of a fit and does not suit the present values, and what to do, in words; mostly nothing."""
+        return ""
+
+    def resettle(self) -> Callable[[], None]:
+        """Fix that anew, for values about the present ones. Returns: what undoes it."""
+        return lambda: None
 
     def matrix(self, X: Any, X2: Any = None) -> Tensor:
         """The kernel matrix k(X, X2) [N, M]. Arguments: [N, D] arrays, tensors or DataFrames; X2 None means X.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -46,9 +47,10 @@ class Graph(Kernel):
         if not (spectrum is None or isinstance(spectrum, graphs.Spectrum)):
             raise InputError(f"spectrum must be one of gpx.graphs such as graphs.Diffusion(), got {spectrum!r}.")
         self.graph, self.laplacian = graph, laplacian
-        self.spectrum = graphs.Matern(nu=1.5) if spectrum is None else spectrum
-        self.spectrum.check(self.operator)
         chosen = choose_backend(backend, self.operator, graphs.BACKENDS)
+        meant = graphs.Matern(nu=1.5) if spectrum is None else spectrum
+        self.spectrum = meant.adapted(self.operator, chosen.series)
+        self.spectrum.check(self.operator)
         self.backend = chosen.settled(self.operator, self.spectrum)
         self.declare("outputscale", outputscale)
         if self.spectrum.scaled and outputscale is None:
@@ -86,10 +88,20 @@ class Graph(Kernel):
         blocks = torch.stack([self.backend.covariance(*settings, *pair) for pair in pairs])
         return self.outputscale * blocks.unflatten(0, batch).to(x1)
 
+    def shortfall(self) -> str:
+        return self.backend.shortfall(self.operator, self.spectrum)
+
+    def resettle(self) -> Callable[[], None]:
+        before = self.backend
+        self.backend = before.extended(self.operator, self.spectrum)
+        return lambda: setattr(self, "backend", before)
+
     def _init_from(self, data: Data) -> None:
         nodes = self.nodes(data.x)
         self.spectrum.start_for(self.operator, data.variance)
-        self.backend = self.backend.settled(self.operator, self.spectrum, anew=True)
+        self.spectrum.check(self.operator)
+        self.spectrum.confine(self.operator, self.backend.series)
+        self.backend = self.backend.resettled(self.operator, self.spectrum)
         if self.spectrum.scaled:
             self.start("outputscale", 1.0)
             return

@@ -120,6 +120,17 @@ def test_expansions():
     assert len(expansion(lambda x: x**3, 3.0, 1e-12)) == 4
 
 
+def test_features_of_a_spectrum_that_ends_at_zero():
+    """Its root has an edge there: few digits are possible, more are refused, never NaN."""
+    operator = small_graph().operator("unnormalised")
+    spectrum = graphs.InverseCosine(2 / operator.bound)
+    with pytest.raises(InputError, match="take a larger tolerance"):
+        graphs.Chebyshev().features(operator, spectrum, torch.arange(12))
+    phi = graphs.Chebyshev(1e-4).features(operator, spectrum, torch.arange(12)).detach()
+    exact = graphs.Eigen().covariance(operator, spectrum, torch.arange(12), torch.arange(12)).detach()
+    close(phi @ phi.mT, exact, "covariance", atol=1e-3)
+
+
 def test_graph_without_edges():
     graph = gpx.Graph.from_edges([], num_nodes=3)
     for laplacian in ("normalised", "unnormalised"):

@@ -180,13 +180,15 @@ def test_meshes_and_neighbours():
     (lambda: gpx.kernels.Graph(np.eye(3)), r"takes a gpx.Graph, got ndarray.*from_scipy"),
     (lambda: gpx.kernels.Graph(small_graph(), "Matern"), r"spectrum must be one of gpx.graphs"),
     (lambda: gpx.kernels.Graph(small_graph(), graphs.PStep(3, shift=1.5)), "negative at eigenvalues above 1.5.*take shift >= 2"),
-    (lambda: gpx.kernels.Graph(small_graph(), graphs.InverseCosine(), "unnormalised"), r"negative at .* take scale <="),
+    (lambda: gpx.kernels.Graph(small_graph(), graphs.InverseCosine(1.0), "unnormalised"), r"negative at .* take scale <="),
     (lambda: gpx.kernels.Graph(small_graph()).matrix([0, 12, 40]), r"Node id\(s\) 12, 40 are out of range: .* 0 ... 11"),
     (lambda: gpx.kernels.Graph(small_graph()).matrix([0.5]), r"Node id\(s\) 0.5 are not integers"),
     (lambda: gpx.kernels.Graph(small_graph()).matrix([[0, 1]]), r"one input column, got 2; .*active_dims"),
     (lambda: graphs.PStep(0), "integer >= 1"),
     (lambda: graphs.PStep(2, shift=-1), "positive shift"),
     (lambda: graphs.Polynomial(lengths=0), "integer >= 1"),
+    (lambda: graphs.Polynomial([]), "a coefficient that is not zero"),
+    (lambda: graphs.Polynomial([0.0, 0.0]), "a coefficient that is not zero"),
     (lambda: graphs.Diffusion(beta=-1.0), "beta must be positive"),
 ])  # fmt: skip
 def test_what_is_refused(build, advice):
@@ -244,6 +246,31 @@ def test_fit_from_integers(spectrum, tmp_path):
         assert gp.kernel_.choices["outputscale"].fixed
     with pytest.raises(InputError, match=r"Node id\(s\) 56 are out of range"):
         gp.predict([56])
+
+
+@pytest.mark.parametrize("laplacian", ["normalised", "unnormalised"])
+@pytest.mark.parametrize("backend", ["eigen", "walks"])
+def test_the_inverse_cosine_stays_in_its_range(laplacian, backend, tmp_path):
+    """Left open it is as wide as it can be; learned, the kernel stays a covariance."""
+    graph = gpx.Graph.from_networkx(nx.path_graph(30))
+    operator, mine = graph.operator(laplacian), graphs.InverseCosine()
+    series = backend == "walks"
+    limit = 1 / operator.rate if series else 2 / operator.bound
+    lengths = graphs.Walks(50, lengths=20) if series else backend
+    kernel = gpx.kernels.Graph(graph, mine, laplacian, lengths)
+    assert abs(float(kernel.spectrum.scale.detach()) / limit - 1) < 1e-12
+    assert float(mine.scale.detach()) == 1, "the user's own is as it was"
+    free = graphs.InverseCosine(0.2).set(scale=dict(fixed=False, bounds=(0.01, 50.0)))
+    x, y = np.arange(30), np.sin(np.arange(30) / 9)
+    gp = gpx.GP(gpx.kernels.Graph(graph, free, laplacian, lengths)).fit(x, y, max_iter=60)
+    assert float(gp.kernel_.spectrum.scale.detach()) <= limit * (1 + 1e-12)
+    eigenvalues = torch.linalg.eigvalsh(gp.kernel_.matrix(x).detach())
+    assert float(eigenvalues.min()) > -1e-12 * float(eigenvalues.max())
+    gp = gpx.GP(kernel).condition(x, y)
+    gp.save(tmp_path / "model.gpx")
+    again = gpx.load(tmp_path / "model.gpx")
+    assert repr(again.kernel_) == repr(gp.kernel_)
+    close(again.predict(x).mean, gp.predict(x).mean, "predictions of a saved model", 1e-12)
 
 
 def test_nodes_and_columns_of_a_table():

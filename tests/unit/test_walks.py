@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 import gpx
 from gpx import InputError, StructureError, graphs
 from gpx.graphs.loads import Pattern, product
+from gpx.graphs.reach import TAIL, shares_beyond
 from gpx.graphs.walks import COUPLINGS, Law, Transitions, walk
 from gpx.kernels import RBF, Graph
 from gpx.structure import sparse_features
@@ -223,6 +226,78 @@ def test_matched_lengths_follow_the_start_of_a_fit(tmp_path):
     close(again.predict(x).mean, gp.predict(x).mean, "predictions of a saved model", 1e-12)
 
 
+def cut_short(backend):
+    """A fit that begins with short walks, and whose optimum is far."""
+    graph = gpx.Graph.from_networkx(nx.grid_2d_graph(24, 24))
+    x = np.random.default_rng(0).permutation(576)[:200]
+    y = np.sin(x // 24 / 6) * np.cos(x % 24 / 5) + 0.2 * np.random.default_rng(1).standard_normal(200)
+    return gpx.GP(Graph(graph, graphs.Diffusion(), backend=backend)), x, y
+
+
+@pytest.mark.parametrize("backend", [
+    graphs.Walks(1000), graphs.Walks(500, stitches=2), pytest.param(graphs.Push(1e-6), marks=pytest.mark.slow),
+])  # fmt: skip
+def test_a_fit_goes_on_with_longer_walks(backend):
+    """An optimum beyond the walks of the start is found, and nothing worth telling is left out there."""
+    gp, x, y = cut_short(backend)
+    gp.fit(x, y)
+    exact = cut_short("eigen")[0].fit(x, y)
+    assert abs(gp.log_evidence() - exact.log_evidence()) < 1.5
+    beta = float(exact.kernel_.spectrum.beta.detach())
+    assert abs(float(gp.kernel_.spectrum.beta.detach()) / beta - 1) < 0.15
+    assert gp.kernel_.shortfall() == ""
+    assert gp.result_.starts.keys() == exact.result_.starts.keys()
+
+
+def test_a_fit_that_cannot_go_on_says_what_is_left_out():
+    gp, x, y = cut_short(graphs.Walks(200))
+    with pytest.warns(
+        gpx.FitWarning, match=r"% of the modulation of Diffusion.* beyond the 14 steps of Walks.*: take stitches=2, len"
+    ):
+        gp.fit(x, y, max_iter=4)
+
+
+def test_a_fit_without_memory_to_go_on_is_not_lost(monkeypatch):
+    check = graphs.Walks._check_memory
+
+    def little(self, transitions, rows, law, known):
+        if len(law.survival) > 20:
+            raise InputError("need about 9 GB")
+        check(self, transitions, rows, law, known)
+
+    monkeypatch.setattr(graphs.Walks, "_check_memory", little)
+    gp, x, y = cut_short(graphs.Walks(200))
+    with pytest.warns(gpx.FitWarning, match="beyond the 14 steps of Walks"):
+        gp.fit(x, y)
+    assert len(gp.kernel_.backend.survival) == 14
+    assert gp.result_.converged
+    assert abs(gp.log_evidence() - gp.result_.objective) < 1e-6
+
+
+def test_lengths_that_were_asked_for_stay():
+    gp, x, y = cut_short(graphs.Walks(200, lengths=7))
+    assert len(gp.fit(x, y).kernel_.backend.survival) == 7
+
+
+@pytest.mark.parametrize("spectrum", [graphs.Diffusion(9e3), graphs.Matern(kappa=70.0)])
+def test_advice_about_lengths_works(spectrum):
+    """What a refusal says is enough is, and one less is not."""
+    with pytest.raises(InputError) as refusal:
+        Graph(small_graph(), spectrum, backend="walks")
+    operator = small_graph().operator()
+    for name, value in re.findall(r"(stitches|lengths)=(\d+)", str(refusal.value)):
+        settled = graphs.Walks(**{name: int(value)}).settled(operator, spectrum)
+        left = shares_beyond(operator, spectrum, settled.stitches, 1 << 16)[len(settled.survival) - 1]
+        assert left <= TAIL, name
+    assert "lengths=" in str(refusal.value)
+
+
+def test_coefficients_that_are_learned_are_all_walked():
+    """Those of a free spectrum, also where they are negligible at the start."""
+    backend = Graph(small_graph(), graphs.Polynomial(lengths=30), backend="walks").backend
+    assert len(backend.survival) == 30
+
+
 def test_memory_is_estimated_before_it_is_taken():
     graph = gpx.Graph.from_networkx(nx.grid_2d_graph(100, 100))
     kernel = Graph(graph, graphs.Diffusion(5.0), backend=graphs.Walks(64, memory=0.002))
@@ -231,6 +306,10 @@ def test_memory_is_estimated_before_it_is_taken():
     ):
         kernel.backend.multiply(kernel.operator, kernel.spectrum, torch.zeros(10_000, 1).double())
     assert kernel.matrix([5, 6]).shape == (2, 2), "few rows are no problem"
+
+
+def bound():
+    return small_graph().operator("unnormalised").bound
 
 
 @pytest.mark.parametrize(("build", "advice"), [
@@ -244,8 +323,11 @@ def test_memory_is_estimated_before_it_is_taken():
     (lambda: graphs.Push(0.0), r"threshold in \(0, 1\), got 0.0"),
     (lambda: graphs.Push(lengths=0), "lengths, an integer >= 1"),
     (lambda: graphs.Walks(10).loads(small_graph().operator(), np.arange(3)), r"not settled: call settled\("),
-    (lambda: Graph(small_graph(), graphs.Diffusion(1e4), backend="walks"), "100.0% of the modulation .* beyond 512 steps: take stitches=4 or more"),
-    (lambda: Graph(small_graph(), graphs.PStep(1), backend="walks"), "beyond 512 steps"),
+    (lambda: Graph(small_graph(), graphs.Diffusion(1e4), backend="walks"), r"100.0% of the modulation .* beyond 4096 steps: take stitches=2, lengths=\d+, a spectrum"),
+    (lambda: Graph(small_graph(), graphs.PStep(1), backend="walks"), "beyond 4096 steps"),
+    (lambda: Graph(small_graph(), graphs.InverseCosine(2 / bound()), "unnormalised", "walks"), "converges up to 0.*this Laplacian needs 1"),
+    (lambda: Graph(small_graph(), graphs.InverseCosine(2 / bound()), "unnormalised", graphs.Push(lengths=4)), "converges up to 0"),
+    (lambda: Graph(small_graph(), graphs.Polynomial([0.1, 1.0]), backend=graphs.Walks(9, 4, stitches=2)), "up to 0.1,.*take stitches=1"),
 ])  # fmt: skip
 def test_what_is_refused(build, advice):
     with pytest.raises(InputError, match=advice):
