@@ -140,7 +140,7 @@ class Walks(SparseBackend):
             )
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise InputError(f"Walks needs a seed, an integer >= 0, got {self.seed!r}.")
-        if not self.memory > 0:
+        if isinstance(self.memory, bool) or not isinstance(self.memory, (int, float)) or not self.memory > 0:
             raise InputError(f"Walks needs memory > 0, in GB, got {self.memory!r}.")
         for name in ("added", "survival"):
             if isinstance(value := getattr(self, name), list):  # from a file
@@ -160,7 +160,9 @@ class Walks(SparseBackend):
         return replace(self, survival=tuple(survival.tolist()))
 
     def more(self, walks: int) -> Walks:
-        """These walks and so many more from every node: those that were drawn are kept."""
+        """These walks and so many more from every node: those that were drawn are kept. Raises: InputError unless walks >= 1."""
+        if isinstance(walks, bool) or not isinstance(walks, int) or not 1 <= walks < 2**31:
+            raise InputError(f"Walks.more needs walks, an integer >= 1, got {walks!r}.")
         return replace(self, added=(*self.added, walks))
 
     def loads(self, operator: Operator, nodes: np.ndarray, stitch: int = 0) -> Loads:
