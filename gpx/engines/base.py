@@ -92,6 +92,10 @@ class Engine(ABC):
         """
         return data.draw(rows)
 
+    def batched(self, plan: Any) -> bool:
+        """Whether `fit` sees some rows at a time, and sites are found in passes over blocks of them."""
+        return self.batch_size is not None
+
     def roughness(self, plan: Any, rows: int) -> float:
         """By how many nats per unit of a coordinate the gradient of an objective may be wrong; a search ends on such a slope."""
         return 0.0

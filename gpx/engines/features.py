@@ -107,7 +107,8 @@ class Features(Projecting):
 
     Arguments: num_features: F, even: cosines and sines of F / 2 frequencies (for every stationary term of a sum; times the
     columns of a Linear factor); kind: how frequencies are coupled: "orthogonal" has the smallest errors, "iid", "simplex" (see
-    `gpx.features`); seed: of the random numbers; batch_size: `fit` learns from so many rows at a time, None: from all.
+    `gpx.features`); seed: of the random numbers; batch_size: `fit` learns from so many rows at a time, None: from all, as from
+    more sparse features than rows, of which there are no statistics that add.
     Raises: InputError for another value; StructureError for a kernel without a feature map.
     Cost: O(N F^2 + F^3) per evaluation, O(F^2) per predicted point; memory O(N + F^2). `fit` begins with 256 features.
     Sparse ones: O(nnz) per step of conjugate gradients, and memory.
@@ -191,6 +192,10 @@ class Features(Projecting):
     def fits(self, data: Data, state: dict[str, Tensor]) -> bool:
         """Whether there are as many features."""
         return int(state.get("features", 0)) == self.num_features
+
+    def batched(self, plan: Any) -> bool:
+        """Not where sparse features are more than rows: all rows at once are what takes the least memory."""
+        return super().batched(plan) and isinstance(plan, FeaturesPlan)
 
     def roughness(self, plan: Any, rows: int) -> float:
         """Of a gradient by random vectors."""

@@ -214,8 +214,9 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class WidePosterior(Posterior):
-    """The posterior of Gaussian sites. Means, paths and joint moments are exact to the tolerance of the solves; marginal
-    variances are those given the 64 data next to a point, which is at least the posterior variance.
+    """The posterior of Gaussian sites, computed in float64 whatever theirs are. Means, paths and joint moments are exact to the
+    tolerance of the solves; marginal variances are those given the 64 data next to a point, which is at least the posterior
+    variance.
     """
 
     prior: Prior
@@ -227,22 +228,23 @@ class WidePosterior(Posterior):
         """All columns."""
         found = []
         for latent, columns in self.sites.groups(len(self.prior.kernels)):
-            tau, nu = self.sites.tau[:, columns[0]], self.sites.nu[:, columns]
+            tau, nu = self.sites.tau[:, columns[0]].double(), self.sites.nu[:, columns].double()
             found.append(Group(columns, self.plan.parts[latent], self.prior.kernels[latent], tau, nu))
         return found
 
     @property
     def log_density(self) -> Tensor:
-        total = self.sites.nu.new_zeros(())
+        total = torch.zeros((), dtype=torch.float64)
         for group in self.groups:
             tau = group.tau[group.tau > 0]
             height = 0.5 * (tau.log().sum() - len(tau) * math.log(2 * math.pi))
             total = total + len(group.columns) * height + group.evidence()
-        return total
+        return total.to(self.sites.nu)
 
     @property
     def log_partition(self) -> Tensor:
-        return torch.stack([g.evidence() + 0.5 * g.scaled()[1].square().sum() for g in self.groups]).sum()
+        parts = [g.evidence() + 0.5 * g.scaled()[1].square().sum() for g in self.groups]
+        return torch.stack(parts).sum().to(self.sites.nu)
 
     @property
     def log_determinant_error(self) -> float:
@@ -251,7 +253,7 @@ class WidePosterior(Posterior):
     def _by_columns(self, parts: list[Tensor]) -> Tensor:
         """What groups have for their columns [n, c], in the order of the columns."""
         order = torch.tensor([c for group in self.groups for c in group.columns]).argsort()
-        return torch.cat(parts, 1)[:, order]
+        return torch.cat(parts, 1)[:, order].to(self.sites.nu)
 
     @cached_property
     def site_marginals(self) -> SiteMarginals:
@@ -277,7 +279,7 @@ class WidePosterior(Posterior):
             cross = torch.from_numpy((g.system.matrix @ phi.T).toarray())
             covariance = torch.from_numpy((phi @ phi.T).toarray()) - cross.mT @ g.system.solve(cross)
             parts |= dict.fromkeys(g.columns, 0.5 * (covariance + covariance.mT))
-        return self._means(x), torch.stack([parts[c] for c in range(len(parts))])
+        return self._means(x), torch.stack([parts[c] for c in range(len(parts))]).to(self.sites.nu)
 
     @torch.no_grad()
     def paths(self, n: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
@@ -297,7 +299,7 @@ class WidePosterior(Posterior):
 
         def draw(x: Tensor) -> Tensor:
             values = [torch.from_numpy(g.features(x) @ w.numpy()).mT for g, w in drawn]
-            return torch.stack(values, -1)[..., order]
+            return torch.stack(values, -1)[..., order].to(self.sites.nu)
 
         return draw
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 SELF_LOOPS = ("error", "remove", "keep")
 SHOWN = 5  # offenders that an error names
-ASYMMETRY = 1e-12  # relative difference of two weights that is rounding
+ASYMMETRY = 1e-12  # difference of two weights, relative to others at both nodes, that is rounding
+MOST = np.iinfo(np.int32).max  # nodes, which are counted in 32 bits
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -31,6 +32,7 @@ class Graph:
     both are positive semidefinite, and zero in the row of a node without edges, whose prior variance is that of a constant.
 
     Attributes: indptr [N + 1], indices [E], weights [E]: compressed rows with ascending columns; every edge is there twice.
+    Raises: InputError for rows that are not like this, or weights that are not finite and symmetric.
     Cost: O(N + E). Immutable: copies share it, and what is derived from it is kept with it.
 
     >>> Graph.from_edges([[0, 1], [1, 2]])
@@ -42,10 +44,13 @@ class Graph:
     weights: np.ndarray
 
     def __post_init__(self) -> None:
+        _check_rows(*(np.asarray(getattr(self, name)) for name in ("indptr", "indices", "weights")))
         for name, kind in (("indptr", np.int64), ("indices", np.int32), ("weights", np.float64)):
             array = np.ascontiguousarray(getattr(self, name), kind)
             array.flags.writeable = False
             object.__setattr__(self, name, array)
+        _check_weights(self.matrix, signed=True)
+        _check_symmetric(self.matrix)
 
     @staticmethod
     def from_scipy(A: Any, *, self_loops: str = "error", signed: bool = False) -> Graph:
@@ -63,7 +68,6 @@ class Graph:
             raise InputError(f"self_loops must be one of {', '.join(map(repr, SELF_LOOPS))}, got {self_loops!r}.")
         W = _as_csr(A)
         _check_weights(W, signed)
-        _check_symmetric(W)
         loops = np.flatnonzero(W.diagonal())
         if len(loops) and self_loops == "error":
             raise InputError(
@@ -79,7 +83,8 @@ class Graph:
     def from_networkx(G: networkx.Graph, *, weight: str = "weight", **how: Any) -> Graph:
         """The graph of a networkx graph; node i is the i-th of ``list(G)``, an edge without the attribute `weight` has weight 1.
 
-        Edges of a multigraph between the same nodes add. how: as for `from_scipy`. Raises: InputError for a directed graph.
+        Edges of a multigraph between the same nodes add. how: as for `from_scipy`. Raises: InputError for a directed graph, one
+        without nodes, or weights that are not numbers.
         """
         try:
             import networkx as nx
@@ -89,7 +94,11 @@ class Graph:
             raise InputError(f"from_networkx takes a networkx graph, got {type(G).__name__}.")
         if G.is_directed():
             raise InputError("The networkx graph is directed; pass G.to_undirected().")
-        return Graph.from_scipy(nx.to_scipy_sparse_array(G, weight=weight, dtype=float, format="csr"), **how)
+        try:
+            W = nx.to_scipy_sparse_array(G, weight=weight, dtype=float, format="csr")
+        except (nx.NetworkXError, TypeError, ValueError) as error:
+            raise InputError(f"The networkx graph has no matrix of weights: {error}.") from error
+        return Graph.from_scipy(W, **how)
 
     @staticmethod
     def from_edges(edges: Any, weights: Any = None, num_nodes: int | None = None, **how: Any) -> Graph:
@@ -126,7 +135,7 @@ class Graph:
         >>> Graph.from_mesh([[0, 1, 2], [1, 2, 3]])
         Graph(4 nodes, 5 edges)
         """
-        corners = np.asarray(faces)
+        corners = _as_array(faces, "faces")
         if corners.ndim != 2 or corners.shape[1] < 3:
             raise InputError(f"faces must be [F, K] with K >= 3 vertices each, got shape {list(corners.shape)}.")
         pairs = _as_pairs(np.stack([corners, np.roll(corners, -1, 1)], -1).reshape(-1, 2))
@@ -156,6 +165,9 @@ class Graph:
         x = _as_floats(points, "points", (None, None))
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k < len(x):
             raise InputError(f"k must be an integer with 1 <= k < {len(x)}, the number of points, got {k!r}.")
+        x = np.ldexp(
+            x, -int(np.frexp(np.abs(x).max(initial=0.0))[1])
+        )  # weights have no unit; squares of distances have a range
         distance, near = cKDTree(x).query(x, k + 1)
         width = np.where(distance[:, -1] > 0, distance[:, -1], 1.0)
         i, j, d = np.repeat(np.arange(len(x)), k + 1), near.reshape(-1), distance.reshape(-1)
@@ -219,6 +231,34 @@ def _as_csr(A: Any) -> Any:
     return W
 
 
+def _check_rows(indptr: np.ndarray, indices: np.ndarray, weights: np.ndarray) -> None:
+    """Raise InputError unless these are compressed rows of a square matrix, with ascending columns."""
+    size = len(indptr) - 1 if indptr.ndim == 1 else 0
+    if not 1 <= size <= MOST:
+        raise InputError(
+            f"indptr must be [N + 1] with 1 <= N <= {MOST}, the number of nodes, got shape {list(indptr.shape)}."
+        )
+    if indptr.dtype.kind not in "iu" or indices.dtype.kind not in "iu":
+        raise InputError(f"indptr and indices must be integers, got {indptr.dtype} and {indices.dtype}.")
+    steps = np.diff(indptr.astype(np.int64))
+    if indptr[0] != 0 or (steps < 0).any() or indices.shape != weights.shape or indices.shape != (indptr[-1],):
+        raise InputError(
+            f"indptr must ascend from 0 to the length of indices and weights, got {indptr[0]} ... {indptr[-1]} for the shapes"
+            f" {list(indices.shape)} and {list(weights.shape)}."
+        )
+    if weights.dtype.kind not in "biuf":
+        raise InputError(f"weights must be numbers, got {weights.dtype}.")
+    outside = np.unique(indices[(indices < 0) | (indices >= size)])
+    if len(outside):
+        raise InputError(f"node id(s) {_shown(outside)} in indices are out of range: expected 0 ... {size - 1}.")
+    inside = np.ones(max(0, len(indices) - 1), bool)  # two neighbours in the arrays that are of one row
+    inside[indptr[1:-1][(indptr[1:-1] > 0) & (indptr[1:-1] < len(indices))] - 1] = False
+    bad = np.flatnonzero(inside & (np.diff(indices.astype(np.int64)) <= 0))
+    if len(bad):
+        row = int(np.searchsorted(indptr, bad[0], side="right")) - 1
+        raise InputError(f"The columns of row {row} do not ascend; use Graph.from_scipy, which puts them in order.")
+
+
 def _check_weights(W: Any, signed: bool) -> None:
     rows = np.repeat(np.arange(W.shape[0]), np.diff(W.indptr))
     for bad, what, advice in (
@@ -232,9 +272,15 @@ def _check_weights(W: Any, signed: bool) -> None:
 
 
 def _check_symmetric(W: Any) -> None:
+    """To rounding of the largest weights at both nodes: a large weight elsewhere hides no direction."""
     difference: Any = abs(W - W.T).tocoo()
-    if difference.nnz and difference.data.max() > ASYMMETRY * abs(W.data).max():
-        at = int(difference.data.argmax())
+    if not difference.nnz:
+        return
+    size: Any = abs(W)
+    largest = np.maximum(*(np.asarray(size.max(axis).toarray()).reshape(-1) for axis in (0, 1)))
+    excess = difference.data - ASYMMETRY * np.minimum(largest[difference.row], largest[difference.col])
+    if excess.max() > 0:
+        at = int(excess.argmax())
         i, j = int(difference.row[at]), int(difference.col[at])
         raise InputError(
             f"The matrix is not symmetric, so the graph is directed: the weight of [{i}, {j}] is {W[i, j]:g}, that of"
@@ -242,8 +288,15 @@ def _check_symmetric(W: Any) -> None:
         )
 
 
+def _as_array(values: Any, name: str) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise InputError(f"{name} must be a rectangular array: {error}.") from error
+
+
 def _as_pairs(edges: Any) -> np.ndarray:
-    pairs = np.asarray(edges)
+    pairs = _as_array(edges, "edges")
     if not pairs.size:
         pairs = np.zeros((0, 2), np.int64)
     if pairs.ndim != 2 or pairs.shape[1] != 2:
@@ -254,7 +307,11 @@ def _as_pairs(edges: Any) -> np.ndarray:
 
 
 def _as_size(num_nodes: Any, pairs: np.ndarray) -> int:
+    if not (num_nodes is None or isinstance(num_nodes, (int, np.integer)) and not isinstance(num_nodes, bool)):
+        raise InputError(f"num_nodes must be an integer or None, got {num_nodes!r}.")
     size = int(pairs.max(initial=-1)) + 1 if num_nodes is None else int(num_nodes)
+    if size > MOST:
+        raise InputError(f"A graph has at most {MOST} nodes, not {size}: number those that have edges 0, ..., N - 1.")
     outside = np.unique(pairs[(pairs < 0) | (pairs >= size)])
     if len(outside) or size < 1:
         named = f"node id(s) {_shown(outside)} are out of range" if len(outside) else "there is no node"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from gpx.errors import InputError, NumericalError
 from gpx.graphs.backends import Backend
@@ -24,6 +26,9 @@ KEPT = 16  # samples of a graph, which take memory: of stitches, added walks and
 LEAST = 0.01  # survival probability, so that a modulation that is learned cannot make loads unbounded
 NEVER = 1e-200  # survival probability, by which loads can be divided
 PILOT = (64, 100)  # rows of the pilot: at least so many, and one in so many
+BLOCK = 1 << 24  # numbers of a dense matrix between stitches that are there at a time
+
+Factor = tuple[Pattern, Tensor]  # a sparse matrix: where it has entries, and which
 
 
 class SparseBackend(Backend):
@@ -115,49 +120,79 @@ class SparseBackend(Backend):
         if len(left) < len(right):
             return self.covariance(operator, spectrum, right, left).mT
         f = self._modulation(operator, spectrum)
-        ends = [self.loads(operator, nodes.cpu().numpy()) for nodes in (left, right)]
-        placed = [Pattern(e.counts.indptr, e.counts.columns, (len(e.counts.rows), e.size)) for e in ends]
-        (at_left, of_left), (at_right, of_right) = ((p, load.values(f)) for p, load in zip(placed, ends, strict=True))
+        (at_left, of_left), (at_right, of_right) = (self._rows(operator, f, nodes) for nodes in (left, right))
         if self.stitches == 1:
             return inner(at_left, of_left, at_right, of_right)
-        X = product(at_right, of_right, torch.eye(len(right), dtype=f.dtype), transposed=True)
-        return product(at_left, of_left, self._inner(operator, f, X))
+        factors = self._factors(operator, f)
 
-    def _inner(self, operator: Operator, f: Tensor, X: Tensor) -> Tensor:
-        """X times the factors after the first and their transposes."""
-        factors = [self._factor(operator, f, stitch) for stitch in range(1, self.stitches)]
-        for pattern, values in factors:
-            X = product(pattern, values, X, transposed=True)
-        for pattern, values in factors[::-1]:
-            X = product(pattern, values, X)
-        return X
+        def columns(identity: Tensor) -> Tensor:
+            X = _along([(at_right, of_right), *factors], identity)
+            return product(at_left, of_left, _back(factors, X))
 
-    def _factor(self, operator: Operator, f: Tensor, stitch: int) -> tuple[Pattern, Tensor]:
-        size = operator.graph.num_nodes
-        loads = self.loads(operator, np.arange(size), stitch)
-        return Pattern(loads.counts.indptr, loads.counts.columns, (size, size)), loads.values(f)
+        return _in_blocks(columns, len(right), operator.graph.num_nodes, f)
+
+    def _rows(self, operator: Operator, f: Tensor, nodes: Tensor, stitch: int = 0) -> Factor:
+        """Rows of a factor at nodes [n]."""
+        loads = self.loads(operator, nodes.cpu().numpy(), stitch)
+        return Pattern(loads.counts.indptr, loads.counts.columns, (len(nodes), loads.size)), loads.values(f)
+
+    def _factors(self, operator: Operator, f: Tensor) -> list[Factor]:
+        """Those after the first, of all nodes."""
+        every = torch.arange(operator.graph.num_nodes if self.stitches > 1 else 0)
+        return [self._rows(operator, f, every, stitch) for stitch in range(1, self.stitches)]
 
     def diagonal(self, operator: Operator, spectrum: Spectrum, nodes: Tensor) -> Tensor:
         f = self._modulation(operator, spectrum)
         if self.stitches > 1:
-            return self.features(operator, spectrum, nodes).square().sum(1)
+            all_of = [self._rows(operator, f, nodes), *self._factors(operator, f)]
+            return _in_blocks(lambda X: _along(all_of, X).square().sum(0), len(nodes), operator.graph.num_nodes, f)
         loads = self.loads(operator, nodes.cpu().numpy())
         total = torch.zeros(len(nodes), dtype=f.dtype)
         return total.index_add(0, torch.from_numpy(loads.rows()), loads.values(f).square())
 
     def multiply(self, operator: Operator, spectrum: Spectrum, v: Tensor) -> Tensor:
         f = self._modulation(operator, spectrum)
-        pattern, values = self._factor(operator, f, 0)
-        return product(pattern, values, self._inner(operator, f, product(pattern, values, v, transposed=True)))
+        all_of = [self._rows(operator, f, torch.arange(operator.graph.num_nodes)), *self._factors(operator, f)]
+        return _back(all_of, _along(all_of, v))
 
     def features(self, operator: Operator, spectrum: Spectrum, nodes: Tensor) -> Tensor:
-        f, size = self._modulation(operator, spectrum), operator.graph.num_nodes
-        loads = self.loads(operator, nodes.cpu().numpy())
-        first = Pattern(loads.counts.indptr, loads.counts.columns, (len(nodes), size))
-        X = product(first, loads.values(f), torch.eye(len(nodes), dtype=f.dtype), transposed=True)
-        for stitch in range(1, self.stitches):
-            X = product(*self._factor(operator, f, stitch), X, transposed=True)
-        return X.mT
+        f = self._modulation(operator, spectrum)
+        all_of = [self._rows(operator, f, nodes), *self._factors(operator, f)]
+        return _along(all_of, torch.eye(len(nodes), dtype=f.dtype)).mT
+
+    def combined(self, operator: Operator, spectrum: Spectrum, nodes: Tensor, weights: Tensor) -> Tensor:
+        """Features of nodes [n] times weights [N, k], never dense; differentiable."""
+        f = self._modulation(operator, spectrum)
+        return _back([self._rows(operator, f, nodes), *self._factors(operator, f)], weights)
+
+
+def _along(factors: Sequence[Factor], X: Tensor) -> Tensor:
+    """``F_s^T ... F_1^T X``."""
+    for pattern, values in factors:
+        X = product(pattern, values, X, transposed=True)
+    return X
+
+
+def _back(factors: Sequence[Factor], X: Tensor) -> Tensor:
+    """``F_1 ... F_s X``."""
+    for pattern, values in factors[::-1]:
+        X = product(pattern, values, X)
+    return X
+
+
+def _in_blocks(work: Callable[[Tensor], Tensor], count: int, size: int, like: Tensor) -> Tensor:
+    """What `work` makes of the columns of the identity [count, count], some at a time, along the last dimension. What it holds of
+    them, [size, some], is forgotten, and made again for gradients.
+    """
+    step = max(1, BLOCK // max(1, size, count))
+    if count <= step:
+        return work(torch.eye(count, dtype=like.dtype))
+    parts = []
+    for start in range(0, count, step):
+        columns = torch.zeros(count, min(step, count - start), dtype=like.dtype)
+        columns[start : start + step].fill_diagonal_(1)
+        parts.append(checkpoint(work, columns, use_reentrant=False, preserve_rng_state=False))
+    return torch.cat(parts, -1)
 
 
 @dataclass(frozen=True)
@@ -172,7 +207,8 @@ class Walks(SparseBackend):
     number p in (0, 1): each step is the last with this probability; coupling: of the halting times of a node's walks,
     directions: of the steps of walkers that are at one node: "iid", "antithetic" (pairs), "repelling" (as many as there are
     choices) or "systematic" (all together); stitches: F is a product of so many independent samples of shorter
-    walks, multiplied only with vectors; memory: GB that the counts of one sample may take.
+    walks, multiplied only with vectors; memory: GB that the counts may take, those of all stitches and of
+    added walks together.
     Raises: InputError for other values, a modulation that does not decay, or too little memory, with what would fit.
     Cost: O(walks length) time and memory per node, independent of N. Source: Reid et al. (2024), "General graph random features";
     Reid et al. (2023), "Repelling random walks"; Choromanski et al. (2025), arXiv 2510.07716 (stitching). Theory:
@@ -209,7 +245,7 @@ class Walks(SparseBackend):
             )
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise InputError(f"Walks needs a seed, an integer >= 0, got {self.seed!r}.")
-        if not self.memory > 0:
+        if isinstance(self.memory, bool) or not isinstance(self.memory, (int, float)) or not self.memory > 0:
             raise InputError(f"Walks needs memory > 0, in GB, got {self.memory!r}.")
         for name in ("added", "survival"):
             if isinstance(value := getattr(self, name), list):  # from a file
@@ -226,7 +262,9 @@ class Walks(SparseBackend):
         return np.repeat(np.maximum(reach / reach[0], LEAST), times)
 
     def more(self, walks: int) -> Walks:
-        """These walks and so many more from every node: those that were drawn are kept."""
+        """These walks and so many more from every node: those that were drawn are kept. Raises: InputError unless walks >= 1."""
+        if isinstance(walks, bool) or not isinstance(walks, int) or not 1 <= walks < 2**31:
+            raise InputError(f"Walks.more needs walks, an integer >= 1, got {walks!r}.")
         return replace(self, added=(*self.added, walks))
 
     def loads(self, operator: Operator, nodes: np.ndarray, stitch: int = 0) -> Loads:
@@ -251,7 +289,7 @@ class Walks(SparseBackend):
         missing = np.setdiff1d(nodes, known)
         if len(missing) or kept is None:
             transitions = Transitions.of(operator)
-            self._check_memory(transitions, missing, law, len(known))
+            self._check_memory(transitions, missing, law, len(known), stitch)
             new = walk(transitions, missing, walks, law, seed % 2**64, first)
             kept = new if kept is None else kept.followed(new)
             operator.drawn[key] = kept
@@ -259,21 +297,32 @@ class Walks(SparseBackend):
                 del operator.drawn[old]
         return kept.of(nodes)
 
-    def _check_memory(self, transitions: Transitions, rows: np.ndarray, law: Law, known: int) -> None:
-        """Estimate the memory by a pilot of few rows."""
-        pilot = rows[:: max(1, min(PILOT[1], len(rows) // PILOT[0]))]
-        if len(pilot) * PILOT[1] // 2 > len(rows) or len(rows) < PILOT[0] * PILOT[1]:
-            return  # the pilot would be as long as the walks
-        needed, walks, count = self._needed(transitions, pilot, law, self.walks), self.walks, len(rows) + known
-        if needed * count <= self.memory * 1e9:
+    def _check_memory(self, transitions: Transitions, rows: np.ndarray, law: Law, known: int, stitch: int) -> None:
+        """Estimate the memory of all walks, from these rows and those known, and from all in factors after the first, by a pilot
+        of few rows.
+        """
+        size, total = len(transitions.indptr) - 1, self.walks + sum(self.added)
+        count = (len(rows) + known if stitch == 0 else 0) + (self.stitches - 1) * size
+        if count * _most_bytes(law, total, size) <= self.memory * 1e9:
             return
-        while walks > 1 and self._needed(transitions, pilot, law, walks) * count > self.memory * 1e9:
-            walks //= 2
-        size = needed * count / 1e9
+        rows = rows if self.stitches == 1 else np.arange(size)
+        pilot = rows[:: max(1, min(PILOT[1], len(rows) // PILOT[0]))]
+        each = {walks: self._needed(transitions, pilot, law, walks) for walks in {self.walks, *self.added}}
+        needed = count * sum(each[walks] for walks in (self.walks, *self.added))
+        if needed <= self.memory * 1e9:
+            return
+        while total > 1 and self._needed(transitions, pilot, law, total) * count > self.memory * 1e9:
+            total //= 2
         raise InputError(
-            f"Walks from {count:,} nodes need about {size:.3g} GB, the limit is {self.memory:g} GB: take walks={walks}, lengths"
-            f" below {len(law.survival)}, memory={math.ceil(size)}, or ask for fewer nodes."
+            f"Walks from {count:,} nodes need about {needed / 1e9:.3g} GB, the limit is {self.memory:g} GB: take walks={total},"
+            f" lengths below {len(law.survival)}, memory={math.ceil(needed / 1e9)}, or ask for fewer nodes."
         )
 
     def _needed(self, transitions: Transitions, pilot: np.ndarray, law: Law, walks: int) -> float:
         return walk(transitions, pilot, walks, law, self.seed).bytes_per_row
+
+
+def _most_bytes(law: Law, walks: int, size: int) -> float:
+    """Of a row's counts, if no two walks ever meet; on average over the lengths of walks."""
+    entries = min(size, 1 + walks * sum(law.survival[1:]))
+    return entries * (np.dtype(np.int32).itemsize + len(law.survival) * np.min_scalar_type(-walks - 1).itemsize)

@@ -109,7 +109,7 @@ class Problem:
         A problem is read at one value of the hyperparameters: `fit` makes a new one for every evaluation.
         """
         with torch.no_grad():
-            return infer(self) if self.engine.batch_size is None else sweep(self)
+            return sweep(self) if self.engine.batched(self.plan) else infer(self)
 
     @property
     def found(self) -> Inferred | None:

@@ -181,14 +181,14 @@ def fit(
 
     Returns: how it ended, and the problem, solved: with all rows, at the final hyperparameters. ``max_iter`` counts epochs.
     keep: is handed the hyperparameters and inducing inputs that were reached, after every leg of batches. With as many rows in a
-    batch as there are: as `fit.fit`.
+    batch as there are, or a plan that sees all of them at once: as `fit.fit`.
     Raises: StructureError for what cannot be mini-batched; NumericalError if the objective is not finite at the start.
     Cost: O(B M^2 + M^3) per batch, O(N M^2) per pass of the last few.
     """
     check(problem, objective)
     began, engine, total = time.monotonic(), problem.engine, len(problem.data.x)
     assert engine.batch_size is not None
-    if engine.batch_size >= total:
+    if engine.batch_size >= total or not engine.batched(problem.plan):
         whole: Any = replace(engine, batch_size=None)  # pyright: ignore
         result, end = plain.fit(replace(problem, engine=whole), objective, coordinates, options, start, keep)
         return result, replace(end, engine=engine)

@@ -72,7 +72,7 @@ class Distributed:
     beta: float = 1.5
 
     def __post_init__(self) -> None:
-        if not 1 < self.beta < 2:
+        if not isinstance(self.beta, (int, float)) or not 1 < self.beta < 2:
             raise InputError(f"Distributed needs beta between 1 and 2, got {self.beta!r}.")
 
     def amplitude(self, bits: int) -> float:
@@ -86,7 +86,7 @@ class Distributed:
     def codes(self, z: Tensor, block: int, bits: int) -> Tensor:
         """The codes [N, m], 0 to 2^bits - 1, of z [N, m] in [-1, 1], m a multiple of block. Cost: O(N m)."""
         result, top = torch.empty(z.shape, dtype=torch.uint8), self.amplitude(bits)
-        blocks = result.view(len(z), -1, block)
+        blocks = result.view(len(z), z.shape[1] // block, block)
         state = z.new_zeros(blocks.shape[:2])
         for i, column in enumerate(z.view(blocks.shape).unbind(-1)):
             wanted = column + self.beta * state
@@ -112,7 +112,7 @@ def level(codes: Tensor, top: float, bits: int) -> Tensor:
 def condensed(values: Tensor, scheme: Scheme, block: int) -> Tensor:
     """Weighted sums [N, p] of the blocks of values [N, p block], with weights of length one."""
     weights = scheme.weights(block)
-    return values.reshape(len(values), -1, block) @ (weights / weights.norm()).to(values)
+    return values.reshape(len(values), values.shape[1] // block, block) @ (weights / weights.norm()).to(values)
 
 
 def pack(codes: Tensor, bits: int) -> np.ndarray:
@@ -123,7 +123,7 @@ def pack(codes: Tensor, bits: int) -> np.ndarray:
     """
     places = np.arange(bits, dtype=np.uint8)
     spread = (codes.numpy().astype(np.uint8)[..., None] >> places) & 1
-    return np.packbits(spread.reshape(len(codes), -1), axis=1)
+    return np.packbits(spread.reshape(len(codes), codes.shape[1] * bits), axis=1)
 
 
 def unpack(packed: Any, bits: int, count: int) -> Tensor:

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from gpx.errors import StructureError
 from gpx.graphs import SparseBackend
-from gpx.graphs.loads import Pattern, product
 from gpx.kernels import (
     RBF,
     Constant,
@@ -160,13 +159,11 @@ def _(kernel: Graph, size: int, dims: int, draws: Draws) -> FeatureMap:
         return kernel.outputscale.sqrt().to(x) * phi.to(x)
 
     def combine(x: Tensor, weights: Tensor) -> Tensor:
-        loads = backend.loads(kernel.operator, kernel.nodes(select(kernel, x)).cpu().numpy())
-        f = kernel.spectrum.modulation(len(loads.survival), kernel.operator.rate)
-        pattern = Pattern(loads.counts.indptr, loads.counts.columns, (len(x), loads.size))
-        return product(pattern, kernel.outputscale.sqrt() * loads.values(f), weights)
+        found = backend.combined(kernel.operator, kernel.spectrum, kernel.nodes(select(kernel, x)), weights)
+        return kernel.outputscale.sqrt().to(x) * found.to(x)
 
     backend = kernel.backend
-    if isinstance(backend, SparseBackend) and backend.stitches == 1:
+    if isinstance(backend, SparseBackend):
         return FeatureMap(kernel.graph.num_nodes, apply, True, combine)
     apply(torch.zeros(1, dims, dtype=torch.float64))  # says at once if there are none
     return FeatureMap(kernel.graph.num_nodes, apply, exact=True)

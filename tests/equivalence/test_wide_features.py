@@ -147,3 +147,33 @@ def test_local_factors():
     close(factor.logdet(), np.linalg.slogdet(B)[1], "log determinant", rtol=1e-10)
     rows = np.repeat(np.arange(40), np.diff(A.indptr))
     close(factor.slope(A), 2 * (np.linalg.inv(B) @ A.toarray())[rows, A.indices], "slope", atol=1e-10)
+
+
+@pytest.mark.parametrize("small", [4_000, 10])
+def test_all_rows_are_one_batch(monkeypatch, small):
+    """There are no statistics of so many features that add: a fit in batches is one of all rows."""
+    monkeypatch.setattr(engines.features, "SMALL", small)
+    some, models = NEW[:, 0].long(), []
+    for engine in (engines.Features(), engines.Features(batch_size=50)):
+        gp = GP(kernel(graphs.Diffusion(3.0)), mean="zero", engine=engine).fit(NODES[:200], Y[:200], max_iter=200)
+        models.append(gp.update(NODES[200:], Y[200:]))
+    whole, batched = models
+    assert batched.log_evidence() == pytest.approx(whole.log_evidence(), rel=1e-12)
+    close(batched.predict(some).mean, whole.predict(some).mean, "mean", rtol=1e-9)
+
+
+def test_single_precision():
+    """Targets of float32 are solved for in float64, and answered in float32."""
+    found, _, prior = both(kernel())
+    single = Sites(*(part.float() for part in (found.sites.nu, found.sites.tau)))
+    low = WidePosterior(prior, WidePlan.of(prior, X.float()), single)
+    assert low.log_density.dtype == low.log_partition.dtype == torch.float32
+    close(low.log_density.detach().double(), found.log_density.detach(), "evidence", rtol=1e-5)
+    draws = [p.paths(2, torch.Generator().manual_seed(0))(NEW) for p in (low, found)]
+    for got, want in zip(
+        (*low.marginals(NEW), *low.joint(NEW), *low.leave_one_out(), draws[0]),
+        (*found.marginals(NEW), *found.joint(NEW), *found.leave_one_out(), draws[1]),
+        strict=True,
+    ):
+        assert got.dtype == torch.float32
+        close(got.double(), want, "moments", atol=1e-5)

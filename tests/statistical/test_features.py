@@ -208,6 +208,22 @@ def test_a_codec_for_a_table():
     assert float(error.square().mean().sqrt()) < 0.15 * 2.0
 
 
+@pytest.mark.parametrize("scheme", [SigmaDelta(1), Distributed(1.5)], ids=str)
+def test_a_table_without_rows(scheme):
+    codec = Codec(gpx.kernels.RBF(), features=8, block=4, bits=3, scheme=scheme)
+    codes = codec.encode(np.zeros((0, 3)))
+    assert codes.shape == (0, 12) and codec.decode(codes).shape == codec.exact(np.zeros((0, 3))).shape == (0, 8)
+
+
+def test_arrays_are_taken_as_tensors_are():
+    x, omega = points(4), features.directions(6, 3)
+    for make in (features.positive, features.fourier):
+        assert bool((make(x.numpy(), omega.numpy()) == make(x, omega)).all())
+
+
+CODEC = Codec(gpx.kernels.RBF(), features=8, block=4, bits=3)
+
+
 @pytest.mark.parametrize(("build", "error", "message"), [
     (lambda: SigmaDelta(0), InputError, "order >= 1, got 0"),
     (lambda: Distributed(2.5), InputError, "beta between 1 and 2"),
@@ -216,9 +232,22 @@ def test_a_codec_for_a_table():
     (lambda: Codec(gpx.kernels.RBF(), bits=1, block=17, scheme=SigmaDelta(2)), InputError, "not stable with 1 bit.*use 2 or more"),
     (lambda: Codec(gpx.kernels.RBF(), bits=2, block=16, scheme=SigmaDelta(2)), InputError, "got 16: use 17"),
     (lambda: Codec(gpx.kernels.RBF(), kind="x"), InputError, "kind, one of"),
+    (lambda: Distributed("a"), InputError, "beta between 1 and 2, got 'a'"),
+    (lambda: Codec("rbf"), InputError, r"a kernel, such as kernels.RBF\(\), got 'rbf'"),
+    (lambda: Codec(gpx.kernels.RBF(), scheme="sigma"), InputError, r"a scheme, SigmaDelta\(...\) or Distributed"),
+    (lambda: Codec(gpx.kernels.RBF(), seed="a"), InputError, "seed, an integer, got 'a'"),
+    (lambda: Codec(gpx.kernels.RBF([1.0, 2.0])).encode(np.ones((2, 3))), InputError, r"2 values of lengthscale.*3 column\(s\)"),
+    (lambda: CODEC.decode(np.zeros((2, 3), np.uint8)), InputError, r"bytes \(uint8\) \[N, 12\] from encode, got uint8 \[2, 3\]"),
+    (lambda: CODEC.decode(np.zeros((2, 30), np.uint8)), InputError, r"got uint8 \[2, 30\]"),
+    (lambda: CODEC.decode(np.zeros((2, 12), int)), InputError, r"got int64 \[2, 12\]"),
     (lambda: Codec(gpx.kernels.Linear()).encode([[1.0]]), StructureError, "a stationary kernel"),
     (lambda: features.positive(points(2), features.directions(3, 3), "laplace"), InputError, "kernel='gaussian'"),
+    (lambda: features.positive(points(2), features.directions(3, 4)), InputError, "positive needs .* the same columns"),
+    (lambda: features.fourier(points(2), features.directions(3, 4)), InputError, "fourier needs .* the same columns"),
     (lambda: features.directions(3, 3, "x"), InputError, "kind, one of"),
+    (lambda: features.directions(4, 0), InputError, "dims, an integer >= 1, got 0"),
+    (lambda: features.directions(0, 4), InputError, "count, an integer >= 1, got 0"),
+    (lambda: features.directions(4, 2.5), InputError, "dims, an integer >= 1, got 2.5"),
 ])  # fmt: skip
 def test_bad_input(build, error, message):
     with pytest.raises(error, match=message):

@@ -154,6 +154,21 @@ def test_meshes_and_neighbours():
     close(near[near > 0], np.exp(-(distance**2) / np.outer(width, width))[near > 0], "weights of neighbours")
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e160])
+def test_neighbours_do_not_depend_on_the_unit(scale):
+    points = np.random.default_rng(0).standard_normal((30, 2))
+    want, got = (gpx.Graph.from_neighbours(x, k=3).matrix.toarray() for x in (points, points * scale))
+    close(got, want, "weights", 1e-12)
+
+
+def test_rounding_is_no_direction():
+    """Also where it is all that there is of an edge: beside the weights of both of its nodes."""
+    W = np.ones((3, 3)) - np.eye(3)
+    W[0, 1], W[0, 2] = 1 + 1e-14, 0
+    W[2, 0] = 1e-17
+    assert gpx.Graph.from_scipy(W).num_nodes == 3
+
+
 @pytest.mark.parametrize(("build", "advice"), [
     (lambda: gpx.Graph.from_scipy([[0, 1], [0, 0]]), r"not symmetric.*\[0, 1\] is 1, that of \[1, 0\] 0; pass \(A \+ A.T\) / 2"),
     (lambda: gpx.Graph.from_scipy([[0, -1], [-1, 0]]), r"negative, such as -1 of edge \[0, 1\]; pass signed=True"),
@@ -175,6 +190,23 @@ def test_meshes_and_neighbours():
     (lambda: gpx.Graph.from_mesh([[0, 1, 2]], np.zeros((3, 3))), "length zero; merge vertices"),
     (lambda: gpx.Graph.from_mesh([[0, 1, 7]], np.eye(3)), r"node id\(s\) 7 are out of range"),
     (lambda: gpx.Graph.from_neighbours(np.zeros((4, 1)), 4), "1 <= k < 4"),
+    (lambda: gpx.Graph.from_scipy([[0, 1e12, 0], [1e12, 0, 0.5], [0, 0, 0]]), r"not symmetric.*\[1, 2\] is 0.5, that of \[2, 1\] 0"),
+    (lambda: gpx.Graph.from_edges([[0, 2**31 + 5]]), "at most 2147483647 nodes, not 2147483654"),
+    (lambda: gpx.Graph.from_edges(RING, num_nodes=4.7), "num_nodes must be an integer or None, got 4.7"),
+    (lambda: gpx.Graph.from_edges(RING, num_nodes="x"), "num_nodes must be an integer or None, got 'x'"),
+    (lambda: gpx.Graph.from_edges([[0, 1], [1]]), "edges must be a rectangular array"),
+    (lambda: gpx.Graph.from_networkx(nx.Graph()), "no matrix of weights: Graph has no nodes"),
+    (lambda: gpx.Graph.from_networkx(nx.Graph([(0, 1, {"weight": "x"})])), "no matrix of weights: could not convert"),
+    (lambda: gpx.Graph.from_mesh([[0, 1, 2], [0, 1, 2, 3]]), "faces must be a rectangular array"),
+    (lambda: gpx.Graph([], [], []), r"indptr must be \[N \+ 1\]"),
+    (lambda: gpx.Graph([0.0, 1.0], [0], [1.0]), "must be integers, got float64"),
+    (lambda: gpx.Graph([0, 2, 1], [0], [1.0]), "indptr must ascend from 0"),
+    (lambda: gpx.Graph([0, 1, 2], [1, 0], [1.0]), r"for the shapes \[2\] and \[1\]"),
+    (lambda: gpx.Graph([0, 1], [5], [1.0]), r"node id\(s\) 5 in indices are out of range: expected 0 ... 0"),
+    (lambda: gpx.Graph([0, 0, 2, 3, 4], [3, 2, 1, 1], np.ones(4)), "columns of row 1 do not ascend"),
+    (lambda: gpx.Graph([0, 1, 2], [1, 0], [1.0, np.nan]), "not finite"),
+    (lambda: gpx.Graph([0, 1, 2], [1, 0], ["a", "b"]), "weights must be numbers"),
+    (lambda: gpx.Graph([0, 1, 2], [1, 0], [1.0, 2.0]), r"not symmetric.*\[0, 1\] is 1, that of \[1, 0\] 2"),
     (lambda: gpx.kernels.Graph(small_graph(), laplacian="random walk"), "laplacian must be one of 'normalised'"),
     (lambda: gpx.kernels.Graph(small_graph(), backend="dense"), "backend must be 'auto', one of 'eigen'"),
     (lambda: gpx.kernels.Graph(np.eye(3)), r"takes a gpx.Graph, got ndarray.*from_scipy"),

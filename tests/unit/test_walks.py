@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import networkx as nx
 import numpy as np
@@ -260,10 +261,10 @@ def test_a_fit_that_cannot_go_on_says_what_is_left_out():
 def test_a_fit_without_memory_to_go_on_is_not_lost(monkeypatch):
     check = graphs.Walks._check_memory
 
-    def little(self, transitions, rows, law, known):
+    def little(self, transitions, rows, law, *rest):
         if len(law.survival) > 20:
             raise InputError("need about 9 GB")
-        check(self, transitions, rows, law, known)
+        check(self, transitions, rows, law, *rest)
 
     monkeypatch.setattr(graphs.Walks, "_check_memory", little)
     gp, x, y = cut_short(graphs.Walks(200))
@@ -308,6 +309,57 @@ def test_memory_is_estimated_before_it_is_taken():
     assert kernel.matrix([5, 6]).shape == (2, 2), "few rows are no problem"
 
 
+@pytest.mark.parametrize("walks", [
+    lambda limit: graphs.Walks(400, memory=limit),
+    lambda limit: graphs.Walks(4, memory=limit).more(396),
+    lambda limit: graphs.Walks(100, memory=limit).more(150).more(150),
+    lambda limit: graphs.Walks(200, lengths=4, memory=limit, stitches=6),
+])  # fmt: skip
+@pytest.mark.parametrize("batch", [900, 100])
+def test_all_walks_together_keep_within_the_memory(walks, batch):
+    """Whatever is asked for, at once or in parts: what is kept is no more than the limit, to the accuracy of the pilot; the advice fits."""
+    graph, limit = gpx.Graph.from_networkx(nx.grid_2d_graph(30, 30)), 3e-4
+
+    def kept(backend):
+        kernel = Graph(graph, graphs.Diffusion(3.0), backend=backend)
+        kernel.operator.drawn.clear()
+        try:
+            for some in np.array_split(np.arange(900), 900 // batch):
+                kernel.diagonal(some)
+        finally:
+            found = kernel.operator.drawn.values()
+            size.append(sum(c.columns.nbytes + c.visits.nbytes for c in found) / 1e9)
+
+    size: list[float] = []
+    with pytest.raises(InputError, match=f"the limit is {limit:g} GB") as refused:
+        kept(walks(limit))
+    assert size[-1] < 1.1 * limit
+    fitting = int(re.search(r"take walks=(\d+)", str(refused.value))[1])
+    if batch == 900:
+        kept(replace(walks(limit), walks=fitting, added=()))
+        assert 0.1 * limit < size[-1] < 1.1 * limit
+    kept(walks(1.0))
+    assert size[-1] > limit
+
+
+def test_stitches_are_multiplied_in_blocks(monkeypatch):
+    """Nothing dense of all nodes and all that are asked for; the same numbers and gradients."""
+    found = []
+    for block in (1 << 24, 40):
+        monkeypatch.setattr(graphs.sampled, "BLOCK", block)
+        kernel = KERNELS["stitched"]()
+        K, diagonal = kernel.matrix(np.arange(12), np.arange(5)), kernel.diagonal(np.arange(12))
+        loss = (K * torch.arange(60.0).view(12, 5)).sum() + diagonal @ torch.arange(12.0).double()
+        found.append((K, diagonal, *torch.autograd.grad(loss, [p for p in kernel.parameters() if p.requires_grad])))
+    for one, many in zip(*found, strict=True):
+        close(many.detach(), one.detach(), "blocks", 1e-12)
+    close(found[0][1].detach(), kernel.matrix(np.arange(12)).diagonal().detach(), "diagonal", 1e-12)
+    features = kernel.backend.features(kernel.operator, kernel.spectrum, torch.arange(4))
+    weights = torch.randn(12, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    combined = kernel.backend.combined(kernel.operator, kernel.spectrum, torch.arange(4), weights)
+    close(combined.detach(), (features @ weights).detach(), "features times weights", 1e-12)
+
+
 def bound():
     return small_graph().operator("unnormalised").bound
 
@@ -320,6 +372,10 @@ def bound():
     (lambda: graphs.Walks(10, directions="none"), "directions to be one of"),
     (lambda: graphs.Walks(10, seed=-1), "a seed, an integer >= 0"),
     (lambda: graphs.Walks(10, memory=0), "memory > 0, in GB"),
+    (lambda: graphs.Walks(10, memory="a"), "memory > 0, in GB, got 'a'"),
+    (lambda: graphs.Walks(10).more(-3), "more needs walks, an integer >= 1, got -3"),
+    (lambda: graphs.Walks(10).more(2.5), "an integer >= 1, got 2.5"),
+    (lambda: graphs.Walks(10).more("a"), "an integer >= 1, got 'a'"),
     (lambda: graphs.Push(0.0), r"threshold in \(0, 1\), got 0.0"),
     (lambda: graphs.Push(lengths=0), "lengths, an integer >= 1"),
     (lambda: graphs.Walks(10).loads(small_graph().operator(), np.arange(3)), r"not settled: call settled\("),
