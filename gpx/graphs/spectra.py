@@ -58,7 +58,7 @@ class Spectrum(Parameterised, gpytorch.Module):
         return self.series(length, rate, 0.5)
 
     def radius(self, rate: float, power: float = 0.5) -> float:
-        """Up to which |s| the series of ``F(rate (1 - s))^power`` converges; that of a walk matrix needs 1."""
+        """Up to which size of s the series of ``F(rate (1 - s))^power`` converges; that of a walk matrix needs 1."""
         return math.inf
 
     def adapted(self, operator: Operator, series: bool) -> Spectrum:
